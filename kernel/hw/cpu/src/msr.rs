@@ -1,0 +1,45 @@
+//! Model-specific registers.
+
+use core::arch::asm;
+
+/// IA32_APIC_BASE.
+pub const APIC_BASE: u32 = 0x1b;
+/// IA32_PAT.
+pub const PAT: u32 = 0x277;
+/// IA32_TSC_DEADLINE.
+pub const TSC_DEADLINE: u32 = 0x6e0;
+/// EFER.
+pub const EFER: u32 = 0xc000_0080;
+/// GS.base.
+pub const GS_BASE: u32 = 0xc000_0101;
+/// TSC_AUX.
+pub const TSC_AUX: u32 = 0xc000_0103;
+/// AMD VM_CR (APM volume 2, 15.30.1).
+pub const VM_CR: u32 = 0xc001_0114;
+/// AMD VM_HSAVE_PA (APM volume 2, 15.30.4).
+pub const VM_HSAVE_PA: u32 = 0xc001_0117;
+/// IA32_FEATURE_CONTROL (SDM volume 3, 24.7).
+pub const FEATURE_CONTROL: u32 = 0x3a;
+
+/// RDMSR.
+///
+/// # Safety
+/// The processor has the register: another raises #GP, which stops the host.
+pub unsafe fn read(index: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("rdmsr", in("ecx") index, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// WRMSR.
+///
+/// # Safety
+/// The processor has the register, `value` is valid for it, and what it changes is the caller's to change.
+pub unsafe fn write(index: u32, value: u64) {
+    let (low, high) = (value as u32, (value >> 32) as u32);
+    // SAFETY: the caller's promise. Not `nomem`: many registers change what memory accesses do.
+    unsafe { asm!("wrmsr", in("ecx") index, in("eax") low, in("edx") high, options(nostack, preserves_flags)) }
+}

@@ -1,0 +1,21 @@
+//! Drivers of the host's own devices: serial port, PCI, virtio disks and virtio network cards.
+//!
+//! The main entry is [`probe`], which turns a PCI [`pci::Function`] into a [`block::Disk`] or a [`switch::Nic`], or says
+//! why it cannot. The kernel calls it at start-up, reads partition tables with [`read_partitions`], and from then on
+//! sees the traits only. Memory and mappings come from the caller's `H: virtio_drivers::Hal`.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod dma;
+mod mmio;
+mod partitions;
+pub mod pci;
+mod probe;
+pub mod uart;
+mod virtio;
+mod virtio_blk;
+mod virtio_net;
+
+pub use partitions::read_partitions;
+pub use probe::{Probed, probe};

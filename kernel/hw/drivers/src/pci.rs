@@ -1,0 +1,304 @@
+//! The host's PCI functions (PCI Local Bus Specification 3.0).
+//!
+//! The main type is [`Function`], the right to drive one; [`enumerate`] gives them out, once. Configuration space is
+//! reached through ports CF8 and CFC (section 3.2.2.3.2); [`interrupt`] sets up MSI-X and MSI for the drivers.
+#![expect(unsafe_code, reason = "configuration space is reached through ports")]
+
+pub mod interrupt;
+
+use addr::Hpa;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+pub use pci_types::PciAddress;
+use pci_types::{CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, PciHeader};
+use spin::Mutex;
+use virtio_drivers::transport::pci::bus::{BarInfo, ConfigurationAccess, DeviceFunction, PciRoot};
+
+const CONFIG_ADDRESS: u16 = 0xcf8;
+const CONFIG_DATA: u16 = 0xcfc;
+const CONFIG_ENABLE: u32 = 1 << 31;
+
+/// Capabilities that fit into the 192 bytes for them, at 4 bytes each.
+const CAPABILITIES_MAX: usize = 48;
+
+/// Address and data port belong together: whoever writes one holds this until done with the other.
+static PORTS: Mutex<()> = Mutex::new(());
+
+/// Whether the functions have been given out.
+static ENUMERATED: AtomicBool = AtomicBool::new(false);
+
+/// Configuration space: segment 0, and the first 256 bytes of each function. Not for interrupt handlers.
+#[derive(Clone, Copy)]
+pub(crate) struct ConfigAccess(());
+
+impl ConfigAccess {
+    fn read32(&self, address: PciAddress, offset: u16) -> u32 {
+        let _ports = PORTS.lock();
+        // SAFETY: these ports are this type's alone, the lock keeps the two accesses together, and reading does no harm.
+        unsafe {
+            cpu::port_out32(CONFIG_ADDRESS, selector(address, offset));
+            cpu::port_in32(CONFIG_DATA)
+        }
+    }
+
+    fn write32(&self, address: PciAddress, offset: u16, value: u32) {
+        let _ports = PORTS.lock();
+        // SAFETY: as in `read32`; what is written is the business of the one driver that has the `Function`.
+        unsafe {
+            cpu::port_out32(CONFIG_ADDRESS, selector(address, offset));
+            cpu::port_out32(CONFIG_DATA, value);
+        }
+    }
+}
+
+/// What CONFIG_ADDRESS takes for the doubleword that holds `offset`.
+fn selector(address: PciAddress, offset: u16) -> u32 {
+    let function =
+        u32::from(address.bus()) << 16 | u32::from(address.device()) << 11 | u32::from(address.function()) << 8;
+    CONFIG_ENABLE | function | u32::from(offset & 0xfc)
+}
+
+impl ConfigRegionAccess for ConfigAccess {
+    unsafe fn read(&self, address: PciAddress, offset: u16) -> u32 {
+        self.read32(address, offset)
+    }
+
+    unsafe fn write(&self, address: PciAddress, offset: u16, value: u32) {
+        self.write32(address, offset, value);
+    }
+}
+
+impl ConfigurationAccess for ConfigAccess {
+    fn read_word(&self, function: DeviceFunction, offset: u8) -> u32 {
+        self.read32(from_virtio(function), offset.into())
+    }
+
+    fn write_word(&mut self, function: DeviceFunction, offset: u8, value: u32) {
+        self.write32(from_virtio(function), offset.into(), value);
+    }
+
+    unsafe fn unsafe_clone(&self) -> Self {
+        *self
+    }
+}
+
+fn from_virtio(function: DeviceFunction) -> PciAddress {
+    PciAddress::new(0, function.bus, function.device, function.function)
+}
+
+/// A base address register with its range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bar {
+    /// A range of physical memory.
+    Memory {
+        /// Its first byte; 0 where firmware assigned none.
+        start: Hpa,
+        /// Its length.
+        bytes: u64,
+        /// Whether reads have no side effects.
+        prefetchable: bool,
+    },
+    /// A range of ports.
+    Io {
+        /// The first.
+        port: u32,
+        /// How many.
+        ports: u32,
+    },
+}
+
+/// A PCI function that answers, and the right to drive it: there is one of these for each.
+pub struct Function {
+    address: PciAddress,
+    vendor: u16,
+    device: u16,
+    class: [u8; 3],
+    revision: u8,
+    bars: [Option<Bar>; 6],
+    access: ConfigAccess,
+}
+
+/// Every function of segment 0, in order of address. Only the first call gives any. It sizes BARs.
+pub fn enumerate() -> Vec<Function> {
+    let mut functions = Vec::new();
+    if ENUMERATED.swap(true, Ordering::AcqRel) {
+        return functions;
+    }
+    let access = ConfigAccess(());
+    // All buses are asked, as bridges tell only of those below the first root.
+    for (bus, device) in (0..=255).flat_map(|bus| (0..32).map(move |device| (bus, device))) {
+        let first = PciHeader::new(PciAddress::new(0, bus, device, 0));
+        if first.id(access).0 == 0xffff {
+            continue;
+        }
+        let last = if first.has_multiple_functions(access) { 7 } else { 0 };
+        functions.extend((0..=last).filter_map(|function| Function::read(access, bus, device, function)));
+    }
+    functions
+}
+
+impl fmt::Display for Function {
+    /// Where it is: "00:04.0".
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:02x}:{:02x}.{}", self.address.bus(), self.address.device(), self.address.function())
+    }
+}
+
+impl Function {
+    /// Where it is.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// Who made it and what its maker calls it.
+    pub fn ids(&self) -> (u16, u16) {
+        (self.vendor, self.device)
+    }
+
+    /// What kind of device it is: base class, subclass and programming interface (PCI Code and ID Assignment 1.11).
+    pub fn class(&self) -> [u8; 3] {
+        self.class
+    }
+
+    /// Its maker's revision.
+    pub fn revision(&self) -> u8 {
+        self.revision
+    }
+
+    /// Its BARs by number. The slot after a 64-bit BAR is empty; so are all of a bridge's.
+    pub fn bars(&self) -> &[Option<Bar>; 6] {
+        &self.bars
+    }
+
+    fn read(access: ConfigAccess, bus: u8, device: u8, function: u8) -> Option<Self> {
+        let header = PciHeader::new(PciAddress::new(0, bus, device, function));
+        let (vendor, device) = header.id(access);
+        if vendor == 0xffff {
+            return None;
+        }
+        let (revision, class, subclass, interface) = header.revision_and_class(access);
+        let class = [class, subclass, interface];
+        let mut found = Self { address: header.address(), vendor, device, class, revision, bars: [None; 6], access };
+        if header.header_type(access) == HeaderType::Endpoint {
+            found.bars = found.read_bars();
+        }
+        Some(found)
+    }
+
+    /// Sized by virtio-drivers' code: it stops decoding meanwhile and takes a reserved type for an error, where that of
+    /// pci_types does neither.
+    fn read_bars(&self) -> [Option<Bar>; 6] {
+        let bars = PciRoot::new(self.access).bars(self.as_virtio());
+        let Ok(bars) = bars else { return [None; 6] };
+        bars.map(|bar| {
+            bar.map(|bar| match bar {
+                BarInfo::Memory { address, size, prefetchable, .. } => {
+                    Bar::Memory { start: Hpa::new(address), bytes: size, prefetchable }
+                }
+                BarInfo::IO { address, size } => Bar::Io { port: address, ports: size },
+            })
+        })
+    }
+
+    pub(crate) fn as_virtio(&self) -> DeviceFunction {
+        DeviceFunction { bus: self.address.bus(), device: self.address.device(), function: self.address.function() }
+    }
+
+    /// The memory BAR with this number, if it has one and firmware gave it an address.
+    pub(crate) fn memory_bar(&self, number: u8) -> Option<(Hpa, u64)> {
+        match self.bars.get(usize::from(number))? {
+            Some(Bar::Memory { start, bytes, .. }) if start.as_u64() != 0 => Some((*start, *bytes)),
+            _ => None,
+        }
+    }
+
+    /// Lets the function decode its memory BARs and do DMA, and silences its interrupt pin.
+    pub(crate) fn enable(&mut self) {
+        PciHeader::new(self.address).update_command(self.access, |command| {
+            command
+                | CommandRegister::MEMORY_ENABLE
+                | CommandRegister::BUS_MASTER_ENABLE
+                | CommandRegister::INTERRUPT_DISABLE
+        });
+    }
+
+    /// Takes DMA from the function, whatever state it is in. MSI-X goes with it.
+    pub(crate) fn stop_dma(&mut self) {
+        PciHeader::new(self.address)
+            .update_command(self.access, |command| command - CommandRegister::BUS_MASTER_ENABLE);
+    }
+
+    pub(crate) fn access(&self) -> ConfigAccess {
+        self.access
+    }
+
+    /// Reads a doubleword of its configuration space.
+    pub(crate) fn read_config(&self, offset: u16) -> u32 {
+        self.access.read32(self.address, offset)
+    }
+
+    /// The offsets of its capabilities with their ids, or nothing where the list is not well-formed: it may then have
+    /// no end, and must not be given to code that expects one.
+    pub(crate) fn capabilities(&self) -> Vec<(u8, u16)> {
+        let Some(header) = self.endpoint() else { return Vec::new() };
+        walk(header.capability_pointer(self.access), |offset| self.read_config(offset)).unwrap_or_default()
+    }
+
+    fn endpoint(&self) -> Option<EndpointHeader> {
+        EndpointHeader::from_header(PciHeader::new(self.address), self.access)
+    }
+}
+
+/// Follows a capability list (section 6.7); `None` where it does not end or leaves its area.
+fn walk(first: u16, read: impl Fn(u16) -> u32) -> Option<Vec<(u8, u16)>> {
+    let (mut found, mut offset) = (Vec::new(), first);
+    while offset != 0 {
+        if offset < 0x40 || !offset.is_multiple_of(4) || found.len() == CAPABILITIES_MAX {
+            return None;
+        }
+        let [id, next, ..] = read(offset).to_le_bytes();
+        found.push((id, offset));
+        offset = next.into();
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+impl Function {
+    /// A function that is not there, for tests that only look at its identity.
+    pub(crate) fn for_test(class: [u8; 3], vendor: u16, device: u16) -> Self {
+        let (address, access) = (PciAddress::new(0, 0, 0x1f, 2), ConfigAccess(()));
+        Self { address, vendor, device, class, revision: 0, bars: [None; 6], access }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_name_bus_device_function_and_register() {
+        assert_eq!(selector(PciAddress::new(0, 1, 2, 3), 0x3e), 0x8001_133c);
+        assert_eq!(selector(PciAddress::new(0, 255, 31, 7), 0xfc), 0x80ff_fffc);
+    }
+
+    #[test]
+    fn capability_lists_end() {
+        let list = |offset| match offset {
+            0x40 => 0x0000_5011,
+            0x50 => 0x0000_0009,
+            _ => panic!("read outside the list"),
+        };
+        assert_eq!(walk(0x40, list), Some(vec![(0x11, 0x40), (0x09, 0x50)]));
+        assert_eq!(walk(0, list), Some(vec![]));
+    }
+
+    #[test]
+    fn capability_lists_without_an_end_are_refused() {
+        assert_eq!(walk(0x40, |_| 0x4009), None);
+        assert_eq!(walk(0x40, |_| 0xffff_ffff), None);
+        assert_eq!(walk(0x40, |_| 0x1009), None);
+        assert_eq!(walk(0x41, |_| 0), None);
+    }
+}

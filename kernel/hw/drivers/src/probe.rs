@@ -1,0 +1,93 @@
+//! Which driver a PCI function gets.
+//!
+//! The main function is [`probe`]; the start-up report prints what it says of each function.
+
+use crate::pci::Function;
+use crate::pci::interrupt::Message;
+use crate::virtio::VIRTIO_VENDOR;
+use crate::{virtio_blk::VirtioBlk, virtio_net::VirtioNet};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use block::Disk;
+use switch::Nic;
+use virtio_drivers::Hal;
+
+/// What a function turned out to be.
+pub enum Probed {
+    /// A disk, ready.
+    Disk(Box<dyn Disk>),
+    /// A network card, ready.
+    Nic(Box<dyn Nic>),
+    /// A disk or network controller without a driver, or one that its driver could not start.
+    Unsupported {
+        /// What it is and what is wrong, in one line.
+        what: String,
+    },
+    /// Neither a disk nor a network card.
+    Other,
+}
+
+/// Starts the driver of a function, if it is a disk's or a network card's.
+///
+/// `message` is asked for the interrupt that the device shall raise, once, and only for a device with a driver; a
+/// device that cannot raise it, or gets none, is polled (`has_interrupt`). All queues of a device raise the same one.
+/// BARs are mapped by `H::mmio_phys_to_virt`.
+pub fn probe<H: Hal + 'static>(function: Function, message: impl FnOnce() -> Option<Message>) -> Probed {
+    let place = function.to_string();
+    let started = match function.ids() {
+        (VIRTIO_VENDOR, 0x1001 | 0x1042) => {
+            VirtioBlk::<H>::start(function, message).map(|disk| Probed::Disk(Box::new(disk)))
+        }
+        (VIRTIO_VENDOR, 0x1000 | 0x1041) => {
+            VirtioNet::<H>::start(function, message).map(|nic| Probed::Nic(Box::new(nic)))
+        }
+        _ => {
+            return match kind(&function) {
+                Some(kind) => Probed::Unsupported { what: format!("{kind} at {place}: not supported yet") },
+                None => Probed::Other,
+            };
+        }
+    };
+    started.unwrap_or_else(|fault| Probed::Unsupported { what: format!("virtio at {place}: {fault}") })
+}
+
+/// What kind of disk or network controller a function without a driver is (PCI Code and ID Assignment 1.11, section 1).
+fn kind(function: &Function) -> Option<String> {
+    let (vendor, device) = function.ids();
+    let name = match (function.class(), vendor, device) {
+        ([0x01, ..], VIRTIO_VENDOR, 0x1004 | 0x1048) => "virtio-scsi",
+        ([0x01, 0x08, _], ..) => "NVMe controller",
+        ([0x01, 0x06, _], ..) => "AHCI (SATA) controller",
+        ([0x01, 0x01, _], ..) => "IDE controller",
+        ([0x01, 0x04, _], ..) => "RAID controller",
+        ([0x01, 0x07, _], ..) => "SAS controller",
+        ([0x01, 0x00, _], ..) => "SCSI controller",
+        ([0x01, ..], ..) => "mass storage controller",
+        ([0x02, ..], 0x8086, 0x100e | 0x100f) => "Intel e1000 (82540EM, 82545EM) network card",
+        ([0x02, ..], 0x8086, 0x10d3) => "Intel e1000e (82574L) network card",
+        ([0x02, ..], 0x8086, 0x10c9 | 0x1521 | 0x1533) => "Intel igb network card",
+        ([0x02, ..], 0x8086, _) => "Intel network card",
+        ([0x02, ..], 0x10ec, _) => "Realtek network card",
+        ([0x02, ..], 0x14e4, _) => "Broadcom network card",
+        ([0x02, ..], 0x15b3, _) => "Mellanox network card",
+        ([0x02, ..], 0x15ad, 0x07b0) => "VMware vmxnet3 network card",
+        ([0x02, ..], ..) => "network card",
+        _ => return None,
+    };
+    Some(format!("{name} [{vendor:04x}:{device:04x}]"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_named() {
+        let kind = |class, vendor, device| kind(&Function::for_test(class, vendor, device));
+        assert_eq!(kind([1, 8, 2], 0x1b36, 0x10).unwrap(), "NVMe controller [1b36:0010]");
+        assert_eq!(kind([2, 0, 0], 0x8086, 0x10d3).unwrap(), "Intel e1000e (82574L) network card [8086:10d3]");
+        assert_eq!(kind([3, 0, 0], 0x1234, 0x1111), None);
+        assert_eq!(Function::for_test([1, 6, 1], 0x8086, 0x2922).to_string(), "00:1f.2");
+    }
+}

@@ -1,0 +1,59 @@
+//! The host's I/O APICs, as far as Pollux needs them: everything masked, and the one line of the serial console routed.
+//!
+//! 82093AA data sheet. Devices on PCI use message-signalled interrupts and pass by the I/O APIC.
+
+use addr::Hpa;
+
+const VERSION: u8 = 0x01;
+const REDIRECTION: u8 = 0x10;
+const MASKED: u32 = 1 << 16;
+const LEVEL: u32 = 1 << 15;
+const ACTIVE_LOW: u32 = 1 << 13;
+
+/// One I/O APIC.
+#[derive(Clone, Copy, Debug)]
+pub struct IoApic {
+    /// Where its registers are mapped, uncached.
+    pub base: Hpa,
+    /// The first global system interrupt that it takes.
+    pub first_gsi: u32,
+}
+
+impl IoApic {
+    /// How many inputs it has.
+    pub fn inputs(self) -> u32 {
+        (self.read(VERSION) >> 16 & 0xff) + 1
+    }
+
+    /// Masks every input.
+    pub fn mask_all(self) {
+        for input in 0..self.inputs() {
+            self.write(REDIRECTION + 2 * input as u8, MASKED);
+        }
+    }
+
+    /// Sends input `gsi` to processor `to` as `vector`.
+    pub fn route(self, gsi: u32, to: u32, vector: u8, level: bool, active_low: bool) {
+        let register = REDIRECTION + 2 * (gsi - self.first_gsi) as u8;
+        let flags = if level { LEVEL } else { 0 } | if active_low { ACTIVE_LOW } else { 0 };
+        self.write(register + 1, to << 24);
+        self.write(register, u32::from(vector) | flags);
+    }
+
+    fn read(self, register: u8) -> u32 {
+        self.select(register);
+        // SAFETY: the data window, selected above; one processor programs the I/O APICs, at start-up.
+        unsafe { ((self.base.as_u64() + 0x10) as *const u32).read_volatile() }
+    }
+
+    fn write(self, register: u8, value: u32) {
+        self.select(register);
+        // SAFETY: as in `read`.
+        unsafe { ((self.base.as_u64() + 0x10) as *mut u32).write_volatile(value) }
+    }
+
+    fn select(self, register: u8) {
+        // SAFETY: the index register of an I/O APIC that ACPI names.
+        unsafe { (self.base.as_u64() as *mut u32).write_volatile(register.into()) }
+    }
+}

@@ -1,0 +1,344 @@
+//! Into the guest and out again: [`Svm`], and what VMRUN leaves to software.
+
+use crate::enable::{Features, Host, host};
+use crate::exit;
+use crate::fpu::Area;
+use crate::vmcb::{Vmcb, clean, misc1, misc2, virtual_interrupt};
+use addr::Hpa;
+use alloc::boxed::Box;
+use core::arch::{asm, global_asm};
+use vcpu::{Event, Exit, Gpr, VcpuState};
+
+/// A virtual CPU on SVM.
+pub struct Svm {
+    pub(crate) vmcb: Box<Vmcb>,
+    pub(crate) gprs: [u64; 16],
+    pub(crate) features: Features,
+    pub(crate) fpu: Box<Area>,
+    pub(crate) fpu_loaded: bool,
+    pub(crate) dr: [u64; 4],
+    pub(crate) xcr0: u64,
+    pub(crate) tsc_aux: u64,
+    /// An event whose delivery an exit interrupted; it goes first.
+    pub(crate) interrupted: Option<u64>,
+    /// The guest is in an NMI's handler: the next NMI waits for its IRET.
+    pub(crate) in_nmi: bool,
+    /// The physical processor whose registers hold this guest's VMLOAD state, between `run` and `park`.
+    entered: Option<&'static Host>,
+    /// Where the ASID is valid: processor and round of its ASIDs.
+    asid_of: Option<(usize, u64)>,
+}
+
+/// One bit a port, set: every port access exits (15.10.1). The last byte is for accesses that straddle the end.
+#[repr(align(4096))]
+struct PortMap(#[expect(dead_code, reason = "only the processor reads it")] [u8; 3 * 4096]);
+static PORT_MAP: PortMap = PortMap([0xff; 3 * 4096]);
+
+/// Two bits an MSR: every access exits but those to registers that VMLOAD and VMSAVE switch (15.11).
+#[repr(align(4096))]
+struct MsrMap(#[expect(dead_code, reason = "only the processor reads it")] [u8; 2 * 4096]);
+static MSR_MAP: MsrMap = MsrMap(msr_map());
+
+/// EVENTINJ and EXITINTINFO (15.20).
+pub(crate) mod event {
+    pub const VALID: u64 = 1 << 31;
+    pub const ERROR_VALID: u64 = 1 << 11;
+    pub const TYPE_MASK: u64 = 7 << 8;
+    pub const INTERRUPT: u64 = 0 << 8;
+    pub const NMI: u64 = 2 << 8;
+    pub const EXCEPTION: u64 = 3 << 8;
+    pub const SOFTWARE: u64 = 4 << 8;
+}
+
+/// TLB_CONTROL (15.16.1).
+const FLUSH_ALL: u32 = 1;
+const FLUSH_THIS_GUEST: u32 = 3;
+
+const EXCEPTION_DEBUG: u32 = 1 << 1;
+const EXCEPTION_ALIGNMENT: u32 = 1 << 17;
+const EXCEPTION_MACHINE_CHECK: u32 = 1 << 18;
+
+const PAUSE_FILTER_COUNT: u16 = 3000;
+const PAUSE_FILTER_THRESHOLD: u16 = 128;
+
+global_asm!(
+    // svm_enter(gprs: rdi, vmcb: rsi): RAX and RSP are in the VMCB; VMRUN itself keeps the host's RAX, RSP and RIP.
+    ".global svm_enter",
+    "svm_enter:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "push rdi",
+    "mov rax, rsi",
+    "mov rcx, [rdi + 8]",
+    "mov rdx, [rdi + 16]",
+    "mov rbx, [rdi + 24]",
+    "mov rbp, [rdi + 40]",
+    "mov rsi, [rdi + 48]",
+    "mov r8, [rdi + 64]",
+    "mov r9, [rdi + 72]",
+    "mov r10, [rdi + 80]",
+    "mov r11, [rdi + 88]",
+    "mov r12, [rdi + 96]",
+    "mov r13, [rdi + 104]",
+    "mov r14, [rdi + 112]",
+    "mov r15, [rdi + 120]",
+    "mov rdi, [rdi + 56]",
+    "vmrun rax",
+    "mov rax, [rsp]",
+    "mov [rax + 8], rcx",
+    "mov [rax + 16], rdx",
+    "mov [rax + 24], rbx",
+    "mov [rax + 40], rbp",
+    "mov [rax + 48], rsi",
+    "mov [rax + 56], rdi",
+    "mov [rax + 64], r8",
+    "mov [rax + 72], r9",
+    "mov [rax + 80], r10",
+    "mov [rax + 88], r11",
+    "mov [rax + 96], r12",
+    "mov [rax + 104], r13",
+    "mov [rax + 112], r14",
+    "mov [rax + 120], r15",
+    "pop rdi",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+);
+
+unsafe extern "sysv64" {
+    fn svm_enter(gprs: *mut [u64; 16], vmcb: *mut Vmcb);
+}
+
+impl Svm {
+    /// A virtual CPU in the state after reset whose guest-physical addresses go through the tables at `nested_cr3`.
+    pub fn new(features: Features, nested_cr3: Hpa) -> Self {
+        let mut vmcb = Vmcb::boxed();
+        let control = &mut vmcb.control;
+        control.intercept_exceptions = EXCEPTION_DEBUG | EXCEPTION_ALIGNMENT | EXCEPTION_MACHINE_CHECK;
+        control.intercept_misc[0] = intercepts_1(features);
+        control.intercept_misc[1] = intercepts_2();
+        control.iopm_base = &raw const PORT_MAP as u64;
+        control.msrpm_base = &raw const MSR_MAP as u64;
+        control.virtual_interrupt = virtual_interrupt::MASKING;
+        control.nested_enable = 1;
+        control.nested_cr3 = nested_cr3.as_u64();
+        if features.contains(Features::PAUSE_FILTER) {
+            control.pause_filter_count = PAUSE_FILTER_COUNT;
+            control.pause_filter_threshold = PAUSE_FILTER_THRESHOLD;
+        }
+        let mut svm = Self {
+            vmcb,
+            gprs: [0; 16],
+            features,
+            fpu: Area::reset(),
+            fpu_loaded: false,
+            dr: [0; 4],
+            xcr0: 1,
+            tsc_aux: 0,
+            interrupted: None,
+            in_nmi: false,
+            entered: None,
+            asid_of: None,
+        };
+        vcpu::Vcpu::set_state(&mut svm, &VcpuState::reset());
+        svm
+    }
+
+    /// The guest's next exit.
+    pub(crate) fn enter(&mut self) -> Exit {
+        if self.entered.is_none() {
+            self.load_world();
+        }
+        if let Some(interrupted) = self.interrupted.take() {
+            self.vmcb.control.event_injection = interrupted;
+        }
+        self.vmcb.save.rax = self.gprs[Gpr::Rax as usize];
+        self.vmcb.save.rsp = self.gprs[Gpr::Rsp as usize];
+        // SAFETY: interrupts cannot be taken (GIF is clear), the guest's VMLOAD state and floating-point state are in
+        // the processor, the block is this vCPU's own, and whatever the guest does stays inside its nested tables.
+        unsafe { svm_enter(&raw mut self.gprs, &raw mut *self.vmcb) };
+        self.gprs[Gpr::Rax as usize] = self.vmcb.save.rax;
+        self.gprs[Gpr::Rsp as usize] = self.vmcb.save.rsp;
+        let control = &mut self.vmcb.control;
+        control.tlb_control = 0;
+        control.event_injection = 0;
+        control.clean = if self.features.contains(Features::VMCB_CLEAN) { clean::ALL } else { 0 };
+        self.interrupted = exit::interrupted_event(control.exit_interrupt_info);
+        exit::exit(self)
+    }
+
+    /// Puts the guest's state that VMRUN does not switch into the processor, with host interrupts held back (15.17).
+    fn load_world(&mut self) {
+        let (host, cpu) = host();
+        self.choose_asid(host, cpu);
+        if !self.fpu_loaded {
+            self.fpu.restore(self.xcr0);
+            self.load_debug_registers();
+            self.fpu_loaded = true;
+        }
+        // SAFETY: CLGI holds back every interrupt until `leave_world`; with GIF clear, IF may be set, which makes
+        // VMRUN let host interrupts end the run (15.21.1). The VMCB is this vCPU's own.
+        unsafe {
+            asm!("clgi", "sti", "vmload rax", in("rax") &raw const *self.vmcb, options(nostack));
+            cpu::msr::write(cpu::msr::TSC_AUX, self.tsc_aux);
+        }
+        self.entered = Some(host);
+    }
+
+    /// Brings back the host's own, and lets held interrupts become pending behind a clear IF.
+    pub(crate) fn leave_world(&mut self) {
+        let Some(host) = self.entered.take() else { return };
+        // SAFETY: the guest's state is in the processor and goes to its VMCB; the host's was saved by `enable`.
+        unsafe {
+            self.tsc_aux = cpu::msr::read(cpu::msr::TSC_AUX);
+            asm!("vmsave rax", in("rax") &raw mut *self.vmcb, options(nostack));
+            asm!("vmload rax", "cli", "stgi", in("rax") &raw const *host.state, options(nostack));
+        }
+    }
+
+    /// Sees to it that no stale translation can be used: a tag of this processor's current round.
+    fn choose_asid(&mut self, host: &Host, cpu: usize) {
+        if self.asid_of == Some((cpu, host.asid_round())) {
+            return;
+        }
+        let (asid, flush) = host.take_asid();
+        self.vmcb.control.asid = asid;
+        self.vmcb.control.tlb_control = if flush { FLUSH_ALL } else { 0 };
+        // On another processor than last time nothing of the block is known (15.15.2).
+        self.vmcb.control.clean = 0;
+        self.asid_of = Some((cpu, host.asid_round()));
+    }
+
+    /// Forgets this guest's translations before it runs again.
+    pub(crate) fn flush(&mut self) {
+        if self.features.contains(Features::FLUSH_BY_ASID) {
+            self.vmcb.control.tlb_control = FLUSH_THIS_GUEST;
+        } else {
+            // A new tag does the same, and costs other guests nothing.
+            self.leave_world();
+            self.asid_of = None;
+        }
+    }
+
+    /// Takes the floating-point state out of the processor.
+    pub(crate) fn unload_fpu(&mut self) {
+        if self.fpu_loaded {
+            self.fpu.save();
+            self.save_debug_registers();
+            self.fpu_loaded = false;
+        }
+    }
+
+    /// Marks parts of the block as changed.
+    pub(crate) fn changed(&mut self, parts: u32) {
+        self.vmcb.control.clean &= !parts;
+    }
+
+    /// The injection field for an event.
+    pub(crate) fn encode(&mut self, event: Event) -> u64 {
+        match event {
+            Event::Interrupt(vector) => event::VALID | event::INTERRUPT | u64::from(vector),
+            Event::Nmi => {
+                self.in_nmi = true;
+                self.vmcb.control.intercept_misc[0] |= misc1::IRET;
+                self.changed(clean::INTERCEPTS);
+                event::VALID | event::NMI | 2
+            }
+            Event::Exception(exception) => {
+                if let Some(address) = exception.fault_address {
+                    self.vmcb.save.cr2 = address;
+                    self.changed(clean::CR2);
+                }
+                let error = exception.error_code.map_or(0, |code| event::ERROR_VALID | u64::from(code) << 32);
+                event::VALID | event::EXCEPTION | u64::from(exception.vector) | error
+            }
+        }
+    }
+
+    /// The guest's breakpoint addresses; VMRUN switches only DR6 and DR7.
+    fn load_debug_registers(&self) {
+        // SAFETY: the host uses no breakpoints, and DR7 arms none while it runs.
+        unsafe {
+            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", in(reg) self.dr[0], in(reg) self.dr[1],
+                in(reg) self.dr[2], in(reg) self.dr[3], options(nostack));
+        }
+    }
+
+    fn save_debug_registers(&mut self) {
+        // SAFETY: reads registers.
+        unsafe {
+            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) self.dr[0], out(reg) self.dr[1],
+                out(reg) self.dr[2], out(reg) self.dr[3], options(nostack));
+        }
+    }
+}
+
+impl Drop for Svm {
+    fn drop(&mut self) {
+        assert!(self.entered.is_none(), "a vCPU is parked before it is dropped");
+    }
+}
+
+/// What ends a run, first vector: what the host needs, and what the guest must not do itself.
+fn intercepts_1(features: Features) -> u32 {
+    let pause = if features.contains(Features::PAUSE_FILTER) { misc1::PAUSE } else { 0 };
+    pause
+        | misc1::INTR
+        | misc1::NMI
+        | misc1::SMI
+        | misc1::INIT
+        | misc1::RDPMC
+        | misc1::CPUID
+        | misc1::INVD
+        | misc1::HLT
+        | misc1::INVLPGA
+        | misc1::IOIO
+        | misc1::MSR
+        | misc1::TASK_SWITCH
+        | misc1::FERR_FREEZE
+        | misc1::SHUTDOWN
+}
+
+/// The same, second vector. VMRUN's is mandatory (15.5.1).
+fn intercepts_2() -> u32 {
+    misc2::VMRUN
+        | misc2::VMMCALL
+        | misc2::VMLOAD
+        | misc2::VMSAVE
+        | misc2::STGI
+        | misc2::CLGI
+        | misc2::SKINIT
+        | misc2::WBINVD
+        | misc2::MONITOR
+        | misc2::MWAIT
+        | misc2::MWAIT_ARMED
+        | misc2::XSETBV
+        | misc2::RDPRU
+}
+
+/// The MSR permission map: all set but the registers that are the guest's own.
+const fn msr_map() -> [u8; 2 * 4096] {
+    /// SYSENTER_CS, ESP, EIP; STAR, LSTAR, CSTAR, SFMASK; FS, GS and kernel GS base; TSC_AUX.
+    const OWN: [u32; 11] = [
+        0x174, 0x175, 0x176, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100, 0xc000_0101, 0xc000_0102,
+        0xc000_0103,
+    ];
+    let mut map = [0xff; 2 * 4096];
+    let mut index = 0;
+    while index < OWN.len() {
+        let msr = OWN[index];
+        let (start, first) = if msr >= 0xc000_0000 { (0x800, 0xc000_0000) } else { (0, 0) };
+        let bit = (msr - first) as usize * 2;
+        map[start + bit / 8] &= !(3 << (bit % 8));
+        index += 1;
+    }
+    map
+}

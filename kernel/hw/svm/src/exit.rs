@@ -1,0 +1,155 @@
+//! From an exit code and its two words of information to a vendor-free [`Exit`] (15.7 to 15.14, appendix C).
+
+use crate::entry::{Svm, event};
+use crate::vmcb::{clean, misc1};
+use addr::Gpa;
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection};
+
+/// Exit codes (appendix C).
+mod code {
+    pub const EXCEPTION_DEBUG: u64 = 0x41;
+    pub const EXCEPTION_ALIGNMENT: u64 = 0x51;
+    pub const EXCEPTION_MACHINE_CHECK: u64 = 0x52;
+    pub const INTR: u64 = 0x60;
+    pub const NMI: u64 = 0x61;
+    pub const SMI: u64 = 0x62;
+    pub const INIT: u64 = 0x63;
+    pub const VINTR: u64 = 0x64;
+    pub const RDPMC: u64 = 0x6f;
+    pub const CPUID: u64 = 0x72;
+    pub const IRET: u64 = 0x74;
+    pub const INVD: u64 = 0x76;
+    pub const PAUSE: u64 = 0x77;
+    pub const HLT: u64 = 0x78;
+    pub const INVLPGA: u64 = 0x7a;
+    pub const IOIO: u64 = 0x7b;
+    pub const MSR: u64 = 0x7c;
+    pub const TASK_SWITCH: u64 = 0x7d;
+    pub const FERR_FREEZE: u64 = 0x7e;
+    pub const SHUTDOWN: u64 = 0x7f;
+    pub const VMRUN: u64 = 0x80;
+    pub const VMMCALL: u64 = 0x81;
+    pub const SKINIT: u64 = 0x86;
+    pub const WBINVD: u64 = 0x89;
+    pub const MONITOR: u64 = 0x8a;
+    pub const MWAIT_ARMED: u64 = 0x8c;
+    pub const XSETBV: u64 = 0x8d;
+    pub const RDPRU: u64 = 0x8e;
+    pub const NESTED_PAGE_FAULT: u64 = 0x400;
+    pub const INVALID: u64 = u64::MAX;
+    /// VMRUN up to CLGI follow each other.
+    pub const CLGI: u64 = 0x85;
+}
+
+/// The exit that the block describes.
+pub fn exit(svm: &mut Svm) -> Exit {
+    let control = &svm.vmcb.control;
+    let info = control.exit_info_1;
+    match control.exit_code {
+        code::INTR | code::NMI | code::SMI | code::INIT => Exit::HostInterrupt,
+        code::VINTR => Exit::InterruptWindow,
+        code::IOIO => Exit::Port(port(info)),
+        code::MSR => msr(svm, info),
+        code::CPUID => Exit::Cpuid { leaf: gpr(svm, Gpr::Rax) as u32, subleaf: gpr(svm, Gpr::Rcx) as u32 },
+        code::NESTED_PAGE_FAULT => nested_fault(info, control.exit_info_2),
+        code::HLT => Exit::Halt,
+        code::VMMCALL => Exit::Hypercall,
+        code::XSETBV => Exit::SetXcr { index: gpr(svm, Gpr::Rcx) as u32, value: edx_eax(svm) },
+        code::PAUSE => Exit::Pause,
+        code::WBINVD | code::INVD => Exit::CacheFlush,
+        code::SHUTDOWN => Exit::TripleFault,
+        code::TASK_SWITCH => Exit::TaskSwitch,
+        code::IRET => end_of_nmi(svm),
+        code::EXCEPTION_DEBUG => reflect(svm, Exception::DEBUG),
+        code::EXCEPTION_ALIGNMENT => reflect(svm, Exception { vector: 17, error_code: Some(0), fault_address: None }),
+        code::EXCEPTION_MACHINE_CHECK => Exit::Fatal("a machine check while the guest ran"),
+        code::VMRUN..=code::CLGI
+        | code::SKINIT
+        | code::INVLPGA
+        | code::RDPMC
+        | code::MONITOR..=code::MWAIT_ARMED
+        | code::RDPRU => Exit::Unoffered,
+        code::FERR_FREEZE => Exit::Fatal("a frozen x87 error (FERR)"),
+        code::INVALID => Exit::InvalidState(rule_broken(svm)),
+        other => Exit::Unexpected(other),
+    }
+}
+
+/// An event whose delivery the exit interrupted and that must be delivered again (15.7.2). Software interrupts are
+/// not: their instruction is run again.
+pub fn interrupted_event(info: u64) -> Option<u64> {
+    let software_exception = info & event::TYPE_MASK == event::EXCEPTION && matches!(info & 0xff, 3 | 4);
+    let again = info & event::VALID != 0 && info & event::TYPE_MASK != event::SOFTWARE && !software_exception;
+    again.then_some(info)
+}
+
+/// EXITINFO1 of a port access (15.10.2).
+fn port(info: u64) -> PortAccess {
+    let size = match info >> 4 & 7 {
+        1 => 1,
+        2 => 2,
+        _ => 4,
+    };
+    let direction = if info & 1 != 0 { PortDirection::In } else { PortDirection::Out };
+    PortAccess { port: (info >> 16) as u16, size, direction, string: info & 1 << 2 != 0 }
+}
+
+fn msr(svm: &Svm, info: u64) -> Exit {
+    let index = gpr(svm, Gpr::Rcx) as u32;
+    if info & 1 == 0 { Exit::MsrRead { index } } else { Exit::MsrWrite { index, value: edx_eax(svm) } }
+}
+
+/// EXITINFO1 is a page fault's error code, with two bits that tell a table walk from a final access (15.25.6).
+fn nested_fault(info: u64, gpa: u64) -> Exit {
+    const WRITE: u64 = 1 << 1;
+    const FETCH: u64 = 1 << 4;
+    const PAGE_WALK: u64 = 1 << 33;
+    let access = match info {
+        _ if info & FETCH != 0 => Access::Fetch,
+        _ if info & WRITE != 0 => Access::Write,
+        _ => Access::Read,
+    };
+    Exit::NestedFault { gpa: Gpa::new(gpa), access, page_walk: info & PAGE_WALK != 0 }
+}
+
+/// The guest leaves an NMI's handler; IRET itself runs now (15.13.3).
+fn end_of_nmi(svm: &mut Svm) -> Exit {
+    svm.in_nmi = false;
+    svm.vmcb.control.intercept_misc[0] &= !misc1::IRET;
+    svm.changed(clean::INTERCEPTS);
+    svm.enter()
+}
+
+/// Delivers an exception that is intercepted only because delivering it for ever would hang the processor.
+fn reflect(svm: &mut Svm, exception: Exception) -> Exit {
+    let encoded = svm.encode(Event::Exception(exception));
+    // If its delivery interrupted another's, it goes first: #DB and #AC are benign, and the first is raised again by its
+    // own instruction (APM volume 2, 8.2.9).
+    svm.interrupted = Some(encoded);
+    svm.enter()
+}
+
+/// Which rule of 15.5.1 the guest's state breaks, as far as software can make it.
+fn rule_broken(svm: &Svm) -> &'static str {
+    let save = &svm.vmcb.save;
+    let (cr0_cd, cr0_nw) = (save.cr0 & vcpu::cr0::CD != 0, save.cr0 & vcpu::cr0::NW != 0);
+    let long = save.efer & vcpu::efer::LME != 0 && save.cr0 & vcpu::cr0::PG != 0;
+    match () {
+        () if save.efer & vcpu::efer::SVME == 0 => "EFER.SVME is clear",
+        () if !cr0_cd && cr0_nw => "CR0.NW is set while CR0.CD is clear",
+        () if save.cr0 >> 32 != 0 => "CR0 bits 63:32 are not zero",
+        () if save.dr6 >> 32 != 0 || save.dr7 >> 32 != 0 => "DR6 or DR7 bits 63:32 are not zero",
+        () if long && save.cr4 & vcpu::cr4::PAE == 0 => "long mode is active while CR4.PAE is clear",
+        () if long && save.cr0 & vcpu::cr0::PE == 0 => "long mode is active while CR0.PE is clear",
+        () if svm.vmcb.control.asid == 0 => "the ASID is zero",
+        () => "a rule of APM volume 2, 15.5.1, that software cannot tell apart",
+    }
+}
+
+fn gpr(svm: &Svm, gpr: Gpr) -> u64 {
+    svm.gprs[gpr as usize]
+}
+
+fn edx_eax(svm: &Svm) -> u64 {
+    gpr(svm, Gpr::Rdx) << 32 | gpr(svm, Gpr::Rax) & 0xffff_ffff
+}

@@ -1,0 +1,70 @@
+//! The guest's floating-point state. It stays in the processor's registers while Pollux runs, which uses none of them,
+//! and is saved only when another guest needs them.
+//!
+//! APM volume 2, chapter 11 and 11.5. Every component that the processor has is switched, whatever the guest enabled,
+//! so that nothing of one guest is left for another to find.
+
+use alloc::boxed::Box;
+use core::arch::asm;
+use cpu::cpuid;
+
+const CR0_EM_TS: u64 = 1 << 2 | 1 << 3;
+const CR4_OSFXSR_OSXMMEXCPT_OSXSAVE: u64 = 1 << 9 | 1 << 10 | 1 << 18;
+
+/// Components of XCR0 that are switched: x87, SSE, AVX, AVX-512 and PKRU. The others are not offered to guests.
+const COMPONENTS: u64 = 0x2e7;
+/// Bytes that those need at most, in the standard layout.
+const AREA_BYTES: usize = 2816;
+
+/// An XSAVE area. All zeroes is the state after reset, but for the two words that [`Area::reset`] sets.
+#[repr(C, align(64))]
+pub struct Area([u8; AREA_BYTES]);
+
+impl Area {
+    /// The state after power-up: x87 and SSE exceptions masked.
+    pub fn reset() -> Box<Self> {
+        let mut area = Box::new(Self([0; AREA_BYTES]));
+        area.0[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
+        area.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        // XSTATE_BV: x87 and SSE come from the area; the others are in their initial state.
+        area.0[512] = 3;
+        area
+    }
+
+    /// Takes the state out of the processor.
+    pub fn save(&mut self) {
+        set_xcr0(components());
+        // SAFETY: the area is aligned and holds every component that XCR0 names now.
+        unsafe { asm!("xsave64 [{}]", in(reg) self, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack)) }
+    }
+
+    /// Puts the state into the processor, and sets the guest's XCR0.
+    pub fn restore(&self, xcr0: u64) {
+        set_xcr0(components());
+        // SAFETY: the area was made by `reset` or `save`, so that its header is sound.
+        unsafe { asm!("xrstor64 [{}]", in(reg) self, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack)) }
+        set_xcr0(xcr0);
+    }
+}
+
+/// Lets this processor run the XSAVE instructions.
+pub fn enable() {
+    // SAFETY: the processor has XSAVE; the host uses no floating point that these bits would disturb.
+    unsafe {
+        asm!("mov {0}, cr0", "and {0}, {1}", "mov cr0, {0}", out(reg) _, in(reg) !CR0_EM_TS, options(nostack));
+        asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, in(reg) CR4_OSFXSR_OSXMMEXCPT_OSXSAVE,
+            options(nostack));
+    }
+}
+
+/// XCR0, already checked: bit 0 set, and only components that the processor has.
+pub fn set_xcr0(value: u64) {
+    // SAFETY: the callers pass checked values.
+    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack)) }
+}
+
+/// The components that this processor has and guests may use.
+fn components() -> u64 {
+    let leaf = cpuid(0xd, 0);
+    (u64::from(leaf.edx) << 32 | u64::from(leaf.eax)) & COMPONENTS
+}

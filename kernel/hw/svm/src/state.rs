@@ -1,0 +1,232 @@
+//! The guest's state in the VMCB, in and out: the verbs of [`Vcpu`].
+
+use crate::entry::{Svm, event};
+use crate::fpu;
+use crate::vmcb::{VmcbSegment, clean, misc1, virtual_interrupt};
+use vcpu::{
+    Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Vcpu, VcpuState, efer, rflags,
+};
+
+/// DR6.BS: a single step.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+impl Vcpu for Svm {
+    fn run(&mut self) -> Exit {
+        self.enter()
+    }
+
+    fn park(&mut self) {
+        self.leave_world();
+    }
+
+    fn unload(&mut self) {
+        self.leave_world();
+        self.unload_fpu();
+    }
+
+    fn gprs(&self) -> &[u64; 16] {
+        &self.gprs
+    }
+
+    fn gprs_mut(&mut self) -> &mut [u64; 16] {
+        &mut self.gprs
+    }
+
+    fn rip(&self) -> u64 {
+        self.vmcb.save.rip
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vmcb.save.rflags
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.vmcb.save.rflags = value;
+    }
+
+    fn next_rip(&self) -> Option<u64> {
+        const IOIO: u64 = 0x7b;
+        const FIRST_FAULT_LIKE: u64 = 0x400;
+        let control = &self.vmcb.control;
+        match control.exit_code {
+            // A port access says so on every processor (15.10.2).
+            IOIO => Some(control.exit_info_2),
+            code if code >= FIRST_FAULT_LIKE => None,
+            _ if self.features.contains(crate::Features::NEXT_RIP) && control.next_rip != 0 => Some(control.next_rip),
+            _ => None,
+        }
+    }
+
+    fn retire(&mut self, next_rip: u64) {
+        let save = &mut self.vmcb.save;
+        save.rip = next_rip;
+        save.rflags &= !rflags::RF;
+        self.vmcb.control.interrupt_shadow = 0;
+        if save.rflags & rflags::TF != 0 {
+            save.dr6 |= DR6_SINGLE_STEP;
+            self.changed(clean::DEBUG);
+            self.inject(Event::Exception(Exception::DEBUG));
+        }
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        from_vmcb(&self.vmcb.save.segments[name as usize])
+    }
+
+    fn paging(&self) -> Paging {
+        let save = &self.vmcb.save;
+        Paging { cr0: save.cr0, cr3: save.cr3, cr4: save.cr4, efer: save.efer & !efer::SVME, cpl: save.cpl }
+    }
+
+    fn inject(&mut self, event: Event) {
+        let encoded = self.encode(event);
+        match self.interrupted {
+            // A fault while another event was being delivered: the contributory ones make a double fault, and a fault
+            // in delivering that is a shutdown, which the processor finds out by itself (APM 8.2.9).
+            Some(first) if first & event::TYPE_MASK == event::EXCEPTION => {
+                let double_fault = event::VALID | event::EXCEPTION | event::ERROR_VALID | 8;
+                self.interrupted = Some(if makes_double_fault(first, encoded) { double_fault } else { encoded });
+            }
+            _ => {
+                assert!(self.vmcb.control.event_injection & event::VALID == 0, "one event an entry");
+                self.vmcb.control.event_injection = encoded;
+            }
+        }
+    }
+
+    fn ready_for(&self) -> ReadyFor {
+        let control = &self.vmcb.control;
+        if self.interrupted.is_some() || control.event_injection & event::VALID != 0 {
+            ReadyFor::Nothing
+        } else if self.vmcb.save.rflags & rflags::IF == 0 || control.interrupt_shadow & 1 != 0 {
+            ReadyFor::Exceptions
+        } else {
+            ReadyFor::Interrupts
+        }
+    }
+
+    fn nmi_blocked(&self) -> bool {
+        self.in_nmi
+    }
+
+    fn want_interrupt_window(&mut self, wanted: bool) {
+        let control = &mut self.vmcb.control;
+        if wanted == (control.intercept_misc[0] & misc1::VINTR != 0) {
+            return;
+        }
+        // A virtual interrupt that is never delivered: its intercept comes first (15.21.4).
+        let request = virtual_interrupt::REQUEST | virtual_interrupt::PRIORITY_HIGHEST | virtual_interrupt::IGNORE_TPR;
+        if wanted {
+            control.intercept_misc[0] |= misc1::VINTR;
+            control.virtual_interrupt |= request;
+        } else {
+            control.intercept_misc[0] &= !misc1::VINTR;
+            control.virtual_interrupt &= !request;
+        }
+        self.changed(clean::INTERCEPTS | clean::TPR);
+    }
+
+    fn state(&mut self) -> VcpuState {
+        self.unload();
+        let save = &self.vmcb.save;
+        VcpuState {
+            gprs: self.gprs,
+            rip: save.rip,
+            rflags: save.rflags,
+            segments: save.segments.each_ref().map(from_vmcb),
+            ldtr: from_vmcb(&save.ldtr),
+            tr: from_vmcb(&save.tr),
+            gdtr: Table { base: save.gdtr.base, limit: save.gdtr.limit as u16 },
+            idtr: Table { base: save.idtr.base, limit: save.idtr.limit as u16 },
+            cr0: save.cr0,
+            cr2: save.cr2,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer & !efer::SVME,
+            dr: self.dr,
+            dr6: save.dr6,
+            dr7: save.dr7,
+            xcr0: self.xcr0,
+            pat: save.pat,
+            star: save.star,
+            lstar: save.lstar,
+            cstar: save.cstar,
+            sfmask: save.sfmask,
+            kernel_gs_base: save.kernel_gs_base,
+            sysenter_cs: save.sysenter_cs,
+            sysenter_esp: save.sysenter_esp,
+            sysenter_eip: save.sysenter_eip,
+            tsc_aux: self.tsc_aux,
+        }
+    }
+
+    fn set_state(&mut self, state: &VcpuState) {
+        self.unload();
+        self.gprs = state.gprs;
+        (self.dr, self.xcr0, self.tsc_aux) = (state.dr, state.xcr0, state.tsc_aux);
+        let save = &mut self.vmcb.save;
+        (save.rip, save.rflags) = (state.rip, state.rflags);
+        (save.rax, save.rsp) = (state.gprs[Gpr::Rax as usize], state.gprs[Gpr::Rsp as usize]);
+        save.segments = state.segments.map(to_vmcb);
+        (save.ldtr, save.tr) = (to_vmcb(state.ldtr), to_vmcb(state.tr));
+        (save.gdtr, save.idtr) = (table_to_vmcb(state.gdtr), table_to_vmcb(state.idtr));
+        (save.cr0, save.cr2, save.cr3, save.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
+        // A guest's EFER.SVME must be set for VMRUN (15.5.1); what the guest reads of it is the exit's to say.
+        save.efer = state.efer | efer::SVME;
+        (save.dr6, save.dr7, save.pat) = (state.dr6, state.dr7, state.pat);
+        (save.star, save.lstar, save.cstar, save.sfmask) = (state.star, state.lstar, state.cstar, state.sfmask);
+        save.kernel_gs_base = state.kernel_gs_base;
+        (save.sysenter_cs, save.sysenter_esp, save.sysenter_eip) =
+            (state.sysenter_cs, state.sysenter_esp, state.sysenter_eip);
+        // The processor takes the current privilege level from SS.DPL, but in real mode and virtual-8086 mode.
+        save.cpl = (state.segments[SegmentName::Ss as usize].attributes >> 5 & 3) as u8;
+        self.vmcb.control.interrupt_shadow = 0;
+        self.vmcb.control.event_injection = 0;
+        self.interrupted = None;
+        self.in_nmi = false;
+        self.changed(clean::ALL);
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        if self.fpu_loaded {
+            fpu::set_xcr0(value);
+        }
+    }
+
+    fn set_tsc(&mut self, guest: u64) {
+        self.vmcb.control.tsc_offset = guest.wrapping_sub(cpu::tsc());
+        self.changed(clean::INTERCEPTS);
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.vmcb.control.tsc_offset
+    }
+
+    fn invalidate(&mut self) {
+        self.flush();
+    }
+}
+
+/// Whether a second exception during the delivery of a first is a double fault (APM volume 2, table 8-3).
+fn makes_double_fault(first: u64, second: u64) -> bool {
+    const PAGE_FAULT: u64 = 14;
+    let contributory = |event: u64| matches!(event & 0xff, 0 | 10..=13);
+    let page_fault = |event: u64| event & 0xff == PAGE_FAULT;
+    contributory(first) && contributory(second) || page_fault(first) && (contributory(second) || page_fault(second))
+}
+
+fn from_vmcb(segment: &VmcbSegment) -> Segment {
+    let VmcbSegment { selector, attributes, limit, base } = *segment;
+    // The block packs the flags of the descriptor's upper byte right behind the lower one; so does the seam.
+    Segment { selector, attributes, limit, base }
+}
+
+fn to_vmcb(segment: Segment) -> VmcbSegment {
+    let Segment { selector, attributes, limit, base } = segment;
+    VmcbSegment { selector, attributes, limit, base }
+}
+
+fn table_to_vmcb(table: Table) -> VmcbSegment {
+    VmcbSegment { selector: 0, attributes: 0, limit: table.limit.into(), base: table.base }
+}

@@ -1,0 +1,135 @@
+//! What the operator writes down: the configuration file, and the values that it shares with the shell.
+//!
+//! [`parse`] turns the text of the file, TOML that travels on the boot image as a module, into a [`Config`] that is
+//! checked throughout, or into an [`Error`] with the line and the remedy. `shell` parses a typed `vm create` into the
+//! same [`VmSpec`] by the same rules; `kernel/src/host_console` carries either out.
+//!
+//! The format is TOML 1.1:
+//!
+//! ```toml
+//! [host]
+//! name = "rack1-03"           # default "pollux"
+//! management = "static"       # default "dhcp"
+//! address = "192.168.7.20/24" # with "static" only
+//! gateway = "192.168.7.1"     # with "static" only, and only where there is one
+//! detach_key = "ctrl-]"       # leaves a guest's console
+//!
+//! [[vm]]
+//! name = "web"
+//! kernel = "vmlinuz"          # a boot module
+//! initrd = "initrd.img"       # another
+//! command_line = "root=/dev/vda1 console=ttyS0"
+//! memory = "1G"               # default "256M"
+//! vcpus = 2                   # default 1
+//! disks = ["web-root"]        # partitions of datastores, by name
+//! nics = [{ mac = "02:00:00:00:00:07" }, {}] # or only how many: nics = 2
+//! autostart = true            # default false
+//! ```
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod host;
+mod invalid;
+mod key;
+mod mac;
+mod name;
+mod nearest;
+mod section;
+mod size;
+mod vm;
+
+use alloc::{format, string::String, vec::Vec};
+use core::fmt;
+
+pub use host::{Host, Management, StaticAddress};
+pub use invalid::Invalid;
+pub use key::ControlKey;
+pub use mac::Mac;
+pub use name::Name;
+pub use nearest::nearest;
+pub use size::Size;
+use toml::de::DeTable;
+pub use vm::{DISKS_MAX, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, VCPUS_MAX, VmSpec};
+
+use crate::section::{Lines, Section};
+
+/// The longest configuration file, in bytes.
+pub const TEXT_BYTES_MAX: usize = 256 << 10;
+
+/// A configuration file, checked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// The table `[host]`.
+    pub host: Host,
+    /// The tables `[[vm]]` in the order of the file. Names are distinct, and so are the MAC addresses given.
+    pub vms: Vec<VmSpec>,
+}
+
+/// What is wrong with a configuration file, and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Error {
+    /// The line, from 1.
+    pub line: u32,
+    /// What is wrong there.
+    pub cause: Invalid,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.cause)
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// Parses and checks a configuration file.
+///
+/// # Errors
+/// The first thing that is wrong: text that is no TOML, a key that is not known, a value of the wrong type or out of
+/// range, a VM name or MAC address that occurs twice.
+pub fn parse(text: &str) -> Result<Config, Error> {
+    if text.len() > TEXT_BYTES_MAX {
+        let cause = Invalid::new("the configuration file is too long", format!("keep it under {TEXT_BYTES_MAX} bytes"));
+        return Err(Error { line: 1, cause });
+    }
+    let lines = Lines::new(text);
+    let table = DeTable::parse(text).map_err(|error| {
+        let at = error.span().map_or(text.len(), |span| span.start);
+        lines.error(at, Invalid::new(one_line(error.message()), "see a TOML 1.1 reference, or quote the value"))
+    })?;
+    let root = Section::new("the file", table.get_ref(), 0..0, lines, &["host", "vm"])?;
+    let host = match root.table("host", host::KEYS)? {
+        Some(section) => Host::parse(&section)?,
+        None => Host::default(),
+    };
+    let mut config = Config { host, vms: Vec::new() };
+    for section in root.tables("vm", vm::KEYS)? {
+        let vm = VmSpec::parse(&section)?;
+        refuse_doubles(&config.vms, &vm).map_err(|cause| section.error(cause))?;
+        config.vms.push(vm);
+    }
+    Ok(config)
+}
+
+fn refuse_doubles(earlier: &[VmSpec], vm: &VmSpec) -> Result<(), Invalid> {
+    if earlier.iter().any(|other| other.name == vm.name) {
+        return Err(Invalid::new(format!("a VM `{}` is defined already", vm.name), "give each VM a name of its own"));
+    }
+    let taken = |mac: &Mac| earlier.iter().any(|other| other.nics.iter().any(|nic| nic.mac.as_ref() == Some(mac)));
+    match vm.nics.iter().filter_map(|nic| nic.mac).find(taken) {
+        Some(mac) => Err(Invalid::new(
+            format!("another VM has the MAC address {mac} already"),
+            "give each NIC an address of its own, or none to have one chosen",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

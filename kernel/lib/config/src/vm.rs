@@ -1,0 +1,202 @@
+//! What a virtual machine is made of: a table `[[vm]]`, or a `vm create` at the shell.
+
+use alloc::{format, string::String, vec::Vec};
+
+use crate::{Error, Invalid, Mac, Name, Size, section::Section};
+
+/// The least memory of a VM: below this Linux does not get to its own messages.
+pub const MEMORY_MIN: Size = Size::from_mib(16);
+/// The most memory of a VM.
+pub const MEMORY_MAX: Size = Size::from_mib(4 << 20);
+/// Memory comes in pages of this size.
+const MEMORY_STEP: Size = Size::from_mib(2);
+/// The most vCPUs of a VM.
+pub const VCPUS_MAX: u16 = 64;
+/// The most disks of a VM.
+pub const DISKS_MAX: usize = 8;
+/// The most NICs of a VM.
+pub const NICS_MAX: usize = 8;
+/// The longest command line that Linux on x86 takes, in bytes without its final zero (COMMAND_LINE_SIZE).
+const COMMAND_LINE_BYTES_MAX: usize = 2047;
+
+/// What a virtual machine is made of, checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmSpec {
+    /// Its name, unique on its host.
+    pub name: Name,
+    /// The boot module with its kernel.
+    pub kernel: String,
+    /// The boot module with its initial RAM disk.
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// Its memory: [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of 2 MiB.
+    pub memory: Size,
+    /// How many vCPUs it has, 1 to [`VCPUS_MAX`].
+    pub vcpus: u16,
+    /// Its disks, at most [`DISKS_MAX`]: partitions of datastores by name, each once.
+    pub disks: Vec<String>,
+    /// Its NICs, at most [`NICS_MAX`].
+    pub nics: Vec<NicSpec>,
+    /// Whether it starts as soon as it exists.
+    pub start: bool,
+}
+
+/// A NIC of a virtual machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NicSpec {
+    /// Its address; without one the host chooses.
+    pub mac: Option<Mac>,
+}
+
+pub(crate) const KEYS: &[&str] =
+    &["name", "kernel", "initrd", "command_line", "memory", "vcpus", "disks", "nics", "autostart"];
+
+impl VmSpec {
+    /// The least that makes a VM: 256 MiB, one vCPU, nothing else.
+    pub fn new(name: Name, kernel: String) -> Self {
+        Self {
+            name,
+            kernel,
+            initrd: None,
+            command_line: String::new(),
+            memory: Size::from_mib(256),
+            vcpus: 1,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            start: false,
+        }
+    }
+
+    /// Sets the memory.
+    ///
+    /// # Errors
+    /// When it is too little, too much or in parts of a page.
+    pub fn set_memory(&mut self, memory: Size) -> Result<(), Invalid> {
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
+            let remedy = format!("give {MEMORY_MIN} to {MEMORY_MAX}, such as 256M");
+            return Err(Invalid::new(format!("a VM cannot have {memory} of memory"), remedy));
+        }
+        if !memory.bytes().is_multiple_of(MEMORY_STEP.bytes()) {
+            let remedy = format!("give a multiple of {MEMORY_STEP}, such as 256M");
+            return Err(Invalid::new(format!("a VM cannot have {memory} of memory"), remedy));
+        }
+        self.memory = memory;
+        Ok(())
+    }
+
+    /// Sets how many vCPUs there are.
+    ///
+    /// # Errors
+    /// When there are none or too many.
+    pub fn set_vcpus(&mut self, vcpus: u64) -> Result<(), Invalid> {
+        match u16::try_from(vcpus) {
+            Ok(vcpus @ 1..=VCPUS_MAX) => {
+                self.vcpus = vcpus;
+                Ok(())
+            }
+            _ => Err(Invalid::new(format!("a VM cannot have {vcpus} vCPUs"), format!("give 1 to {VCPUS_MAX}"))),
+        }
+    }
+
+    /// Sets the kernel's command line.
+    ///
+    /// # Errors
+    /// When it is longer than Linux takes or contains a zero byte, where Linux would end it.
+    pub fn set_command_line(&mut self, command_line: String) -> Result<(), Invalid> {
+        if command_line.len() > COMMAND_LINE_BYTES_MAX {
+            let remedy = format!("keep it to {COMMAND_LINE_BYTES_MAX} bytes");
+            return Err(Invalid::new("the kernel's command line is too long", remedy));
+        }
+        if command_line.contains('\0') {
+            return Err(Invalid::new("the kernel's command line contains a zero byte", "leave it out"));
+        }
+        self.command_line = command_line;
+        Ok(())
+    }
+
+    /// Adds a disk.
+    ///
+    /// # Errors
+    /// When there are enough, or the VM has this one already.
+    pub fn add_disk(&mut self, disk: String) -> Result<(), Invalid> {
+        if self.disks.len() == DISKS_MAX {
+            let message = format!("a VM cannot have more than {DISKS_MAX} disks");
+            return Err(Invalid::new(message, "leave some out"));
+        }
+        if disk.is_empty() || self.disks.contains(&disk) {
+            let message =
+                if disk.is_empty() { "a disk has no name".into() } else { format!("disk `{disk}` is given twice") };
+            return Err(Invalid::new(message, "give each disk once, by its partition's name"));
+        }
+        self.disks.push(disk);
+        Ok(())
+    }
+
+    /// Adds a NIC.
+    ///
+    /// # Errors
+    /// When there are enough, or another NIC of the VM has this address.
+    pub fn add_nic(&mut self, nic: NicSpec) -> Result<(), Invalid> {
+        if self.nics.len() == NICS_MAX {
+            let message = format!("a VM cannot have more than {NICS_MAX} NICs");
+            return Err(Invalid::new(message, "leave some out"));
+        }
+        if let Some(mac) = nic.mac.filter(|_| self.nics.contains(&nic)) {
+            let remedy = "give each NIC an address of its own, or none to have one chosen";
+            return Err(Invalid::new(format!("MAC address {mac} is given twice"), remedy));
+        }
+        self.nics.push(nic);
+        Ok(())
+    }
+
+    pub(crate) fn parse(section: &Section<'_>) -> Result<Self, Error> {
+        let name = section.required("name", section.parsed("name")?, "\"web\"")?;
+        let kernel = section.required("kernel", module(section, "kernel")?, "\"vmlinuz\"")?;
+        let mut vm = Self::new(name, kernel);
+        vm.initrd = module(section, "initrd")?;
+        vm.start = section.truth("autostart")?.unwrap_or(false);
+        let at = |key: &'static str| move |cause| section.error_at(key, cause);
+        if let Some(memory) = section.parsed("memory")? {
+            vm.set_memory(memory).map_err(at("memory"))?;
+        }
+        if let Some(vcpus) = section.integer("vcpus")? {
+            vm.set_vcpus(vcpus).map_err(at("vcpus"))?;
+        }
+        if let Some(line) = section.text("command_line")? {
+            vm.set_command_line(line.into()).map_err(at("command_line"))?;
+        }
+        for disk in section.texts("disks")? {
+            vm.add_disk(disk).map_err(at("disks"))?;
+        }
+        vm.parse_nics(section)?;
+        Ok(vm)
+    }
+
+    /// Either how many there are, or a table for each.
+    fn parse_nics(&mut self, section: &Section<'_>) -> Result<(), Error> {
+        if section.is_integer("nics") {
+            for _ in 0..section.integer("nics")?.unwrap_or(0) {
+                self.add_nic(NicSpec::default()).map_err(|cause| section.error_at("nics", cause))?;
+            }
+            return Ok(());
+        }
+        for table in section.tables("nics", &["mac"])? {
+            let mac = table.parsed("mac")?;
+            self.add_nic(NicSpec { mac }).map_err(|cause| table.error(cause))?;
+        }
+        Ok(())
+    }
+}
+
+/// The name of a boot module under a key.
+fn module(section: &Section<'_>, key: &str) -> Result<Option<String>, Error> {
+    match section.text(key)? {
+        Some("") => {
+            let cause =
+                Invalid::new(format!("`{key}` names nothing"), "give a boot module's name, such as \"vmlinuz\"");
+            Err(section.error_at(key, cause))
+        }
+        text => Ok(text.map(String::from)),
+    }
+}

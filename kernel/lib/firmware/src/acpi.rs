@@ -1,0 +1,262 @@
+//! The static ACPI tables (ACPI Specification 6.5, section 5.2) and where they go.
+//!
+//! [`write_acpi`] places the tables one after another and links them by address; `dsdt` makes the one in AML. The
+//! structures that `acpi_tables` lacks (x2APIC, source override, NMI, WAET) are here.
+
+use crate::layout;
+use crate::{Board, Error, dsdt};
+use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::{Aml, facs::FACS, mcfg::MCFG, rsdp::Rsdp, sdt::Sdt, xsdt::XSDT};
+use addr::Gpa;
+use alloc::vec::Vec;
+use guestmem::GuestMemory;
+use zerocopy::byteorder::little_endian::{U16, U32};
+use zerocopy::{Immutable, IntoBytes};
+
+const OEM_ID: [u8; 6] = *b"POLLUX";
+const OEM_TABLE_ID: [u8; 8] = *b"POLLUXVM";
+const OEM_REVISION: u32 = 1;
+
+/// So many vCPUs' MADT entries and processor devices fit [`layout::ACPI_TABLES`]; the tests write that many.
+const VCPUS_MAX: u32 = 1024;
+/// Processors with a larger APIC id need x2APIC structures (5.2.12.12); id 255 is the broadcast of a local APIC.
+const XAPIC_ID_MAX: u32 = 254;
+
+/// Writes RSDP, XSDT, FADT, FACS, DSDT, MADT, WAET and, with an ECAM, MCFG, and returns the RSDP's address.
+///
+/// A vCPU's processor UID equals its APIC id. Nothing outside [`layout::ACPI_TABLES`] is written.
+///
+/// # Errors
+/// Where the guest has no memory there, or the board cannot be described.
+pub fn write_acpi(memory: &GuestMemory, board: &Board) -> Result<Gpa, Error> {
+    if board.vcpus == 0 || board.vcpus > VCPUS_MAX {
+        return Err(Error::Vcpus { max: VCPUS_MAX });
+    }
+    let mut area = Area { memory, next: layout::ACPI_TABLES.start() };
+    let root = area.reserve(Rsdp::len() as u64);
+
+    let facs = area.place(&bytes(&FACS::new()))?;
+    let dsdt = area.place(&table(*b"DSDT", 2, &dsdt::aml(board)?))?;
+    let mut tables = Vec::from([area.place(&bytes(&fadt(board, facs, dsdt)))?]);
+    tables.push(area.place(&madt(board.vcpus))?);
+    tables.push(area.place(&waet())?);
+    if let Some(ecam) = board.ecam {
+        let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        mcfg.add_ecam(ecam.as_u64(), 0, 0, 0);
+        tables.push(area.place(&bytes(&mcfg))?);
+    }
+
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    tables.iter().for_each(|table| xsdt.add_entry(table.as_u64()));
+    let xsdt = area.place(&bytes(&xsdt))?;
+    memory.write(root, &bytes(&Rsdp::new(OEM_ID, xsdt.as_u64())))?;
+    Ok(root)
+}
+
+/// The part of [`layout::ACPI_TABLES`] that is still free.
+struct Area<'a> {
+    memory: &'a GuestMemory,
+    next: Gpa,
+}
+
+impl Area<'_> {
+    /// # Panics
+    /// When the area is full: [`VCPUS_MAX`] is too large then.
+    fn reserve(&mut self, length_bytes: u64) -> Gpa {
+        // A FACS must be aligned so (5.2.10); for the others it does no harm.
+        const ALIGNMENT: u64 = 64;
+        let start = self.next;
+        self.next = start.wrapping_add(length_bytes.next_multiple_of(ALIGNMENT));
+        assert!(self.next <= layout::ACPI_TABLES.end(), "the tables of {VCPUS_MAX} vCPUs fit");
+        start
+    }
+
+    fn place(&mut self, table: &[u8]) -> Result<Gpa, Error> {
+        let start = self.reserve(table.len() as u64);
+        self.memory.write(start, table)?;
+        Ok(start)
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// A table of a header and `body`, its length and checksum set.
+fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
+    const HEADER_BYTES: u32 = 36;
+    let mut table = Sdt::new(signature, HEADER_BYTES, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(body);
+    table.as_slice().to_vec()
+}
+
+/// The fixed hardware (5.2.9): never in SMI's hands (SMI_CMD 0), so ACPI mode is on from the start.
+fn fadt(board: &Board, facs: Gpa, dsdt: Gpa) -> impl Aml + use<> {
+    const EVENT_BYTES: u8 = 4;
+    const CONTROL_BYTES: u8 = 2;
+    const TIMER_BYTES: u8 = 4;
+    // Latencies above the bounds of 5.2.9 say that C2 and C3 are not there.
+    const NO_C2: u16 = 101;
+    const NO_C3: u16 = 1001;
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .preferred_pm_profile(PmProfile::EnterpriseServer)
+        .firmware_ctrl_32(facs.as_u64() as u32)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::ProcC1)
+        // Set means: no fixed sleep button. The power button's bit stays clear: it is a fixed one.
+        .flag(Flags::SlpButton)
+        .flag(Flags::FixRtc)
+        .flag(Flags::ResetRegSup);
+    fadt.dsdt = (dsdt.as_u64() as u32).into();
+    fadt.x_dsdt = dsdt.as_u64().into();
+    fadt.sci_int = (layout::SCI_GSI as u16).into();
+    fadt.pm1a_evt_blk = u32::from(layout::PM1_EVENT_PORT).into();
+    fadt.pm1a_cnt_blk = u32::from(layout::PM1_CONTROL_PORT).into();
+    fadt.pm_tmr_blk = u32::from(layout::PM_TIMER_PORT).into();
+    fadt.pm1_evt_len = EVENT_BYTES;
+    fadt.pm1_cnt_len = CONTROL_BYTES;
+    fadt.pm_tmr_len = TIMER_BYTES;
+    fadt.x_pm1a_evt_blk = port(layout::PM1_EVENT_PORT, EVENT_BYTES, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = port(layout::PM1_CONTROL_PORT, CONTROL_BYTES, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = port(layout::PM_TIMER_PORT, TIMER_BYTES, AccessSize::DwordAccess);
+    fadt.p_lvl2_lat = NO_C2.into();
+    fadt.p_lvl3_lat = NO_C3.into();
+    fadt.century = layout::CENTURY_INDEX;
+    fadt.iapc_boot_arch = boot_architecture(board.keyboard).into();
+    fadt.reset_reg = port(layout::RESET_PORT, 1, AccessSize::ByteAccess);
+    fadt.reset_value = layout::RESET_VALUE;
+    fadt.finalize()
+}
+
+/// IAPC_BOOT_ARCH (table 5.11). MSI is supported, a CMOS RTC is there: their "not" bits stay clear.
+const fn boot_architecture(keyboard: bool) -> u16 {
+    const LEGACY_DEVICES: u16 = 1 << 0;
+    const KEYBOARD_CONTROLLER: u16 = 1 << 1;
+    const NO_VGA: u16 = 1 << 2;
+    const NO_ASPM: u16 = 1 << 4;
+    LEGACY_DEVICES | NO_VGA | NO_ASPM | if keyboard { KEYBOARD_CONTROLLER } else { 0 }
+}
+
+fn port(port: u16, length_bytes: u8, access: AccessSize) -> GAS {
+    GAS::new(AddressSpace::SystemIo, length_bytes * 8, 0, access, u64::from(port))
+}
+
+/// MADT: processors, the IOAPIC, where ISA interrupts differ, and who gets NMIs (5.2.12).
+fn madt(vcpus: u32) -> Vec<u8> {
+    const REVISION: u8 = 6;
+    /// There are two 8259s as well, to be masked.
+    const PCAT_COMPAT: u32 = 1;
+    let mut body = Vec::new();
+    body.extend_from_slice(&(layout::LOCAL_APIC.as_u64() as u32).to_le_bytes());
+    body.extend_from_slice(&PCAT_COMPAT.to_le_bytes());
+    for id in 0..vcpus {
+        if id <= XAPIC_ID_MAX {
+            body.extend_from_slice(ProcessorLocalApic::new(id as u8, id as u8, EnabledStatus::Enabled).as_bytes());
+        } else {
+            body.extend_from_slice(LocalX2Apic::new(id).as_bytes());
+        }
+    }
+    body.extend_from_slice(IoApic::new(0, layout::IOAPIC.as_u64() as u32, 0).as_bytes());
+    body.extend_from_slice(SourceOverride::new(0, layout::PIT_GSI, CONFORMS).as_bytes());
+    body.extend_from_slice(SourceOverride::new(layout::SCI_GSI as u8, layout::SCI_GSI, LEVEL_HIGH).as_bytes());
+    body.extend_from_slice(LocalApicNmi::ON_ALL.as_bytes());
+    if vcpus > XAPIC_ID_MAX + 1 {
+        body.extend_from_slice(LocalX2ApicNmi::ON_ALL.as_bytes());
+    }
+    table(*b"APIC", REVISION, &body)
+}
+
+/// MPS INTI flags (table 5.26): as the bus does, edge and active high for ISA.
+const CONFORMS: u16 = 0;
+/// MPS INTI flags (table 5.26): level-triggered (3) and active high (1).
+const LEVEL_HIGH: u16 = 3 << 2 | 1;
+/// The local APIC pin of NMIs.
+const NMI_PIN: u8 = 1;
+
+/// Processor Local x2APIC structure (5.2.12.12).
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct LocalX2Apic {
+    kind: u8,
+    length: u8,
+    reserved: U16,
+    apic_id: U32,
+    flags: U32,
+    processor_uid: U32,
+}
+
+impl LocalX2Apic {
+    fn new(id: u32) -> Self {
+        const ENABLED: u32 = 1;
+        let (apic_id, processor_uid) = (id.into(), id.into());
+        Self { kind: 9, length: 16, reserved: 0.into(), apic_id, flags: ENABLED.into(), processor_uid }
+    }
+}
+
+/// Interrupt Source Override structure (5.2.12.5).
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct SourceOverride {
+    kind: u8,
+    length: u8,
+    bus: u8,
+    source: u8,
+    gsi: U32,
+    flags: U16,
+}
+
+impl SourceOverride {
+    fn new(source: u8, gsi: u32, flags: u16) -> Self {
+        Self { kind: 2, length: 10, bus: 0, source, gsi: gsi.into(), flags: flags.into() }
+    }
+}
+
+/// Local APIC NMI structure (5.2.12.7).
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct LocalApicNmi {
+    kind: u8,
+    length: u8,
+    processor_uid: u8,
+    flags: U16,
+    pin: u8,
+}
+
+impl LocalApicNmi {
+    const ON_ALL: Self = Self { kind: 4, length: 6, processor_uid: 0xff, flags: U16::new(CONFORMS), pin: NMI_PIN };
+}
+
+/// Local x2APIC NMI structure (5.2.12.13).
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct LocalX2ApicNmi {
+    kind: u8,
+    length: u8,
+    flags: U16,
+    processor_uid: U32,
+    pin: u8,
+    reserved: [u8; 3],
+}
+
+impl LocalX2ApicNmi {
+    const ON_ALL: Self = Self {
+        kind: 0xa,
+        length: 12,
+        flags: U16::new(CONFORMS),
+        processor_uid: U32::new(u32::MAX),
+        pin: NMI_PIN,
+        reserved: [0; 3],
+    };
+}
+
+/// Windows ACPI Emulated Devices Table (Microsoft, 2009): the RTC's interrupt needs no read of register C before the
+/// next one, and one read of the power-management timer is a good one.
+fn waet() -> Vec<u8> {
+    const RTC_GOOD: u32 = 1 << 0;
+    const PM_TIMER_GOOD: u32 = 1 << 1;
+    table(*b"WAET", 1, &(RTC_GOOD | PM_TIMER_GOOD).to_le_bytes())
+}

@@ -1,0 +1,111 @@
+//! Where an intercepted instruction ends, for processors that do not say so (SVM without next-RIP).
+//!
+//! [`next_rip`] is on the path of each CPUID, MSR and HLT exit there, so the plain encodings are compared as bytes
+//! after one page walk; only prefixed ones reach the decoder in `fetch`.
+
+use addr::{Gpa, PAGE_BYTES};
+use iced_x86::Mnemonic;
+use vcpu::{Access, Exit, SegmentName};
+
+use crate::fetch;
+use crate::paging::{self, Privilege};
+use crate::segment::CodeSize;
+use crate::{Context, Fault};
+
+/// The instructions that are intercepted and completed without being decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opcode {
+    /// CPUID.
+    Cpuid,
+    /// RDMSR.
+    Rdmsr,
+    /// WRMSR.
+    Wrmsr,
+    /// HLT.
+    Hlt,
+    /// VMMCALL or VMCALL.
+    Hypercall,
+    /// XSETBV.
+    Xsetbv,
+    /// PAUSE.
+    Pause,
+    /// WBINVD, INVD or WBNOINVD.
+    CacheFlush,
+}
+
+impl Opcode {
+    /// The instruction behind an exit, or `None` for an exit that has no instruction to complete, or more than one
+    /// candidate.
+    pub const fn of(exit: &Exit) -> Option<Self> {
+        Some(match exit {
+            Exit::Cpuid { .. } => Self::Cpuid,
+            Exit::MsrRead { .. } => Self::Rdmsr,
+            Exit::MsrWrite { .. } => Self::Wrmsr,
+            Exit::Halt => Self::Hlt,
+            Exit::Hypercall => Self::Hypercall,
+            Exit::SetXcr { .. } => Self::Xsetbv,
+            Exit::Pause => Self::Pause,
+            Exit::CacheFlush => Self::CacheFlush,
+            _ => return None,
+        })
+    }
+
+    /// The length in bytes when `code`, little-endian, starts with a plain encoding of this (APM volume 3).
+    const fn plain_length(self, code: u64) -> Option<u64> {
+        let (two, three) = (code as u16, code as u32 & 0xff_ffff);
+        let length = match self {
+            Self::Cpuid if two == 0xa20f => 2,
+            Self::Rdmsr if two == 0x320f => 2,
+            Self::Wrmsr if two == 0x300f => 2,
+            Self::Hlt if code as u8 == 0xf4 => 1,
+            Self::Hypercall if three == 0xd9_010f || three == 0xc1_010f => 3,
+            Self::Xsetbv if three == 0xd1_010f => 3,
+            Self::Pause if two == 0x90f3 => 2,
+            Self::CacheFlush if two == 0x090f || two == 0x080f => 2,
+            Self::CacheFlush if three == 0x09_0ff3 => 3,
+            _ => return None,
+        };
+        Some(length)
+    }
+
+    const fn is(self, mnemonic: Mnemonic) -> bool {
+        match self {
+            Self::Cpuid => matches!(mnemonic, Mnemonic::Cpuid),
+            Self::Rdmsr => matches!(mnemonic, Mnemonic::Rdmsr),
+            Self::Wrmsr => matches!(mnemonic, Mnemonic::Wrmsr),
+            Self::Hlt => matches!(mnemonic, Mnemonic::Hlt),
+            Self::Hypercall => matches!(mnemonic, Mnemonic::Vmmcall | Mnemonic::Vmcall),
+            Self::Xsetbv => matches!(mnemonic, Mnemonic::Xsetbv),
+            Self::Pause => matches!(mnemonic, Mnemonic::Pause),
+            Self::CacheFlush => matches!(mnemonic, Mnemonic::Wbinvd | Mnemonic::Invd | Mnemonic::Wbnoinvd),
+        }
+    }
+}
+
+/// The RIP after the instruction at RIP, wrapped to 32 bits outside 64-bit mode.
+///
+/// Changes nothing in the guest: the accessed bits of the code's page are the processor's to set, and it has.
+///
+/// # Errors
+/// [`Fault::Unsupported`] when `expected` is not there (another vCPU changed the code), or what its fetch raises.
+pub fn next_rip<C: Context>(context: &C, expected: Opcode) -> Result<u64, Fault> {
+    let code = context.segment(SegmentName::Cs);
+    let paging = context.paging();
+    let code_size = CodeSize::of(&paging, code);
+    let rip = context.rip();
+    let start = match code_size {
+        CodeSize::Bits64 => rip,
+        CodeSize::Bits16 | CodeSize::Bits32 => code_size.wrap(code.base.wrapping_add(rip)),
+    };
+    if start % PAGE_BYTES <= PAGE_BYTES - 8 {
+        let gpa: Gpa = paging::probe(context, start, Access::Fetch, Privilege::of(&paging))?;
+        if let Some(length) = context.ram_u64(gpa).and_then(|bytes| expected.plain_length(bytes)) {
+            return Ok(code_size.wrap(rip.wrapping_add(length)));
+        }
+    }
+    let decoded = fetch::decode(context)?;
+    if expected.is(decoded.instruction.mnemonic()) { Ok(decoded.next_rip) } else { Err(decoded.unsupported()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,385 @@
+//! The board: chipset, PCI bus and devices behind one lock, and who answers at which port and address.
+
+use crate::console::Console;
+use crate::input::InputMode;
+use crate::mail::Mail;
+use crate::network::{Card, NicConfig};
+use crate::output::Outbox;
+use crate::storage::{Disk, DiskConfig};
+use crate::{End, Host, Machine};
+use addr::Gpa;
+use alloc::vec::Vec;
+use chipset::{Chipset, Clock, Effect, Message};
+use guestmem::GuestMemory;
+use pci::{Bdf, ConfigPort, ConfigSpace};
+use virtio::{Function, Rng, Signal};
+
+/// A virtio function, whatever its device.
+pub trait PciFunction {
+    fn config_read(&mut self, offset: u16, size: u8, signals: &mut Vec<Signal>) -> u32;
+    fn config_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>);
+    fn port_hit(&self, port: u16) -> Option<u16>;
+    fn port_read(&mut self, offset: u16, size: u8) -> u32;
+    fn port_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>);
+    fn mmio_hit(&self, gpa: Gpa) -> Option<u32>;
+    fn mmio_read(&mut self, offset: u32, size: u8, signals: &mut Vec<Signal>) -> u64;
+    fn mmio_write(&mut self, offset: u32, size: u8, value: u64, signals: &mut Vec<Signal>);
+}
+
+impl<D: virtio::Device> PciFunction for Function<D> {
+    fn config_read(&mut self, offset: u16, size: u8, signals: &mut Vec<Signal>) -> u32 {
+        self.config_read(offset, size, signals)
+    }
+    fn config_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>) {
+        self.config_write(offset, size, value, signals);
+    }
+    fn port_hit(&self, port: u16) -> Option<u16> {
+        self.port_hit(port)
+    }
+    fn port_read(&mut self, offset: u16, size: u8) -> u32 {
+        self.port_read(offset, size)
+    }
+    fn port_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>) {
+        self.port_write(offset, size, value, signals);
+    }
+    fn mmio_hit(&self, gpa: Gpa) -> Option<u32> {
+        self.mmio_hit(gpa)
+    }
+    fn mmio_read(&mut self, offset: u32, size: u8, signals: &mut Vec<Signal>) -> u64 {
+        self.mmio_read(offset, size, signals)
+    }
+    fn mmio_write(&mut self, offset: u32, size: u8, value: u64, signals: &mut Vec<Signal>) {
+        self.mmio_write(offset, size, value, signals);
+    }
+}
+
+/// Where functions are placed before the guest starts, as firmware does it.
+const IO_BARS: u16 = 0xc000;
+const IO_BAR_STRIDE: u16 = 0x20;
+const MMIO_BARS: u32 = 0xfe00_0000;
+const MMIO_BAR_STRIDE: u32 = 0x1_0000;
+
+/// How many random bytes a request gets at most.
+const RANDOM_BYTES_MAX: usize = 64;
+
+/// Which function answers at a PCI device number; 0 is the host bridge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    Console,
+    Rng,
+    Disk(usize),
+    Card(usize),
+}
+
+/// All that is behind the board's lock.
+pub struct Board {
+    pub input_mode: InputMode,
+    pub chipset: Chipset,
+    bridge: ConfigSpace,
+    config_port: ConfigPort,
+    pub(crate) console: Console,
+    pub(crate) rng: Function<Rng>,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) cards: Vec<Card>,
+    /// Device numbers from 1 on.
+    slots: Vec<Slot>,
+    /// What the chipset wants done; drained by [`Machine::carry_out`].
+    pub(crate) effects: Vec<Effect>,
+    /// What a function wants done; drained by [`Board::settle`].
+    pub(crate) signals: Vec<Signal>,
+    /// Functions with work that a kick announced, one bit a slot and queue.
+    kicked: Vec<(Slot, u16)>,
+    pub(crate) end: Option<End>,
+}
+
+impl Board {
+    pub fn new(wall_unix_ns: u64, ram_bytes: u64, disks: Vec<DiskConfig>, nics: Vec<NicConfig>) -> Self {
+        let mut slots = alloc::vec![Slot::Console, Slot::Rng];
+        slots.extend((0..disks.len()).map(Slot::Disk));
+        slots.extend((0..nics.len()).map(Slot::Card));
+        let mut board = Self {
+            input_mode: InputMode::Solo,
+            chipset: Chipset::new(wall_unix_ns, ram_bytes),
+            bridge: pci::host_bridge(),
+            config_port: ConfigPort::default(),
+            console: Console::new(),
+            rng: Function::new(Rng::new()),
+            disks: disks.into_iter().map(Disk::new).collect(),
+            cards: nics.into_iter().map(Card::new).collect(),
+            slots,
+            effects: Vec::new(),
+            signals: Vec::new(),
+            kicked: Vec::new(),
+            end: None,
+        };
+        board.place_functions();
+        board
+    }
+
+    /// Reads a port; all ones where nobody answers.
+    pub fn port_read(&mut self, memory: &GuestMemory, port: u16, size: u8, clock: Clock) -> u32 {
+        let ones = u32::MAX >> (32 - 8 * u32::from(size));
+        if let Some(value) = self.chipset.port_read(port, size, clock, &mut self.effects) {
+            self.console.feed_uart(&mut self.chipset, &mut self.effects);
+            return value;
+        }
+        if port == pci_ports::ADDRESS && size == 4 {
+            return self.config_port.read_address();
+        }
+        if let Some((bdf, offset)) = self.config_port.decode(port, size) {
+            return self.config_read(memory, bdf, offset, size);
+        }
+        for index in 0..self.slots.len() {
+            let function = self.function(self.slots[index]);
+            if let Some(offset) = function.port_hit(port) {
+                return function.port_read(offset, size) & ones;
+            }
+        }
+        ones
+    }
+
+    /// Writes a port; nothing happens where nobody answers.
+    pub fn port_write(&mut self, memory: &GuestMemory, port: u16, size: u8, value: u32, clock: Clock) {
+        if self.chipset.port_write(port, size, value, clock, &mut self.effects) {
+            return;
+        }
+        if port == pci_ports::ADDRESS && size == 4 {
+            return self.config_port.write_address(value);
+        }
+        if let Some((bdf, offset)) = self.config_port.decode(port, size) {
+            return self.config_write(memory, bdf, offset, size, value);
+        }
+        for index in 0..self.slots.len() {
+            let slot = self.slots[index];
+            if let Some(offset) = self.function(slot).port_hit(port) {
+                self.with_function(memory, slot, |function, signals| function.port_write(offset, size, value, signals));
+                return;
+            }
+        }
+    }
+
+    /// Reads a guest-physical address that is no memory; all ones where nobody answers.
+    pub fn mmio_read(&mut self, memory: &GuestMemory, gpa: Gpa, size: u8) -> u64 {
+        if let Some(value) = self.chipset.mmio_read(gpa, size) {
+            return value;
+        }
+        if let Some((bdf, offset)) = ecam(gpa) {
+            return self.config_read(memory, bdf, offset, size.min(4)).into();
+        }
+        match self.mmio_slot(gpa) {
+            Some((slot, offset)) => {
+                self.with_function(memory, slot, |function, signals| function.mmio_read(offset, size, signals))
+            }
+            None => u64::MAX >> (64 - 8 * u32::from(size)),
+        }
+    }
+
+    /// Writes a guest-physical address that is no memory.
+    pub fn mmio_write(&mut self, memory: &GuestMemory, gpa: Gpa, size: u8, value: u64) {
+        if self.chipset.mmio_write(gpa, size, value, &mut self.effects) {
+            return;
+        }
+        if let Some((bdf, offset)) = ecam(gpa) {
+            return self.config_write(memory, bdf, offset, size.min(4), value as u32);
+        }
+        if let Some((slot, offset)) = self.mmio_slot(gpa) {
+            self.with_function(memory, slot, |function, signals| function.mmio_write(offset, size, value, signals));
+        }
+    }
+
+    /// What was kicked and not yet looked at.
+    pub fn take_kick(&mut self) -> Option<(Slot, u16)> {
+        self.kicked.pop()
+    }
+
+    /// Notes that a queue has work left.
+    pub fn kick_again(&mut self, slot: Slot, queue: u16) {
+        self.kicked.push((slot, queue));
+    }
+
+    /// Sees to the random number device's queue, with bytes from `random`.
+    pub fn pump_rng(&mut self, memory: &GuestMemory, random: &mut dyn FnMut(&mut [u8])) {
+        let mut bytes = [0; RANDOM_BYTES_MAX];
+        while let Some((head, wanted)) = self.rng.wanted(memory) {
+            let bytes = &mut bytes[..wanted.min(RANDOM_BYTES_MAX)];
+            random(bytes);
+            self.rng.fill(memory, head, bytes, &mut self.signals);
+        }
+        self.settle(memory, Slot::Rng);
+    }
+
+    /// Somebody pressed the power button.
+    pub fn press_power_button(&mut self) {
+        self.chipset.press_power_button(&mut self.effects);
+    }
+
+    /// Calls `act` on a function and sees to what it signals.
+    pub fn with_function<R>(
+        &mut self,
+        memory: &GuestMemory,
+        slot: Slot,
+        act: impl FnOnce(&mut dyn PciFunction, &mut Vec<Signal>) -> R,
+    ) -> R {
+        let mut signals = core::mem::take(&mut self.signals);
+        let result = act(self.function(slot), &mut signals);
+        self.signals = signals;
+        self.settle(memory, slot);
+        result
+    }
+
+    /// Sees to what a function signalled.
+    pub fn settle(&mut self, _memory: &GuestMemory, slot: Slot) {
+        for index in 0..self.signals.len() {
+            match self.signals[index] {
+                Signal::Msi(msi) => {
+                    self.effects.extend(Message::from_msi(msi.address, msi.data).map(Effect::Interrupt));
+                }
+                Signal::Line(asserted) => {
+                    let gsi = firmware::layout::pci_gsi(self.device_number(slot), 0) as u8;
+                    self.chipset.set_gsi(gsi, asserted, &mut self.effects);
+                }
+                Signal::Kicked(queue) if self.kicked.contains(&(slot, queue)) => {}
+                Signal::Kicked(queue) => self.kicked.push((slot, queue)),
+                Signal::Reset => {
+                    self.kicked.retain(|(kicked, _)| *kicked != slot);
+                    if let Slot::Disk(disk) = slot {
+                        self.disks[disk].reset();
+                    }
+                }
+            }
+        }
+        self.signals.clear();
+    }
+
+    pub fn function(&mut self, slot: Slot) -> &mut dyn PciFunction {
+        match slot {
+            Slot::Console => &mut self.console.function,
+            Slot::Rng => &mut self.rng,
+            Slot::Disk(disk) => &mut self.disks[disk].function,
+            Slot::Card(card) => &mut self.cards[card].function,
+        }
+    }
+
+    fn config_read(&mut self, memory: &GuestMemory, bdf: Bdf, offset: u16, size: u8) -> u32 {
+        match self.slot_at(bdf) {
+            None if is_bridge(bdf) => self.bridge.read(offset, size),
+            None => u32::MAX >> (32 - 8 * u32::from(size)),
+            Some(slot) => {
+                self.with_function(memory, slot, |function, signals| function.config_read(offset, size, signals))
+            }
+        }
+    }
+
+    fn config_write(&mut self, memory: &GuestMemory, bdf: Bdf, offset: u16, size: u8, value: u32) {
+        match self.slot_at(bdf) {
+            None if is_bridge(bdf) => drop(self.bridge.write(offset, size, value)),
+            None => {}
+            Some(slot) => {
+                self.with_function(memory, slot, |function, signals| {
+                    function.config_write(offset, size, value, signals);
+                });
+            }
+        }
+    }
+
+    fn slot_at(&self, bdf: Bdf) -> Option<Slot> {
+        if bdf.bus != 0 || bdf.function != 0 {
+            return None;
+        }
+        self.slots.get(usize::from(bdf.device).checked_sub(1)?).copied()
+    }
+
+    fn device_number(&self, slot: Slot) -> u8 {
+        let index = self.slots.iter().position(|other| *other == slot).expect("every function has a slot");
+        index as u8 + 1
+    }
+
+    fn mmio_slot(&mut self, gpa: Gpa) -> Option<(Slot, u32)> {
+        (0..self.slots.len()).find_map(|index| {
+            let slot = self.slots[index];
+            Some((slot, self.function(slot).mmio_hit(gpa)?))
+        })
+    }
+
+    fn place_functions(&mut self) {
+        for index in 0..self.slots.len() {
+            let slot = self.slots[index];
+            let line = firmware::layout::pci_gsi(index as u8 + 1, 0) as u8;
+            let io = IO_BARS + IO_BAR_STRIDE * index as u16;
+            let mmio = MMIO_BARS + MMIO_BAR_STRIDE * index as u32;
+            match slot {
+                Slot::Console => place(&mut self.console.function, io, mmio, line),
+                Slot::Rng => place(&mut self.rng, io, mmio, line),
+                Slot::Disk(disk) => place(&mut self.disks[disk].function, io, mmio, line),
+                Slot::Card(card) => place(&mut self.cards[card].function, io, mmio, line),
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// Sees to what the board wants done: interrupts into mailboxes, console bytes into the outbox, and the machine's
+    /// end. Without an outbox console bytes wait in the board's effects for the next vCPU that exits.
+    pub(crate) fn carry_out(&self, board: &mut Board, mut outbox: Option<&mut Outbox>, host: &mut dyn Host) {
+        let mut effects = core::mem::take(&mut board.effects);
+        let mut left = 0;
+        for index in 0..effects.len() {
+            match effects[index] {
+                Effect::Console(byte) => match &mut outbox {
+                    Some(outbox) => {
+                        board.console.note_uart_output();
+                        outbox.push_console(&[byte]);
+                    }
+                    None => {
+                        effects[left] = effects[index];
+                        left += 1;
+                    }
+                },
+                Effect::Interrupt(message) => self.post_all(Mail::Message(message), host),
+                Effect::PicLine(asserted) => self.post(0, Mail::PicLine(asserted), host),
+                Effect::LevelEoi(vector) => {
+                    let more = board.effects.len();
+                    board.chipset.end_of_interrupt(vector, &mut board.effects);
+                    for index in more..board.effects.len() {
+                        if let Effect::Interrupt(message) = board.effects[index] {
+                            self.post_all(Mail::Message(message), host);
+                        }
+                    }
+                    board.effects.truncate(more);
+                }
+                Effect::PowerOff => board.end = board.end.take().or(Some(End::PowerOff)),
+                Effect::Reset => board.end = board.end.take().or(Some(End::Reset)),
+            }
+        }
+        effects.truncate(left);
+        board.effects = effects;
+    }
+
+    fn post_all(&self, mail: Mail, host: &mut dyn Host) {
+        (0..self.mailboxes.len()).for_each(|vcpu| self.post(vcpu, mail, host));
+    }
+
+    fn post(&self, vcpu: usize, mail: Mail, host: &mut dyn Host) {
+        self.mailboxes[vcpu].post(mail);
+        host.kick(vcpu);
+    }
+}
+
+/// PCI configuration mechanism 1.
+mod pci_ports {
+    pub const ADDRESS: u16 = 0xcf8;
+}
+
+fn is_bridge(bdf: Bdf) -> bool {
+    (bdf.bus, bdf.device, bdf.function) == (0, 0, 0)
+}
+
+fn ecam(gpa: Gpa) -> Option<(Bdf, u16)> {
+    let window = firmware::layout::ECAM;
+    window.contains(gpa).then(|| pci::ecam(gpa.as_u64() - window.start().as_u64())).flatten()
+}
+
+fn place<D: virtio::Device>(function: &mut Function<D>, io: u16, mmio: u32, line: u8) {
+    function.place_bars(io, mmio);
+    function.set_interrupt_line(line);
+}

@@ -1,0 +1,103 @@
+//! What `insn` needs of a vCPU and its machine, joined for the time of one instruction.
+
+use crate::Machine;
+use addr::Gpa;
+use alloc::vec::Vec;
+use chipset::{Clock, Effect, Lapic};
+use insn::{Context, Unavailable};
+use vcpu::{Gpr, Paging, Segment, SegmentName, Vcpu};
+
+/// A vCPU at an instruction, with everything that the instruction can reach.
+pub struct Cpu<'a> {
+    pub machine: &'a Machine,
+    pub vcpu: &'a mut dyn Vcpu,
+    pub lapic: &'a mut Lapic,
+    pub clock: Clock,
+    pub effects: &'a mut Vec<Effect>,
+}
+
+impl Cpu<'_> {
+    /// The offset into the local APIC's page, where that is mapped.
+    fn lapic_offset(&self, gpa: Gpa) -> Option<u16> {
+        let offset = gpa.as_u64().checked_sub(self.lapic.mmio_base()?.as_u64())?;
+        (offset < addr::PAGE_BYTES).then_some(offset as u16)
+    }
+}
+
+impl Context for Cpu<'_> {
+    fn gpr(&self, gpr: Gpr) -> u64 {
+        self.vcpu.gprs()[gpr as usize]
+    }
+
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) {
+        self.vcpu.gprs_mut()[gpr as usize] = value;
+    }
+
+    fn rip(&self) -> u64 {
+        self.vcpu.rip()
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vcpu.rflags()
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.vcpu.set_rflags(value);
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        self.vcpu.segment(name)
+    }
+
+    fn paging(&self) -> Paging {
+        self.vcpu.paging()
+    }
+
+    fn physical_address_bits(&self) -> u32 {
+        self.machine.profile.physical_address_bits()
+    }
+
+    fn load(&mut self, gpa: Gpa, size: u8) -> Result<u64, Unavailable> {
+        if let Ok(value) = self.machine.memory.load(gpa, size.into()) {
+            return Ok(value);
+        }
+        if let Some(offset) = self.lapic_offset(gpa) {
+            return Ok(self.lapic.mmio_read(offset, size, self.clock).into());
+        }
+        Ok(self.machine.board.lock().mmio_read(&self.machine.memory, gpa, size))
+    }
+
+    fn store(&mut self, gpa: Gpa, size: u8, value: u64) -> Result<(), Unavailable> {
+        if self.machine.memory.store(gpa, size.into(), value).is_ok() {
+            return Ok(());
+        }
+        match self.lapic_offset(gpa) {
+            Some(offset) => self.lapic.mmio_write(offset, size, value as u32, self.clock, self.effects),
+            None => self.machine.board.lock().mmio_write(&self.machine.memory, gpa, size, value),
+        }
+        Ok(())
+    }
+
+    fn compare_exchange(&mut self, gpa: Gpa, size: u8, expected: u64, new: u64) -> Result<bool, Unavailable> {
+        match self.machine.memory.compare_exchange(gpa, size.into(), expected, new) {
+            Ok(equal) => Ok(equal),
+            Err(_) => self.store(gpa, size, new).map(|()| true),
+        }
+    }
+
+    fn ram(&self, gpa: Gpa, into: &mut [u8]) -> bool {
+        self.machine.memory.read(gpa, into).is_ok()
+    }
+
+    fn ram_u64(&self, gpa: Gpa) -> Option<u64> {
+        self.machine.memory.load(gpa, 8).ok()
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> u32 {
+        self.machine.board.lock().port_read(&self.machine.memory, port, size, self.clock)
+    }
+
+    fn port_out(&mut self, port: u16, size: u8, value: u32) {
+        self.machine.board.lock().port_write(&self.machine.memory, port, size, value, self.clock);
+    }
+}

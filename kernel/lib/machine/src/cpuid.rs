@@ -1,0 +1,254 @@
+//! What CPUID shows a guest: the host's answers, less what is not virtualised, plus what Linux knows of hypervisors.
+//!
+//! SDM volume 2, CPUID; APM volume 3, appendix E; for the hypervisor leaves Linux's Documentation/virt/kvm/x86/cpuid.rst,
+//! whose interface Pollux offers as far as it implements it. Everything is a mask over the host's leaf, so that a
+//! feature is offered only when it is known here and the host has it.
+
+use vcpu::{Paging, cr4};
+
+/// One leaf's registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs, reason = "the names are the architecture's")]
+pub struct Leaf {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// What CPUID shows, ready to be looked up.
+#[derive(Clone, Debug)]
+pub struct CpuProfile {
+    basic: [Leaf; BASIC_LEAVES],
+    /// Subleaf 0 of leaf 7 is in `basic`; these are those of leaf 0Dh.
+    xsave: [Leaf; XSAVE_SUBLEAVES],
+    extended: [Leaf; EXTENDED_LEAVES],
+    vcpus: u32,
+    tsc_khz: u32,
+}
+
+const BASIC_LEAVES: usize = 0xe;
+const EXTENDED_LEAVES: usize = 0x1b;
+const XSAVE_SUBLEAVES: usize = 10;
+const EXTENDED: u32 = 0x8000_0000;
+
+/// The hypervisor leaves: KVM's interface, and Pollux's own name behind it.
+const HYPERVISOR: u32 = 0x4000_0000;
+const HYPERVISOR_FEATURES: u32 = 0x4000_0001;
+const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+const POLLUX: u32 = 0x4000_0100;
+
+/// Leaf 1 ECX: SSE3, PCLMULQDQ, SSSE3, FMA, CX16, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
+const FEATURES_1_ECX: u32 = 1 << 0
+    | 1 << 1
+    | 1 << 9
+    | 1 << 12
+    | 1 << 13
+    | 1 << 17
+    | 1 << 19
+    | 1 << 20
+    | 1 << 22
+    | 1 << 23
+    | 1 << 25
+    | 1 << 26
+    | 1 << 28
+    | 1 << 29
+    | 1 << 30;
+/// Leaf 1 ECX, whatever the host has: x2APIC, TSC deadline, hypervisor present.
+const ALWAYS_1_ECX: u32 = 1 << 21 | 1 << 24 | 1 << 31;
+const OSXSAVE: u32 = 1 << 27;
+/// Leaf 1 EDX: FPU to CX8, APIC, SEP to PSE36, CLFSH, MMX, FXSR, SSE, SSE2. Not: DS, ACPI, SS, HTT, TM, PBE.
+const FEATURES_1_EDX: u32 = 0x0783_fbff;
+
+/// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, AVX-512 F and DQ, RDSEED, ADX, SMAP, IFMA, CLFLUSHOPT,
+/// CLWB, AVX-512 CD, SHA, BW, VL.
+const FEATURES_7_EBX: u32 = 1 << 0
+    | 1 << 3
+    | 1 << 5
+    | 1 << 7
+    | 1 << 8
+    | 1 << 9
+    | 1 << 10
+    | 1 << 16
+    | 1 << 17
+    | 1 << 18
+    | 1 << 19
+    | 1 << 20
+    | 1 << 21
+    | 1 << 23
+    | 1 << 24
+    | 1 << 28
+    | 1 << 29
+    | 1 << 30
+    | 1 << 31;
+/// Leaf 7 ECX: VBMI, UMIP, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID.
+const FEATURES_7_ECX: u32 =
+    1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+/// Leaf 7 EDX: fast short REP MOV.
+const FEATURES_7_EDX: u32 = 1 << 4;
+
+/// Components of XCR0: x87, SSE, AVX, and the three of AVX-512.
+const XCR0_COMPONENTS: u32 = 0xe7;
+/// Leaf 0Dh, subleaf 1: XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES: there is no IA32_XSS.
+const XSAVE_INSTRUCTIONS: u32 = 0x7;
+/// Bytes of the legacy area and the header.
+const XSAVE_BASE_BYTES: u32 = 576;
+
+/// Leaf 8000_0001 ECX: LAHF, ABM, SSE4A, misaligned SSE, PREFETCHW, XOP, FMA4, TBM.
+const FEATURES_EXTENDED_ECX: u32 = 1 << 0 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 16 | 1 << 21;
+/// Leaf 8000_0001 EDX: leaf 1's, SYSCALL, NX, MMXEXT, FFXSR, 1 GiB pages, RDTSCP, long mode, 3DNow!.
+const FEATURES_EXTENDED_EDX: u32 = 0x0183_fbff & FEATURES_1_EDX
+    | 1 << 11
+    | 1 << 20
+    | 1 << 22
+    | 1 << 25
+    | 1 << 26
+    | 1 << 27
+    | 1 << 29
+    | 1 << 30
+    | 1 << 31;
+/// Leaf 8000_0007 EDX: invariant TSC.
+const INVARIANT_TSC: u32 = 1 << 8;
+/// Leaf 8000_0008 EBX: CLZERO.
+const FEATURES_8_EBX: u32 = 1 << 0;
+
+/// KVM's features: no need of I/O delays, kvm-clock at its second registers, PV EOI, and a clock that is stable
+/// across vCPUs.
+const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24;
+
+impl CpuProfile {
+    /// What a guest with `vcpus` vCPUs sees on a host whose CPUID is `host` (leaf, subleaf), with a TSC of `tsc_khz`.
+    pub fn new(host: impl Fn(u32, u32) -> Leaf, vcpus: u32, tsc_khz: u32) -> Self {
+        let mut basic = [Leaf::default(); BASIC_LEAVES];
+        for index in [0, 1, 2, 4, 7] {
+            basic[index] = host(index as u32, 0);
+        }
+        basic[0].eax = BASIC_LEAVES as u32 - 1;
+        basic[1].ecx = basic[1].ecx & FEATURES_1_ECX | ALWAYS_1_ECX;
+        basic[1].edx &= FEATURES_1_EDX;
+        // The APIC timer does not stop in sleep; no other power management is offered.
+        basic[6].eax = 1 << 2;
+        let seven = basic[7];
+        basic[7] = Leaf {
+            eax: 0,
+            ebx: seven.ebx & FEATURES_7_EBX,
+            ecx: seven.ecx & FEATURES_7_ECX,
+            edx: seven.edx & FEATURES_7_EDX,
+        };
+        let xsave = core::array::from_fn(|index| xsave_leaf(&host, index as u32));
+        let mut extended = [Leaf::default(); EXTENDED_LEAVES];
+        for index in [0, 1, 2, 3, 4, 5, 6, 7, 8, 0x19, 0x1a] {
+            extended[index] = host(EXTENDED + index as u32, 0);
+        }
+        extended[0].eax = EXTENDED + EXTENDED_LEAVES as u32 - 1;
+        extended[1].ecx &= FEATURES_EXTENDED_ECX;
+        extended[1].edx &= FEATURES_EXTENDED_EDX;
+        extended[7] = Leaf { edx: extended[7].edx & INVARIANT_TSC, ..Leaf::default() };
+        let eight = extended[8];
+        extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: vcpus - 1, edx: 0 };
+        Self { basic, xsave, extended, vcpus, tsc_khz }
+    }
+
+    /// What vCPU `id` sees at a leaf, with control registers and XCR0 as they are.
+    pub fn leaf(&self, leaf: u32, subleaf: u32, id: u32, paging: &Paging, xcr0: u64) -> Leaf {
+        match leaf {
+            1 => self.leaf_1(id, paging),
+            4 | 7 if subleaf != 0 => Leaf::default(),
+            0xb => self.topology(subleaf, id),
+            0xd if subleaf == 0 => Leaf { ebx: self.xsave_bytes(xcr0), ..self.xsave[0] },
+            0xd => self.xsave.get(subleaf as usize).copied().unwrap_or_default(),
+            0..0xe => self.basic[leaf as usize],
+            HYPERVISOR => signature(HYPERVISOR_TIMING, b"KVMKVMKVM\0\0\0"),
+            HYPERVISOR_FEATURES => Leaf { eax: KVM_FEATURES, ..Leaf::default() },
+            HYPERVISOR_TIMING => {
+                Leaf { eax: self.tsc_khz, ebx: chipset::LAPIC_TIMER_HZ as u32 / 1000, ..Leaf::default() }
+            }
+            POLLUX => signature(POLLUX, b"PolluxPollux"),
+            EXTENDED.. => self.extended.get((leaf - EXTENDED) as usize).copied().unwrap_or_default(),
+            _ => Leaf::default(),
+        }
+    }
+
+    /// Whether XCR0 may be set to `value` (SDM volume 1, 13.3).
+    pub fn allows_xcr0(&self, value: u64) -> bool {
+        let has = |bits| value & bits == bits;
+        let none = |bits| value & bits == 0;
+        let offered = u64::from(self.xsave[0].eax);
+        value & !offered == 0
+            && has(1)
+            && (none(1 << 2) || has(1 << 1))
+            && (none(0xe0) || has(0xe0 | 1 << 2))
+            && self.basic[1].ecx & 1 << 26 != 0
+    }
+
+    /// The bits of EFER that a guest may set.
+    pub fn efer_bits(&self) -> u64 {
+        let edx = self.extended[1].edx;
+        let offered = |bit: u32, efer: u64| if edx & 1 << bit != 0 { efer } else { 0 };
+        vcpu::efer::LMA
+            | offered(11, vcpu::efer::SCE)
+            | offered(20, vcpu::efer::NXE)
+            | offered(29, vcpu::efer::LME)
+            | offered(25, 1 << 14)
+    }
+
+    /// The guest's physical address width.
+    pub fn physical_address_bits(&self) -> u32 {
+        self.extended[8].eax & 0xff
+    }
+
+    /// Whether the processor is one of AMD's.
+    pub fn is_amd(&self) -> bool {
+        let Leaf { ebx, edx, ecx, .. } = self.basic[0];
+        [ebx, edx, ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+    }
+
+    /// The TSC's rate.
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz
+    }
+
+    fn leaf_1(&self, id: u32, paging: &Paging) -> Leaf {
+        let leaf = self.basic[1];
+        let osxsave = if paging.cr4 & cr4::OSXSAVE != 0 { OSXSAVE } else { 0 };
+        Leaf { ebx: leaf.ebx & 0xff00 | self.vcpus << 16 | id << 24, ecx: leaf.ecx | osxsave, ..leaf }
+    }
+
+    /// Leaf 0Bh: no threads, and every vCPU a core of one package.
+    fn topology(&self, subleaf: u32, id: u32) -> Leaf {
+        let bits = self.vcpus.next_power_of_two().trailing_zeros();
+        match subleaf {
+            0 => Leaf { eax: 0, ebx: 1, ecx: 1 << 8, edx: id },
+            1 => Leaf { eax: bits, ebx: self.vcpus, ecx: 2 << 8 | 1, edx: id },
+            _ => Leaf { eax: 0, ebx: 0, ecx: subleaf & 0xff, edx: id },
+        }
+    }
+
+    /// Bytes of the XSAVE area for the components in `xcr0`.
+    fn xsave_bytes(&self, xcr0: u64) -> u32 {
+        let enabled = (2..XSAVE_SUBLEAVES).filter(|index| xcr0 & 1 << index != 0);
+        let ends = enabled.map(|index| self.xsave[index].eax + self.xsave[index].ebx);
+        ends.max().unwrap_or(0).max(XSAVE_BASE_BYTES)
+    }
+}
+
+fn xsave_leaf(host: &impl Fn(u32, u32) -> Leaf, index: u32) -> Leaf {
+    match index {
+        0 => {
+            let eax = host(0xd, 0).eax & XCR0_COMPONENTS;
+            let ends = (2..XSAVE_SUBLEAVES as u32).filter(|index| eax & 1 << index != 0).map(|index| {
+                let component = host(0xd, index);
+                component.eax + component.ebx
+            });
+            Leaf { eax, ebx: 0, ecx: ends.max().unwrap_or(0).max(XSAVE_BASE_BYTES), edx: 0 }
+        }
+        1 => Leaf { eax: host(0xd, 1).eax & XSAVE_INSTRUCTIONS, ..Leaf::default() },
+        _ if XCR0_COMPONENTS & 1 << index != 0 => host(0xd, index),
+        _ => Leaf::default(),
+    }
+}
+
+fn signature(last: u32, name: &[u8; 12]) -> Leaf {
+    let word = |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);
+    Leaf { eax: last, ebx: word(0), ecx: word(4), edx: word(8) }
+}

@@ -1,0 +1,213 @@
+//! What each exit means for the machine.
+
+use crate::context::Cpu;
+use crate::run::Thread;
+use crate::{End, Machine, Moment};
+use addr::Gpa;
+use alloc::format;
+use chipset::Clock;
+use insn::{Fault, Opcode};
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection};
+
+/// How many elements of a repeated string instruction are carried out at a time.
+const STRING_BUDGET: u32 = 256;
+
+/// What KVM answers to a hypercall that it does not know.
+const HYPERCALL_UNKNOWN: u64 = -1000i64 as u64;
+
+/// What follows from an exit.
+pub enum Next {
+    /// The vCPU goes on.
+    Run,
+    /// The host has something to do first.
+    Yield,
+    /// The vCPU waits for an interrupt.
+    Halt,
+    /// The machine ends.
+    End(End),
+}
+
+impl Machine {
+    pub(crate) fn handle(&self, thread: &mut Thread, exit: Exit, now: Moment) -> Next {
+        let clock = Self::clock(now, thread.vcpu.tsc_offset());
+        match exit {
+            Exit::HostInterrupt => return Next::Yield,
+            Exit::InterruptWindow => thread.vcpu.want_interrupt_window(false),
+            Exit::Port(access) => return self.port(thread, access, clock),
+            Exit::NestedFault { gpa, access, page_walk } => {
+                return self.nested_fault(thread, gpa, access, page_walk, clock);
+            }
+            Exit::MsrRead { index } => return self.msr_read(thread, exit, index, clock),
+            Exit::MsrWrite { index, value } => return self.msr_write(thread, exit, index, value, clock),
+            Exit::Cpuid { leaf, subleaf } => return self.cpuid(thread, exit, leaf, subleaf, clock),
+            Exit::SetXcr { index, value } => return self.set_xcr(thread, exit, index, value, clock),
+            Exit::Halt => {
+                let next = self.skip(thread, exit, clock);
+                return if matches!(next, Next::Run) { Next::Halt } else { next };
+            }
+            Exit::Pause => {
+                let next = self.skip(thread, exit, clock);
+                return if matches!(next, Next::Run) { Next::Yield } else { next };
+            }
+            // Caches are coherent with everything that this machine has.
+            Exit::CacheFlush => return self.skip(thread, exit, clock),
+            Exit::Hypercall => {
+                thread.vcpu.gprs_mut()[Gpr::Rax as usize] = HYPERCALL_UNKNOWN;
+                return self.skip(thread, exit, clock);
+            }
+            Exit::Unoffered => thread.vcpu.inject(Event::Exception(Exception::UNDEFINED)),
+            Exit::TripleFault => return crash(thread, "a triple fault"),
+            Exit::TaskSwitch => return crash(thread, "a hardware task switch, which is not supported yet"),
+            Exit::InvalidState(rule) => return crash(thread, &format!("the processor refused to enter it: {rule}")),
+            Exit::Fatal(what) => return crash(thread, what),
+            Exit::Unexpected(code) => return crash(thread, &format!("an exit that nobody asked for, code {code:#x}")),
+        }
+        Next::Run
+    }
+
+    fn port(&self, thread: &mut Thread, access: PortAccess, clock: Clock) -> Next {
+        let PortAccess { port, size, direction, string } = access;
+        thread.board_touched = true;
+        if string {
+            return self.emulate(thread, clock);
+        }
+        let rax = thread.vcpu.gprs()[Gpr::Rax as usize];
+        let mask = u64::MAX >> (64 - 8 * u32::from(size));
+        match direction {
+            PortDirection::Out => {
+                let value = (rax & mask) as u32;
+                self.board.lock().port_write(&self.memory, port, size, value, clock);
+            }
+            PortDirection::In => {
+                let value = self.board.lock().port_read(&self.memory, port, size, clock);
+                // A four-byte IN clears the upper half; shorter ones keep what is above them.
+                let kept = if size == 4 { 0 } else { rax & !mask };
+                thread.vcpu.gprs_mut()[Gpr::Rax as usize] = kept | u64::from(value) & mask;
+            }
+        }
+        match thread.vcpu.next_rip() {
+            Some(next_rip) => {
+                thread.vcpu.retire(next_rip);
+                Next::Run
+            }
+            None => crash(thread, "a port access without the address of the next instruction"),
+        }
+    }
+
+    fn nested_fault(&self, thread: &mut Thread, gpa: Gpa, access: Access, page_walk: bool, clock: Clock) -> Next {
+        if access == Access::Fetch {
+            return crash(thread, &format!("it runs code at {gpa}, which is no memory"));
+        }
+        if page_walk {
+            return crash(thread, &format!("its page tables are at {gpa}, which is no memory"));
+        }
+        self.emulate(thread, clock)
+    }
+
+    /// Carries out the instruction at RIP, which touches a device.
+    fn emulate(&self, thread: &mut Thread, clock: Clock) -> Next {
+        thread.timer_changed = true;
+        thread.board_touched = true;
+        let mut cpu = self.cpu(thread, clock);
+        match insn::step(&mut cpu, STRING_BUDGET) {
+            Ok(completed) => {
+                thread.vcpu.retire(completed.next_rip);
+                Next::Run
+            }
+            Err(fault) => self.fault(thread, fault),
+        }
+    }
+
+    fn msr_read(&self, thread: &mut Thread, exit: Exit, index: u32, clock: Clock) -> Next {
+        match self.read_msr(thread, index, clock) {
+            Ok(value) => {
+                let gprs = thread.vcpu.gprs_mut();
+                gprs[Gpr::Rax as usize] = value & 0xffff_ffff;
+                gprs[Gpr::Rdx as usize] = value >> 32;
+                self.skip(thread, exit, clock)
+            }
+            Err(_) => protection_fault(thread),
+        }
+    }
+
+    fn msr_write(&self, thread: &mut Thread, exit: Exit, index: u32, value: u64, clock: Clock) -> Next {
+        let mut effects = core::mem::take(&mut thread.effects);
+        let written = self.write_msr(thread, index, value, clock, &mut effects);
+        thread.effects = effects;
+        match written {
+            Ok(()) => self.skip(thread, exit, clock),
+            Err(_) => protection_fault(thread),
+        }
+    }
+
+    fn cpuid(&self, thread: &mut Thread, exit: Exit, leaf: u32, subleaf: u32, clock: Clock) -> Next {
+        let paging = thread.vcpu.paging();
+        let result = self.profile.leaf(leaf, subleaf, thread.index as u32, &paging, thread.xcr0);
+        let gprs = thread.vcpu.gprs_mut();
+        gprs[Gpr::Rax as usize] = result.eax.into();
+        gprs[Gpr::Rbx as usize] = result.ebx.into();
+        gprs[Gpr::Rcx as usize] = result.ecx.into();
+        gprs[Gpr::Rdx as usize] = result.edx.into();
+        self.skip(thread, exit, clock)
+    }
+
+    fn set_xcr(&self, thread: &mut Thread, exit: Exit, index: u32, value: u64, clock: Clock) -> Next {
+        if index != 0 || thread.vcpu.paging().cpl != 0 || !self.profile.allows_xcr0(value) {
+            return protection_fault(thread);
+        }
+        thread.xcr0 = value;
+        thread.vcpu.set_xcr0(value);
+        self.skip(thread, exit, clock)
+    }
+
+    /// Goes on behind the instruction that exited, finding its end where the processor does not say it.
+    fn skip(&self, thread: &mut Thread, exit: Exit, clock: Clock) -> Next {
+        if let Some(next_rip) = thread.vcpu.next_rip() {
+            thread.vcpu.retire(next_rip);
+            return Next::Run;
+        }
+        let Some(opcode) = Opcode::of(&exit) else {
+            return crash(thread, "an exit whose instruction cannot be found");
+        };
+        match insn::next_rip(&mut self.cpu(thread, clock), opcode) {
+            Ok(next_rip) => {
+                thread.vcpu.retire(next_rip);
+                Next::Run
+            }
+            Err(fault) => self.fault(thread, fault),
+        }
+    }
+
+    fn fault(&self, thread: &mut Thread, fault: Fault) -> Next {
+        match fault {
+            Fault::Exception(exception) => {
+                thread.vcpu.inject(Event::Exception(exception));
+                Next::Run
+            }
+            Fault::Unavailable => Next::Run,
+            Fault::Unsupported(bytes) => {
+                crash(thread, &format!("an instruction on a device that is not supported yet: {bytes:02x?}"))
+            }
+        }
+    }
+
+    fn cpu<'a>(&'a self, thread: &'a mut Thread, clock: Clock) -> Cpu<'a> {
+        Cpu {
+            machine: self,
+            vcpu: &mut *thread.vcpu,
+            lapic: &mut thread.lapic,
+            clock,
+            effects: &mut thread.effects,
+        }
+    }
+}
+
+fn protection_fault(thread: &mut Thread) -> Next {
+    thread.vcpu.inject(Event::Exception(Exception::PROTECTION));
+    Next::Run
+}
+
+fn crash(thread: &Thread, why: &str) -> Next {
+    let rip = thread.vcpu.rip();
+    Next::End(End::Crash(format!("vCPU {} at {rip:#x}: {why}", thread.index)))
+}

@@ -1,0 +1,82 @@
+//! The input door: everything asynchronous that the guest can observe enters here.
+//!
+//! Completions, frames, keys and buttons come from any CPU through these methods of [`Machine`]; timers and random
+//! bytes come through the run loop, which asks here for the moment. In [`InputMode::Solo`], the only mode so far, an
+//! input is applied at once, under the board's lock.
+
+use crate::{Host, Machine, Moment};
+use chipset::Clock;
+use switch::Offload;
+use virtio::blk::Outcome;
+
+/// When input is applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InputMode {
+    /// At once, from any CPU; disks write into guest memory, and the guest reads the TSC itself.
+    Solo,
+}
+
+/// No buffer of the guest's holds the frame: it is lost, as on a wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameLost;
+
+impl Machine {
+    /// A disk transfer ended.
+    pub fn disk_done(&self, disk: usize, id: u64, outcome: Outcome, host: &mut dyn Host) {
+        let mut board = self.enter();
+        board.disk_done(&self.memory, disk, id, outcome);
+        self.carry_out(&mut board, None, host);
+    }
+
+    /// Tells the guest of the transfers that ended since the last call.
+    pub fn disks_settle(&self, disk: usize, host: &mut dyn Host) {
+        let mut board = self.enter();
+        board.disk_settle(&self.memory, disk);
+        self.carry_out(&mut board, None, host);
+    }
+
+    /// A frame arrived for a network card. [`frames_settle`](Self::frames_settle) ends the batch.
+    pub fn frame(&self, nic: usize, offload: &Offload, bytes: &[u8]) -> Result<(), FrameLost> {
+        self.enter().frame(&self.memory, nic, offload, bytes)
+    }
+
+    /// Tells the guest of the frames that arrived since the last call.
+    pub fn frames_settle(&self, nic: usize, host: &mut dyn Host) {
+        let mut board = self.enter();
+        board.frames_settle(&self.memory, nic);
+        self.carry_out(&mut board, None, host);
+    }
+
+    /// What a card's guest takes unfinished now.
+    pub fn nic_offloads(&self, nic: usize) -> switch::Offloads {
+        self.board.lock().nic_offloads(nic)
+    }
+
+    /// Keys for the console; says how many were taken.
+    pub fn console_input(&self, bytes: &[u8], host: &mut dyn Host) -> usize {
+        let mut board = self.enter();
+        let taken = board.console_input(&self.memory, bytes);
+        self.carry_out(&mut board, None, host);
+        taken
+    }
+
+    /// Somebody pressed the power button.
+    pub fn power_button(&self, host: &mut dyn Host) {
+        let mut board = self.enter();
+        board.press_power_button();
+        self.carry_out(&mut board, None, host);
+    }
+
+    /// The moment as the guest sees it.
+    pub(crate) fn clock(now: Moment, tsc_offset: u64) -> Clock {
+        Clock { ns: now.ns, tsc: now.tsc.wrapping_add(tsc_offset) }
+    }
+
+    /// The board, for an input to be applied to.
+    fn enter(&self) -> spin::MutexGuard<'_, crate::board::Board> {
+        let board = self.board.lock();
+        match board.input_mode {
+            InputMode::Solo => board,
+        }
+    }
+}

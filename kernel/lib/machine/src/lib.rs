@@ -1,0 +1,145 @@
+//! One virtual machine, whole, minus silicon: its vCPUs' run loop, exits, devices, and the two doors.
+//!
+//! [`Machine`] is what all of a VM's threads share, [`Thread`] what one vCPU keeps for itself. The kernel calls
+//! [`Machine::run`] for a vCPU and the methods of the input door for everything that arrives from outside; what leaves
+//! comes through [`Host`] and the [`Outbox`]. No driver, clock or thread is known here, so that the same code runs in
+//! the kernel, in tests and in a simulator.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod board;
+mod console;
+mod context;
+mod cpuid;
+mod exits;
+mod input;
+mod mail;
+mod msr;
+mod network;
+mod output;
+mod paravirt;
+mod run;
+mod start;
+mod storage;
+
+#[cfg(test)]
+mod tests;
+
+pub use cpuid::{CpuProfile, Leaf};
+pub use input::InputMode;
+pub use network::{NicConfig, offload_of};
+pub use output::{Outbox, OutFrame, OutTransfer, OutputMode};
+pub use run::{Pause, Thread};
+pub use start::{Kernel, StartError};
+pub use storage::DiskConfig;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use board::Board;
+use guestmem::GuestMemory;
+use mail::Mailbox;
+use spin::Mutex;
+use trace::Counters;
+use vcpu::Exit;
+
+/// Exits by kind, with the time that they took.
+pub type ExitCounters = Counters<{ Exit::KINDS }>;
+
+/// The moment, as the host sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment {
+    /// Nanoseconds since the host started; never goes back.
+    pub ns: u64,
+    /// The host's TSC.
+    pub tsc: u64,
+}
+
+/// What a running machine needs of its host.
+pub trait Host {
+    /// The moment.
+    fn now(&self) -> Moment;
+    /// Sees to it that this CPU is interrupted at `ns`, or before.
+    fn arm(&mut self, ns: u64);
+    /// Lets another vCPU of this machine look into its mailbox: it is running elsewhere, or asleep.
+    fn kick(&mut self, vcpu: usize);
+    /// Takes everything out of the outbox. The machine holds no lock during the call.
+    fn flush(&mut self, outbox: &mut Outbox);
+    /// Fills bytes with randomness.
+    fn random(&mut self, into: &mut [u8]);
+    /// A typed note of what happens, for the trace ring.
+    fn trace(&mut self, event: trace::Event);
+}
+
+/// What a machine consists of.
+pub struct MachineConfig {
+    /// Which machine it is in traces.
+    pub id: u16,
+    /// How many vCPUs.
+    pub vcpus: u32,
+    /// Its memory, zeroed: one slot from 0 on, and what does not fit below [`firmware`]'s PCI window from 4 GiB on.
+    pub memory: GuestMemory,
+    /// What CPUID shows.
+    pub profile: CpuProfile,
+    /// Its disks.
+    pub disks: Vec<DiskConfig>,
+    /// Its network cards.
+    pub nics: Vec<NicConfig>,
+    /// UTC at the host's moment 0, in nanoseconds since 1970.
+    pub wall_unix_ns: u64,
+}
+
+/// Why a machine ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The guest turned itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// It cannot go on, and this is why.
+    Crash(String),
+}
+
+/// A virtual machine.
+pub struct Machine {
+    id: u16,
+    memory: GuestMemory,
+    profile: CpuProfile,
+    wall_unix_ns: u64,
+    board: Mutex<Board>,
+    mailboxes: Vec<Mailbox>,
+    counters: Vec<Mutex<ExitCounters>>,
+}
+
+impl Machine {
+    /// A machine that was not started.
+    pub fn new(config: MachineConfig) -> Self {
+        let MachineConfig { id, vcpus, memory, profile, disks, nics, wall_unix_ns } = config;
+        let board = Board::new(wall_unix_ns, memory.total_bytes(), disks, nics);
+        Self {
+            id,
+            memory,
+            profile,
+            wall_unix_ns,
+            board: Mutex::new(board),
+            mailboxes: (0..vcpus).map(|_| Mailbox::default()).collect(),
+            counters: (0..vcpus).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Exits by kind of one vCPU, as of the last time that it let go of its CPU.
+    pub fn counters(&self, vcpu: usize) -> ExitCounters {
+        self.counters[vcpu].lock().clone()
+    }
+
+    /// Whether a vCPU that sleeps has a reason to run.
+    pub fn has_mail(&self, vcpu: usize) -> bool {
+        self.mailboxes[vcpu].has_mail()
+    }
+}

@@ -1,0 +1,51 @@
+//! What others leave for a vCPU while it runs or sleeps: interrupt messages, at its next look.
+
+use alloc::vec::Vec;
+use chipset::Message;
+use core::sync::atomic::{AtomicBool, Ordering};
+use spin::Mutex;
+
+/// Something for a vCPU's local APIC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mail {
+    /// An interrupt message; the local APIC knows whether it is addressed.
+    Message(Message),
+    /// The 8259 pair's output changed to this level.
+    PicLine(bool),
+}
+
+/// The mail of one vCPU.
+#[derive(Default)]
+pub struct Mailbox {
+    waiting: AtomicBool,
+    mail: Mutex<Vec<Mail>>,
+}
+
+impl Mailbox {
+    /// Leaves something. A message that waits there already is not doubled: a local APIC holds each vector once too,
+    /// which also bounds the box.
+    pub fn post(&self, item: Mail) {
+        let mut mail = self.mail.lock();
+        match item {
+            Mail::PicLine(_) => mail.retain(|other| !matches!(other, Mail::PicLine(_))),
+            Mail::Message(_) if mail.contains(&item) => return,
+            Mail::Message(_) => {}
+        }
+        mail.push(item);
+        self.waiting.store(true, Ordering::Release);
+    }
+
+    /// Whether anything waits.
+    pub fn has_mail(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Takes everything out, in order, into `into`, which is empty.
+    pub fn take(&self, into: &mut Vec<Mail>) {
+        if self.has_mail() {
+            let mut mail = self.mail.lock();
+            self.waiting.store(false, Ordering::Relaxed);
+            core::mem::swap(&mut *mail, into);
+        }
+    }
+}

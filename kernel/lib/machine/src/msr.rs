@@ -1,0 +1,175 @@
+//! Model-specific registers that exit: implemented, or refused with #GP as hardware refuses what it lacks.
+//!
+//! SDM volume 4 and APM volume 2, appendix A. The local APIC's registers are `chipset`'s, KVM's are in `paravirt`;
+//! those that the vCPU's backend leaves to the guest never come here.
+
+use crate::run::Thread;
+use crate::{Machine, paravirt};
+use chipset::{Clock, Effect, GeneralProtection};
+use alloc::vec::Vec;
+use vcpu::{cr0, efer};
+
+const TSC: u32 = 0x10;
+const APIC_BASE: u32 = 0x1b;
+const PATCH_LEVEL: u32 = 0x8b;
+const MTRR_CAP: u32 = 0xfe;
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+const MISC_ENABLE: u32 = 0x1a0;
+const DEBUG_CTL: u32 = 0x1d9;
+const MTRR_VARIABLE: u32 = 0x200;
+const MTRR_VARIABLE_LAST: u32 = 0x20f;
+const MTRR_FIXED_64K: u32 = 0x250;
+const MTRR_FIXED_16K: u32 = 0x258;
+const MTRR_FIXED_16K_LAST: u32 = 0x259;
+const MTRR_FIXED_4K: u32 = 0x268;
+const MTRR_FIXED_4K_LAST: u32 = 0x26f;
+const PAT: u32 = 0x277;
+const MTRR_DEFAULT: u32 = 0x2ff;
+const TSC_DEADLINE: u32 = 0x6e0;
+const X2APIC: u32 = 0x800;
+const X2APIC_LAST: u32 = 0x8ff;
+const EFER: u32 = 0xc000_0080;
+const SYSTEM_CONFIGURATION: u32 = 0xc001_0010;
+const HARDWARE_CONFIGURATION: u32 = 0xc001_0015;
+const INTERRUPT_PENDING: u32 = 0xc001_0055;
+const DECODE_CONFIGURATION: u32 = 0xc001_1029;
+
+/// MTRRCAP: eight variable ranges, fixed ranges, write-combining.
+const MTRR_CAPABILITIES: u64 = 0x508;
+/// The revision that a processor without a loaded patch shows.
+const PATCH_LEVEL_NONE: u64 = 0x0100_0065;
+/// MISC_ENABLE: fast strings, which Linux takes for a condition of fast short REP MOV.
+const FAST_STRINGS: u64 = 1;
+/// LFENCE serialises.
+const LFENCE_SERIALISES: u64 = 1 << 1;
+/// HWCR bits that system software sets and that change nothing a guest sees: SLOWFENCE, CACHEFLSH, MONMWAIT, TSC rate.
+const HARDWARE_CONFIGURATION_BITS: u64 = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 24;
+
+/// Registers that only keep what was written.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    mtrr_variable: [u64; 16],
+    mtrr_fixed: [u64; 11],
+    mtrr_default: u64,
+    hardware_configuration: u64,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            mtrr_variable: [0; 16],
+            mtrr_fixed: [0x0606_0606_0606_0606; 11],
+            // Enabled, fixed ranges too, write-back: what firmware leaves for memory.
+            mtrr_default: 0xc06,
+            hardware_configuration: 1 << 24,
+        }
+    }
+}
+
+impl Machine {
+    pub(crate) fn read_msr(&self, thread: &mut Thread, index: u32, clock: Clock) -> Result<u64, GeneralProtection> {
+        Ok(match index {
+            APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => thread.lapic.read_msr(index, clock)?,
+            TSC => clock.tsc,
+            EFER => thread.vcpu.paging().efer,
+            PAT => thread.vcpu.state().pat,
+            MTRR_CAP => MTRR_CAPABILITIES,
+            MTRR_DEFAULT => thread.kept.mtrr_default,
+            MTRR_VARIABLE..=MTRR_VARIABLE_LAST => thread.kept.mtrr_variable[(index - MTRR_VARIABLE) as usize],
+            MISC_ENABLE => FAST_STRINGS,
+            MCG_CAP | MCG_STATUS | DEBUG_CTL => 0,
+            PATCH_LEVEL => PATCH_LEVEL_NONE,
+            SYSTEM_CONFIGURATION | INTERRUPT_PENDING if self.profile.is_amd() => 0,
+            HARDWARE_CONFIGURATION if self.profile.is_amd() => thread.kept.hardware_configuration,
+            DECODE_CONFIGURATION if self.profile.is_amd() => LFENCE_SERIALISES,
+            _ => match fixed_mtrr(index) {
+                Some(fixed) => thread.kept.mtrr_fixed[fixed],
+                None => paravirt::read_msr(thread, index)?,
+            },
+        })
+    }
+
+    pub(crate) fn write_msr(
+        &self,
+        thread: &mut Thread,
+        index: u32,
+        value: u64,
+        clock: Clock,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), GeneralProtection> {
+        match index {
+            APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => {
+                thread.timer_changed = true;
+                thread.lapic.write_msr(index, value, clock, effects)?;
+            }
+            TSC => {
+                thread.vcpu.set_tsc(value);
+                thread.timer_changed = true;
+                self.update_clock(thread);
+            }
+            EFER => self.write_efer(thread, value)?,
+            PAT => {
+                check(value.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7)))?;
+                let mut state = thread.vcpu.state();
+                state.pat = value;
+                thread.vcpu.set_state(&state);
+            }
+            MTRR_DEFAULT => {
+                check(value & !0xcff == 0 && is_memory_type(value as u8))?;
+                thread.kept.mtrr_default = value;
+            }
+            MTRR_VARIABLE..=MTRR_VARIABLE_LAST => {
+                let is_base = index & 1 == 0;
+                let reserved = if is_base { 0xf00 } else { 0x7ff } | u64::MAX << self.profile.physical_address_bits();
+                check(value & reserved == 0 && (!is_base || is_memory_type(value as u8)))?;
+                thread.kept.mtrr_variable[(index - MTRR_VARIABLE) as usize] = value;
+            }
+            MISC_ENABLE => check(value & !FAST_STRINGS == 0)?,
+            MCG_STATUS | DEBUG_CTL => check(value == 0)?,
+            SYSTEM_CONFIGURATION | INTERRUPT_PENDING if self.profile.is_amd() => check(value == 0)?,
+            HARDWARE_CONFIGURATION if self.profile.is_amd() => {
+                check(value & !HARDWARE_CONFIGURATION_BITS == 0)?;
+                thread.kept.hardware_configuration = value;
+            }
+            DECODE_CONFIGURATION if self.profile.is_amd() => check(value == LFENCE_SERIALISES)?,
+            _ => match fixed_mtrr(index) {
+                Some(fixed) => {
+                    check(value.to_le_bytes().into_iter().all(is_memory_type))?;
+                    thread.kept.mtrr_fixed[fixed] = value;
+                }
+                None => self.write_paravirt_msr(thread, index, value, clock)?,
+            },
+        }
+        Ok(())
+    }
+
+    /// EFER: no bit that was not offered; LME stays while paging is on; LMA is the processor's (APM volume 2, 3.1.7).
+    fn write_efer(&self, thread: &mut Thread, value: u64) -> Result<(), GeneralProtection> {
+        let mut state = thread.vcpu.state();
+        check(value & !self.profile.efer_bits() == 0)?;
+        check(state.cr0 & cr0::PG == 0 || (value ^ state.efer) & efer::LME == 0)?;
+        state.efer = value & !efer::LMA | state.efer & efer::LMA;
+        thread.vcpu.set_state(&state);
+        Ok(())
+    }
+}
+
+fn check(allowed: bool) -> Result<(), GeneralProtection> {
+    if allowed { Ok(()) } else { Err(GeneralProtection) }
+}
+
+/// The memory types of an MTRR (SDM volume 3, table 13-8).
+fn is_memory_type(kind: u8) -> bool {
+    matches!(kind, 0 | 1 | 4..=6)
+}
+
+fn fixed_mtrr(index: u32) -> Option<usize> {
+    let place = match index {
+        MTRR_FIXED_64K => 0,
+        MTRR_FIXED_16K..=MTRR_FIXED_16K_LAST => 1 + index - MTRR_FIXED_16K,
+        MTRR_FIXED_4K..=MTRR_FIXED_4K_LAST => 3 + index - MTRR_FIXED_4K,
+        _ => return None,
+    };
+    Some(place as usize)
+}

@@ -1,0 +1,39 @@
+//! From nothing to a guest at its first instruction: firmware tables, kernel, state.
+
+use crate::Machine;
+use alloc::string::{String, ToString};
+use firmware::{Board as FirmwareBoard, layout};
+use loader::Linux;
+use vcpu::VcpuState;
+
+/// What a direct boot starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel<'a> {
+    /// A bzImage.
+    pub image: &'a [u8],
+    /// Its initial file system.
+    pub initrd: Option<&'a [u8]>,
+    /// Its command line.
+    pub command_line: &'a str,
+}
+
+/// Why a guest cannot start: one clear line with the remedy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StartError(pub String);
+
+impl Machine {
+    /// Writes tables and kernel into the guest's memory; returns the state in which the boot vCPU starts.
+    pub fn load(&self, kernel: &Kernel<'_>) -> Result<VcpuState, StartError> {
+        let board = FirmwareBoard {
+            vcpus: self.mailboxes.len() as u32,
+            ecam: Some(layout::ECAM.start()),
+            pci_memory: layout::PCI_MEMORY,
+            pci_memory64: None,
+            keyboard: false,
+        };
+        let rsdp = firmware::write_acpi(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;
+        firmware::write_smbios(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;
+        let linux = Linux { kernel: kernel.image, initrd: kernel.initrd, command_line: kernel.command_line, rsdp };
+        loader::load(&self.memory, &linux).map_err(|error| StartError(error.to_string()))
+    }
+}

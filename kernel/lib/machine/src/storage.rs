@@ -1,0 +1,108 @@
+//! The machine's disks: from virtio-blk requests to transfers over host memory, and back.
+//!
+//! A request's guest buffers are resolved to host memory here, so that the host's disk reads and writes them without a
+//! copy. A transfer's id carries the disk's epoch: what was in flight when the driver reset its device completes into
+//! nothing, and the reset itself ends only when the host no longer touches the guest's memory for it.
+
+use crate::board::{Board, Slot};
+use crate::output::{OutTransfer, Outbox};
+use block::HostRun;
+use guestmem::{GuestMemory, Outside};
+use virtio::blk::{BlkConfig, Op, Outcome, Request};
+use virtio::{Blk, Function};
+
+/// A disk of a machine.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// Its size in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Whether writes fail.
+    pub read_only: bool,
+    /// Whether discards and zeroing reach the host's disk.
+    pub discard: bool,
+    /// What the guest's get-id shows; padded with zeroes.
+    pub serial: [u8; 20],
+}
+
+/// A disk on the board.
+pub struct Disk {
+    pub function: Function<Blk>,
+    request: Request,
+    epoch: u64,
+    in_flight: u32,
+    /// Transfers of earlier epochs that the host still works on.
+    stale: u32,
+}
+
+const HEAD_BITS: u32 = 16;
+
+impl Disk {
+    pub fn new(config: DiskConfig) -> Self {
+        let DiskConfig { sectors, read_only, discard, serial } = config;
+        let blk = BlkConfig { read_only, discard, serial, ..BlkConfig::new(sectors) };
+        Self { function: Function::new(Blk::new(blk)), request: Request::default(), epoch: 0, in_flight: 0, stale: 0 }
+    }
+
+    /// The driver reset the device.
+    pub fn reset(&mut self) {
+        self.epoch += 1;
+        self.stale += core::mem::take(&mut self.in_flight);
+        if self.stale > 0 {
+            self.function.hold_reset();
+        }
+    }
+
+    /// Takes requests off the queue until there are none.
+    pub fn pump(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox) {
+        while self.function.next_request(memory, &mut self.request) {
+            let request = &self.request;
+            let id = self.epoch << HEAD_BITS | u64::from(request.id);
+            let transfer = OutTransfer::new(index, id, op_of(request.op), request.sector, request.sectors as u32);
+            let queued = outbox.push_transfer(transfer, |runs| {
+                request.pieces.iter().try_for_each(|&(gpa, bytes)| {
+                    memory.each_run(gpa, bytes.into(), |run| {
+                        runs.push(HostRun { start: run.start, bytes: run.bytes as u32 });
+                    })
+                })
+            });
+            match queued {
+                Ok(()) => self.in_flight += 1,
+                // virtio-blk checked the pieces, and a guest's memory does not shrink.
+                Err(Outside { .. }) => self.function.complete(memory, self.request.id, Outcome::IoError),
+            }
+        }
+    }
+
+    fn done(&mut self, memory: &GuestMemory, id: u64, outcome: Outcome) {
+        if id >> HEAD_BITS == self.epoch {
+            self.in_flight -= 1;
+            self.function.complete(memory, id as u16, outcome);
+            return;
+        }
+        self.stale -= 1;
+        if self.stale == 0 {
+            self.function.finish_reset();
+        }
+    }
+}
+
+impl Board {
+    pub(crate) fn disk_done(&mut self, memory: &GuestMemory, disk: usize, id: u64, outcome: Outcome) {
+        self.disks[disk].done(memory, id, outcome);
+    }
+
+    pub(crate) fn disk_settle(&mut self, memory: &GuestMemory, disk: usize) {
+        self.disks[disk].function.notify_if_needed(memory, &mut self.signals);
+        self.settle(memory, Slot::Disk(disk));
+    }
+}
+
+fn op_of(op: Op) -> block::Op {
+    match op {
+        Op::Read => block::Op::Read,
+        Op::Write => block::Op::Write,
+        Op::Flush => block::Op::Flush,
+        Op::Discard => block::Op::Discard,
+        Op::WriteZeroes { .. } => block::Op::WriteZeroes,
+    }
+}

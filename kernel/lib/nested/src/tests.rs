@@ -1,0 +1,78 @@
+use super::npt::Npt;
+use super::*;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Tables in a map; `left` frames may still be taken.
+#[derive(Clone, Default)]
+struct Model(Rc<RefCell<State>>);
+
+#[derive(Default)]
+struct State {
+    tables: HashMap<u64, [u64; 512]>,
+    taken: u64,
+    left: u64,
+}
+
+impl TableMemory for Model {
+    fn take(&mut self) -> Option<Hpa> {
+        let mut state = self.0.borrow_mut();
+        state.left = state.left.checked_sub(1)?;
+        state.taken += 1;
+        let frame = 0x1000 * state.taken;
+        state.tables.insert(frame, [0; 512]);
+        Some(Hpa::new(frame))
+    }
+
+    fn give(&mut self, table: Hpa) {
+        assert!(self.0.borrow_mut().tables.remove(&table.as_u64()).is_some());
+    }
+
+    fn read(&self, table: Hpa, index: usize) -> u64 {
+        self.0.borrow().tables[&table.as_u64()][index]
+    }
+
+    fn write(&mut self, table: Hpa, index: usize, entry: u64) {
+        self.0.borrow_mut().tables.get_mut(&table.as_u64()).unwrap()[index] = entry;
+    }
+}
+
+fn model(frames: u64) -> Model {
+    let model = Model::default();
+    model.0.borrow_mut().left = frames;
+    model
+}
+
+#[test]
+fn pages_of_every_size_translate() {
+    let mut tables = Tables::<Npt, _>::new(model(16)).unwrap();
+    tables.map(Gpa::new(0x20_0000), Hpa::new(0x4000_0000), PageSize::Large).unwrap();
+    tables.map(Gpa::new(1 << 30), Hpa::new(3 << 30), PageSize::Huge).unwrap();
+    tables.map(Gpa::new(0x1000), Hpa::new(0x7000), PageSize::Small).unwrap();
+    assert_eq!(tables.translate(Gpa::new(0x20_1234)), Some((Hpa::new(0x4000_1234), PageSize::Large)));
+    assert_eq!(tables.translate(Gpa::new((1 << 30) + 5)), Some((Hpa::new((3 << 30) + 5), PageSize::Huge)));
+    assert_eq!(tables.translate(Gpa::new(0x1fff)), Some((Hpa::new(0x7fff), PageSize::Small)));
+    assert_eq!(tables.translate(Gpa::new(0x2000)), None);
+}
+
+#[test]
+fn a_large_page_is_split_into_equal_parts() {
+    let mut tables = Tables::<Npt, _>::new(model(16)).unwrap();
+    tables.map(Gpa::new(0), Hpa::new(1 << 30), PageSize::Huge).unwrap();
+    tables.unmap(Gpa::new(0x20_3000), PageSize::Small).unwrap();
+    assert_eq!(tables.translate(Gpa::new(0x20_3000)), None);
+    assert_eq!(tables.translate(Gpa::new(0x20_4000)), Some((Hpa::new((1 << 30) + 0x20_4000), PageSize::Small)));
+    assert_eq!(tables.translate(Gpa::new(0x40_0000)), Some((Hpa::new((1 << 30) + 0x40_0000), PageSize::Large)));
+}
+
+#[test]
+fn every_frame_comes_back_even_after_running_out() {
+    let memory = model(3);
+    let mut tables = Tables::<Npt, _>::new(memory.clone()).unwrap();
+    tables.map(Gpa::new(0), Hpa::new(0), PageSize::Large).unwrap();
+    assert_eq!(tables.map(Gpa::new(0x1000), Hpa::new(0), PageSize::Small), Err(OutOfMemory));
+    assert_eq!(tables.translate(Gpa::new(0x1000)), Some((Hpa::new(0x1000), PageSize::Large)));
+    drop(tables);
+    assert!(memory.0.borrow().tables.is_empty());
+}

@@ -1,0 +1,342 @@
+//! Every command, once.
+//!
+//! [`CATALOG`] says what each is called, takes and does; `parse`, `complete` and `help` all read it, so that they
+//! cannot differ. A new command is an entry here and a function that builds its [`Command`].
+
+use alloc::{boxed::Box, string::String};
+
+use config::{NicSpec, Size, VmSpec};
+
+use crate::{
+    Command, ParseError, VmAction,
+    parse::{Arguments, number},
+};
+
+/// One command.
+pub(crate) struct Spec {
+    /// Its words: one, or a group's and its own.
+    pub(crate) words: &'static [&'static str],
+    /// Whether the group's word alone means this command.
+    pub(crate) default: bool,
+    /// What it takes besides options.
+    pub(crate) operand: Option<Operand>,
+    /// The options it takes besides [`JSON`].
+    pub(crate) options: &'static [OptionSpec],
+    /// What it does, in one short line.
+    pub(crate) summary: &'static str,
+    /// What else there is to know.
+    pub(crate) details: &'static str,
+    /// Lines to try.
+    pub(crate) examples: &'static [&'static str],
+    /// Makes the command out of what was given.
+    pub(crate) build: fn(&Arguments<'_>) -> Result<Command, ParseError>,
+}
+
+/// What a command takes besides options.
+pub(crate) struct Operand {
+    /// What to call it: "NAME".
+    pub(crate) title: &'static str,
+    /// What it is.
+    pub(crate) value: Value,
+    /// Whether it must be given.
+    pub(crate) required: bool,
+    /// How many words it can have.
+    pub(crate) words_max: usize,
+}
+
+/// An option of a command.
+pub(crate) struct OptionSpec {
+    /// Its name with its dashes.
+    pub(crate) name: &'static str,
+    /// What to call its value and what that is, where it takes one.
+    pub(crate) value: Option<(&'static str, Value)>,
+    /// How often it can be given.
+    pub(crate) occurs: Occurs,
+    /// What it does, in one short line.
+    pub(crate) summary: &'static str,
+}
+
+/// How often an option can be given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Occurs {
+    /// At most once.
+    Once,
+    /// Once, and it must be.
+    Always,
+    /// As often as one likes.
+    Often,
+}
+
+/// What an operand or an option's value is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// A command or group.
+    Topic,
+    /// A VM that exists.
+    Vm,
+    /// A virtual disk that exists.
+    Disk,
+    /// A boot module that exists.
+    Module,
+    /// Something that nobody can guess.
+    Free,
+    /// `mac=` and an address, which can be left out.
+    Nic,
+}
+
+/// The option that every command takes.
+pub(crate) const JSON: OptionSpec = flag("--json", "answer with one JSON object on one line");
+
+/// How many lines `log` and `trace` show when nobody says.
+const LINES_DEFAULT: usize = 40;
+/// The most lines that can be asked for.
+const LINES_MAX: u64 = 100_000;
+
+pub(crate) const CATALOG: &[Spec] = &[
+    Spec {
+        operand: Some(Operand { title: "COMMAND", value: Value::Topic, required: false, words_max: 2 }),
+        examples: &["help", "help vm", "help vm create"],
+        ..plain(&["help"], "list the commands, or explain one", |arguments| {
+            Ok(Command::Help { topic: arguments.topic()? })
+        })
+    },
+    Spec {
+        details: "Shows the processor's features, the memory and who has it, every disk and NIC and whether it can be \
+                  used, and why guests cannot run where they cannot.",
+        examples: &["host", "host --json"],
+        ..plain(&["host"], "show what this machine is, has and can do", |_| Ok(Command::Host))
+    },
+    Spec {
+        operand: Some(Operand { title: "NAME", value: Value::Free, required: true, words_max: 1 }),
+        options: &[
+            OptionSpec {
+                occurs: Occurs::Always,
+                ..option("--kernel", "MODULE", Value::Module, "its kernel: a boot module with a Linux bzImage")
+            },
+            option("--initrd", "MODULE", Value::Module, "its initial RAM disk: another boot module"),
+            option("--cmdline", "TEXT", Value::Free, "its kernel's command line, in quotes"),
+            option("--memory", "SIZE", Value::Free, "its memory, 256M when not given"),
+            option("--vcpus", "N", Value::Free, "how many vCPUs it has, 1 when not given"),
+            OptionSpec {
+                occurs: Occurs::Often,
+                ..option("--disk", "DISK", Value::Disk, "a disk of its own; once for each")
+            },
+            OptionSpec {
+                occurs: Occurs::Often,
+                ..option("--nic", "[mac=ADDRESS]", Value::Nic, "a NIC; once for each; mac= can be left out")
+            },
+            flag("--start", "start it at once"),
+        ],
+        details: "A VM is forgotten when the host restarts, unless the configuration file has it. `modules` shows what \
+                  there is to boot and `disk` which disks are free.",
+        examples: &[
+            "vm create web --kernel vmlinuz --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
+             --disk web-root --nic --start",
+            "vm create db --kernel vmlinuz --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07",
+        ],
+        ..plain(&["vm", "create"], "define a VM", create)
+    },
+    Spec {
+        examples: &["vm list", "vm list --json"],
+        ..plain(&["vm", "list"], "list the VMs", |_| Ok(Command::VmList))
+    },
+    Spec {
+        examples: &["vm show web"],
+        ..on_vm(&["vm", "show"], "show what a VM is made of and does", |arguments| {
+            Ok(Command::VmShow { name: arguments.name()? })
+        })
+    },
+    Spec {
+        examples: &["vm start web"],
+        ..on_vm(&["vm", "start"], "power a VM on", |arguments| control(arguments, VmAction::Start))
+    },
+    Spec {
+        details: "Presses the VM's power button. A guest that does not react goes on running: `vm kill` ends it.",
+        examples: &["vm stop web"],
+        ..on_vm(&["vm", "stop"], "ask a VM to shut down", |arguments| control(arguments, VmAction::Stop))
+    },
+    Spec {
+        details: "What the guest has not flushed to its disks is lost, as when a machine's plug is pulled.",
+        examples: &["vm kill web"],
+        ..on_vm(&["vm", "kill"], "power a VM off at once", |arguments| control(arguments, VmAction::Kill))
+    },
+    Spec {
+        examples: &["vm reset web"],
+        ..on_vm(&["vm", "reset"], "reset a VM", |arguments| control(arguments, VmAction::Reset))
+    },
+    Spec {
+        examples: &["vm pause web"],
+        ..on_vm(&["vm", "pause"], "stop a VM where it is", |arguments| control(arguments, VmAction::Pause))
+    },
+    Spec {
+        examples: &["vm resume web"],
+        ..on_vm(&["vm", "resume"], "let a paused VM go on", |arguments| control(arguments, VmAction::Resume))
+    },
+    Spec {
+        details: "Shows the last 64 KiB of the console first. Ctrl-] leaves, unless the configuration names another \
+                  key; pressed twice it gives the guest one.",
+        examples: &["vm console web"],
+        ..on_vm(&["vm", "console"], "type into a VM's console", |arguments| {
+            Ok(Command::VmConsole { name: arguments.name()? })
+        })
+    },
+    Spec {
+        details: "Only a VM that does not run can be deleted. Its disks stay as they are.",
+        examples: &["vm delete web"],
+        ..on_vm(&["vm", "delete"], "forget a VM", |arguments| control(arguments, VmAction::Delete))
+    },
+    Spec {
+        default: true,
+        details: "Each partition of a disk with a GPT is a virtual disk, by its partition's name.",
+        examples: &["disk", "disk list --json"],
+        ..plain(&["disk", "list"], "list the virtual disks", |_| Ok(Command::DiskList))
+    },
+    Spec {
+        operand: Some(Operand { title: "DISK", value: Value::Disk, required: true, words_max: 1 }),
+        examples: &["disk show web-root"],
+        ..plain(&["disk", "show"], "show one virtual disk", |arguments| {
+            Ok(Command::DiskShow { name: arguments.operand()?.into() })
+        })
+    },
+    Spec {
+        default: true,
+        examples: &["net", "net list --json"],
+        ..plain(&["net", "list"], "list the switch's ports and their traffic", |_| Ok(Command::NetList))
+    },
+    Spec {
+        options: &[option("--lines", "N", Value::Free, "at most so many, 40 when not given")],
+        examples: &["log", "log --lines 200"],
+        ..plain(&["log"], "show the host's last messages", |arguments| Ok(Command::Log { lines: lines(arguments)? }))
+    },
+    Spec {
+        options: &[
+            option("--cpu", "N", Value::Free, "of this CPU only"),
+            option("--lines", "N", Value::Free, "at most so many of each CPU, 40 when not given"),
+            option("--vm", "NAME", Value::Vm, "of this VM only"),
+        ],
+        examples: &["trace --cpu 0 --lines 100", "trace --vm web"],
+        ..plain(&["trace"], "show what each CPU did last", trace)
+    },
+    Spec {
+        operand: Some(Operand { title: "NAME", value: Value::Vm, required: false, words_max: 1 }),
+        examples: &["stat", "stat web", "stat web --json"],
+        ..plain(&["stat"], "show what VMs exit for, wait for and transfer", |arguments| {
+            Ok(Command::Stat { name: arguments.optional_name()? })
+        })
+    },
+    Spec {
+        examples: &["modules"],
+        ..plain(&["modules"], "list the kernels and RAM disks to boot", |_| Ok(Command::Modules))
+    },
+    Spec {
+        details: "Asks every guest to shut down first.",
+        examples: &["poweroff"],
+        ..plain(&["poweroff"], "power the host off", |_| Ok(Command::PowerOff))
+    },
+    Spec {
+        details: "Asks every guest to shut down first.",
+        examples: &["reboot"],
+        ..plain(&["reboot"], "restart the host", |_| Ok(Command::Reboot))
+    },
+];
+
+/// A command that takes nothing.
+const fn plain(
+    words: &'static [&'static str],
+    summary: &'static str,
+    build: fn(&Arguments<'_>) -> Result<Command, ParseError>,
+) -> Spec {
+    Spec { words, default: false, operand: None, options: &[], summary, details: "", examples: &[], build }
+}
+
+/// A command that takes the name of a VM.
+const fn on_vm(
+    words: &'static [&'static str],
+    summary: &'static str,
+    build: fn(&Arguments<'_>) -> Result<Command, ParseError>,
+) -> Spec {
+    let operand = Some(Operand { title: "NAME", value: Value::Vm, required: true, words_max: 1 });
+    Spec { operand, ..plain(words, summary, build) }
+}
+
+/// An option with a value.
+const fn option(name: &'static str, title: &'static str, value: Value, summary: &'static str) -> OptionSpec {
+    OptionSpec { name, value: Some((title, value)), occurs: Occurs::Once, summary }
+}
+
+/// An option without one.
+const fn flag(name: &'static str, summary: &'static str) -> OptionSpec {
+    OptionSpec { name, value: None, occurs: Occurs::Once, summary }
+}
+
+fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
+    let kernel = arguments.module("--kernel")?.unwrap_or_default();
+    let mut vm = VmSpec::new(arguments.name()?, kernel);
+    vm.initrd = arguments.module("--initrd")?;
+    vm.start = arguments.has("--start");
+    if let Some(line) = arguments.value("--cmdline") {
+        vm.set_command_line(line.into())?;
+    }
+    if let Some(size) = arguments.value("--memory") {
+        vm.set_memory(size.parse::<Size>()?)?;
+    }
+    if let Some(vcpus) = arguments.value("--vcpus") {
+        vm.set_vcpus(number(vcpus, 1, config::VCPUS_MAX.into(), "a number of vCPUs")?)?;
+    }
+    for disk in arguments.values("--disk") {
+        vm.add_disk(disk.unwrap_or_default().into())?;
+    }
+    for nic in arguments.values("--nic") {
+        let mac = nic.and_then(|nic| nic.strip_prefix("mac=")).map(str::parse).transpose()?;
+        vm.add_nic(NicSpec { mac })?;
+    }
+    Ok(Command::VmCreate(Box::new(vm)))
+}
+
+fn control(arguments: &Arguments<'_>, action: VmAction) -> Result<Command, ParseError> {
+    Ok(Command::VmControl { name: arguments.name()?, action })
+}
+
+fn trace(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
+    let cpu = match arguments.value("--cpu") {
+        Some(text) => u32::try_from(number(text, 0, u32::MAX.into(), "a CPU's number")?).ok(),
+        None => None,
+    };
+    let vm = arguments.value("--vm").map(str::parse).transpose()?;
+    Ok(Command::Trace { cpu, lines: lines(arguments)?, vm })
+}
+
+fn lines(arguments: &Arguments<'_>) -> Result<usize, ParseError> {
+    match arguments.value("--lines") {
+        Some(text) => Ok(number(text, 1, LINES_MAX, "a number of lines")? as usize),
+        None => Ok(LINES_DEFAULT),
+    }
+}
+
+impl Spec {
+    /// The command as it is typed, without what it takes.
+    pub(crate) fn title(&self) -> String {
+        self.words.join(" ")
+    }
+
+    /// The option of that name, [`JSON`] among them.
+    pub(crate) fn option(&self, name: &str) -> Option<&'static OptionSpec> {
+        self.all_options().find(|option| option.name == name)
+    }
+
+    /// The options, [`JSON`] last.
+    pub(crate) fn all_options(&self) -> impl Iterator<Item = &'static OptionSpec> + use<> {
+        self.options.iter().chain(core::iter::once(&JSON))
+    }
+}
+
+/// The first words of all commands, each once, in the catalog's order.
+pub(crate) fn first_words() -> impl Iterator<Item = &'static str> {
+    let mut last = "";
+    CATALOG.iter().map(|spec| spec.words[0]).filter(move |&word| core::mem::replace(&mut last, word) != word)
+}
+
+/// The second words of a group's commands; none where the word is no group.
+pub(crate) fn second_words(group: &str) -> impl Iterator<Item = &'static str> {
+    CATALOG.iter().filter(move |spec| spec.words[0] == group).filter_map(|spec| spec.words.get(1).copied())
+}

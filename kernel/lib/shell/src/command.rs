@@ -1,0 +1,100 @@
+//! What an operator can ask for.
+
+use alloc::{boxed::Box, string::String};
+
+use config::{Name, VmSpec};
+
+/// A command and how its reply is to be shown.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Invocation {
+    /// The command.
+    pub command: Command,
+    /// Whether the reply is to be JSON, for a program.
+    pub json: bool,
+}
+
+/// A command, its values checked as far as that goes without knowing what exists.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// `help`: answered by [`help`](crate::help()).
+    Help {
+        /// The command or group that is asked about, one that exists; empty for all.
+        topic: String,
+    },
+    /// `host`: what this machine is, has and can do.
+    Host,
+    /// `vm create`: defines a VM, and starts it where the definition says so.
+    VmCreate(Box<VmSpec>),
+    /// `vm list`.
+    VmList,
+    /// `vm show`.
+    VmShow {
+        /// Which VM.
+        name: Name,
+    },
+    /// `vm start` and the other commands that change a VM's state.
+    VmControl {
+        /// Which VM.
+        name: Name,
+        /// What to do to it.
+        action: VmAction,
+    },
+    /// `vm console`: shows a VM's console and types into it, until the operator leaves.
+    VmConsole {
+        /// Which VM.
+        name: Name,
+    },
+    /// `disk list`.
+    DiskList,
+    /// `disk show`.
+    DiskShow {
+        /// The name of its partition.
+        name: String,
+    },
+    /// `net list`.
+    NetList,
+    /// `log`: the host's last messages.
+    Log {
+        /// At most how many, at least 1.
+        lines: usize,
+    },
+    /// `trace`: the last trace entries.
+    Trace {
+        /// Of this CPU only.
+        cpu: Option<u32>,
+        /// At most how many of each CPU, at least 1.
+        lines: usize,
+        /// Of this VM only.
+        vm: Option<Name>,
+    },
+    /// `stat`: exits by reason, steal time and I/O.
+    Stat {
+        /// Of this VM only.
+        name: Option<Name>,
+    },
+    /// `modules`: what travelled on the boot image.
+    Modules,
+    /// `poweroff`: asks every guest to shut down, then powers the host off.
+    PowerOff,
+    /// `reboot`: the same, and restarts the host.
+    Reboot,
+}
+
+/// What can be done to a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmAction {
+    /// Powers it on.
+    Start,
+    /// Asks it to shut down, as its power button does.
+    Stop,
+    /// Powers it off.
+    Kill,
+    /// Resets it.
+    Reset,
+    /// Stops its vCPUs where they are.
+    Pause,
+    /// Lets them go on.
+    Resume,
+    /// Forgets a VM that does not run. Its disks stay.
+    Delete,
+}

@@ -1,0 +1,40 @@
+//! The operator's console, without a wire: bytes in, a typed command out, a typed reply in, text out.
+//!
+//! [`LineEditor`] turns the bytes of a terminal into lines and echoes them; [`parse()`] turns a line into an
+//! [`Invocation`]; whoever carries it out (`kernel/src/host_console`) answers with a [`Reply`], which [`render()`] puts
+//! into text for people or JSON for programs. [`ConsoleBuffer`] and [`Attach`] are the two halves of a guest's
+//! console. What commands there are is said once, in the catalog that parsing, completion and help share.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod attach;
+mod catalog;
+mod command;
+mod complete;
+mod console;
+mod editor;
+mod help;
+mod history;
+mod keys;
+mod parse;
+mod render;
+mod reply;
+mod row;
+mod table;
+mod units;
+mod words;
+
+pub use attach::{Attach, AttachAction};
+pub use command::{Command, Invocation, VmAction};
+pub use complete::{NameKind, Names, NoNames};
+pub use console::{ConsoleBuffer, Cursor};
+pub use editor::{Input, LineEditor};
+pub use help::{CommandHelp, Help, OptionHelp, help};
+pub use parse::{ParseError, parse};
+pub use render::{render, to_terminal};
+pub use reply::{
+    Backend, Device, DeviceStatus, DiskInfo, DiskIo, DoneReply, ErrorReply, ExitStat, Feature, HostReport, LogLine,
+    Memory, ModuleInfo, NicIo, PortInfo, Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+};

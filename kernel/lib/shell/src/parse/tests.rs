@@ -1,0 +1,217 @@
+//! Lines that are commands, and lines that are not.
+
+use config::{Mac, NicSpec, Size, VmSpec};
+use proptest::prelude::*;
+
+use super::*;
+use crate::VmAction;
+
+fn command(line: &str) -> Command {
+    parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).unwrap().command
+}
+
+fn error(line: &str) -> String {
+    parse(line).expect_err(line).to_string()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+#[test]
+fn blank_lines_and_comments_are_nothing() {
+    for line in ["", "   ", "\t", "# vm list", "#"] {
+        assert_eq!(parse(line), Ok(None));
+    }
+}
+
+#[test]
+fn short_commands() {
+    assert_eq!(command("help"), Command::Help { topic: "".into() });
+    assert_eq!(command("help vm create"), Command::Help { topic: "vm create".into() });
+    assert_eq!(command("vm create --help"), Command::Help { topic: "vm create".into() });
+    assert_eq!(command("host"), Command::Host);
+    assert_eq!(command("vm list"), Command::VmList);
+    assert_eq!(command("vm show web"), Command::VmShow { name: name("web") });
+    assert_eq!(command("vm console web"), Command::VmConsole { name: name("web") });
+    assert_eq!(command("disk"), Command::DiskList);
+    assert_eq!(command("disk list"), Command::DiskList);
+    assert_eq!(command("disk show 'my disk'"), Command::DiskShow { name: "my disk".into() });
+    assert_eq!(command("net"), Command::NetList);
+    assert_eq!(command("net list"), Command::NetList);
+    assert_eq!(command("log"), Command::Log { lines: 40 });
+    assert_eq!(command("log --lines 7"), Command::Log { lines: 7 });
+    assert_eq!(command("trace"), Command::Trace { cpu: None, lines: 40, vm: None });
+    let trace = Command::Trace { cpu: Some(1), lines: 9, vm: Some(name("web")) };
+    assert_eq!(command("trace --vm web --cpu=1 --lines 9"), trace);
+    assert_eq!(command("stat"), Command::Stat { name: None });
+    assert_eq!(command("stat web"), Command::Stat { name: Some(name("web")) });
+    assert_eq!(command("modules"), Command::Modules);
+    assert_eq!(command("poweroff"), Command::PowerOff);
+    assert_eq!(command("reboot"), Command::Reboot);
+}
+
+#[test]
+fn what_is_done_to_a_vm() {
+    for (word, action) in [
+        ("start", VmAction::Start),
+        ("stop", VmAction::Stop),
+        ("kill", VmAction::Kill),
+        ("reset", VmAction::Reset),
+        ("pause", VmAction::Pause),
+        ("resume", VmAction::Resume),
+        ("delete", VmAction::Delete),
+    ] {
+        assert_eq!(command(&format!("vm {word} web")), Command::VmControl { name: name("web"), action });
+    }
+}
+
+#[test]
+fn every_command_takes_json() {
+    for spec in CATALOG {
+        for example in spec.examples {
+            let line = format!("{example} --json");
+            if !example.contains("--json") {
+                assert!(parse(&line).unwrap().unwrap().json, "{line}");
+            }
+        }
+    }
+    assert!(parse("disk --json").unwrap().unwrap().json);
+    assert!(parse("vm show --json web").unwrap().unwrap().json);
+    assert!(!parse("host").unwrap().unwrap().json);
+}
+
+#[test]
+fn creates_a_vm() {
+    let mut wanted = VmSpec::new(name("web"), "vmlinuz".into());
+    assert_eq!(command("vm create web --kernel vmlinuz"), Command::VmCreate(wanted.clone().into()));
+    wanted.initrd = Some("initrd.img".into());
+    wanted.command_line = "root=/dev/vda1 console=ttyS0".into();
+    wanted.memory = Size::from_mib(1024);
+    wanted.vcpus = 2;
+    wanted.disks = vec!["web-root".into(), "my disk".into()];
+    wanted.nics = vec![NicSpec { mac: None }, NicSpec { mac: Mac::new([2, 0, 0, 0, 0, 7]) }, NicSpec { mac: None }];
+    wanted.start = true;
+    let line = "vm create --nic --kernel=vmlinuz web --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
+                --memory 1G --vcpus 2 --disk web-root --disk \"my disk\" --nic mac=02:00:00:00:00:07 --start --nic";
+    assert_eq!(command(line), Command::VmCreate(wanted.into()));
+}
+
+#[test]
+fn a_quoted_value_may_look_like_an_option() {
+    let Command::VmCreate(vm) = command("vm create a --kernel k --cmdline '--x y'") else { panic!() };
+    assert_eq!(vm.command_line, "--x y");
+}
+
+#[test]
+fn mistyped_commands_get_the_remedy() {
+    for (line, message) in [
+        ("hlep", "unknown command `hlep`: did you mean `help`?"),
+        ("vn list", "unknown command `vn`: did you mean `vm`?"),
+        ("vm strat web", "unknown command `vm strat`: did you mean `vm start`?"),
+        ("start web", "unknown command `start`: did you mean `vm start`?"),
+        ("xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
+        (
+            "vm",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, console, delete, such as `vm list`",
+        ),
+        (
+            "vm --json",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, console, delete, such as `vm list`",
+        ),
+        ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
+        ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show"),
+        ("help vm strat", "unknown command `vm strat`: did you mean `vm start`?"),
+        ("help xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
+    ] {
+        assert_eq!(error(line), message);
+    }
+}
+
+#[test]
+fn mistyped_options_get_the_remedy() {
+    for (line, message) in [
+        ("vm create a --kernel k --memroy 1G", "unknown option --memroy: did you mean --memory?"),
+        ("vm list --jsno", "unknown option --jsno: did you mean --json?"),
+        ("log --count 3", "unknown option --count: `log` takes --lines, --json"),
+        ("vm create a --kernel", "--kernel needs a value: write --kernel MODULE"),
+        ("vm create a --kernel --start", "--kernel needs a value: write --kernel MODULE"),
+        ("vm create a --kernel k --start=yes", "--start takes no value: write --start alone"),
+        ("log --lines 3 --lines 4", "--lines is given twice: give it once"),
+        (
+            "vm create a --kernel k --nic=02:00:00:00:00:07",
+            "--nic cannot have `02:00:00:00:00:07`: write --nic alone or --nic mac=02:00:00:00:00:07",
+        ),
+        (
+            "vm create a --kernel k mac=02:00:00:00:00:07",
+            "`mac=02:00:00:00:00:07` is one word too many: write it right behind --nic",
+        ),
+    ] {
+        assert_eq!(error(line), message);
+    }
+}
+
+#[test]
+fn what_is_missing_or_too_much_is_named() {
+    for (line, message) in [
+        ("vm start", "`vm start` needs NAME: for example `vm start web`"),
+        (
+            "vm create --kernel k",
+            "`vm create` needs NAME: for example `vm create db --kernel vmlinuz --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07`",
+        ),
+        (
+            "vm create a",
+            "`vm create` needs --kernel MODULE: for example `vm create db --kernel vmlinuz --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07`",
+        ),
+        ("vm start a b", "`b` is one word too many: `vm start` takes one NAME; quote it where it contains blanks"),
+        ("host x", "`x` is one word too many: `host` takes only options; `help host` lists them"),
+        ("disk show ''", "a name is empty: type `help disk show`"),
+        ("vm create a --kernel ''", "--kernel names nothing: `modules` lists the boot modules"),
+        ("vm list \"", "a \" is not closed: add \""),
+        ("vm list \\", "the line ends with a backslash: type what it stands before"),
+    ] {
+        assert_eq!(error(line), message);
+    }
+}
+
+#[test]
+fn bad_values_say_what_is_allowed() {
+    for (line, message) in [
+        ("vm start Web", "`Web` is not a name: use 1 to 32 of a-z, 0-9 and -, such as web-1"),
+        ("vm create a --kernel k --memory lots", "`lots` is not a size: write a number with K, M or G, such as 256M"),
+        ("vm create a --kernel k --memory 1M", "a VM cannot have 1M of memory: give 16M to 4T, such as 256M"),
+        ("vm create a --kernel k --vcpus 0", "`0` is not a number of vCPUs: give 1 to 64"),
+        ("vm create a --kernel k --vcpus two", "`two` is not a number of vCPUs: give 1 to 64"),
+        ("vm create a --kernel k --vcpus ''", "`` is not a number of vCPUs: give 1 to 64"),
+        (
+            "vm create a --kernel k --disk d --disk d",
+            "disk `d` is given twice: give each disk once, by its partition's name",
+        ),
+        ("vm create a --kernel k --nic mac=1", "`1` is not a MAC address: write six bytes, such as 02:00:00:00:00:07"),
+        ("log --lines 0", "`0` is not a number of lines: give 1 to 100000"),
+        ("log --lines 99999999999999999999", "`99999999999999999999` is not a number of lines: give 1 to 100000"),
+        ("trace --cpu -1", "`-1` is not a CPU's number: give 0 to 4294967295"),
+    ] {
+        assert_eq!(error(line), message);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_line_panics_and_every_error_is_one_line(line in "\\PC{0,80}") {
+        if let Err(error) = parse(&line) {
+            prop_assert!(!error.message.is_empty() && !error.remedy.is_empty());
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn no_mixture_of_words_panics(words in prop::collection::vec(prop::sample::select(vec![
+        "vm", "create", "disk", "show", "help", "web", "--kernel", "--nic", "mac=02:00:00:00:00:07", "--json", "--memory",
+        "1G", "\"", "'", "\\", "--", "--=", "=", "--help", "trace", "--cpu",
+    ]), 0..8)) {
+        let line = words.join(" ");
+        let _ = parse(&line);
+        crate::complete::complete(&line, &crate::complete::tests::SomeNames);
+    }
+}

@@ -1,0 +1,338 @@
+//! From a reply to what the operator sees.
+
+use alloc::{format, string::String, vec::Vec};
+
+use crate::{
+    Backend, CommandHelp, Device, DeviceStatus, DiskInfo, ExitStat, Help, HostReport, LogLine, ModuleInfo, PortInfo,
+    Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    table::{
+        Side::{Left, Right},
+        Table,
+    },
+    units::{bytes, count, duration, hertz, moment},
+};
+
+/// The reply as text, each line with its end (`\n`): for people, or where `json` is asked for, one object on one line,
+/// whose only key is the reply's kind. Neither contains control characters other than the line ends.
+pub fn render(reply: &Reply, json: bool) -> String {
+    if json {
+        return render_json(reply);
+    }
+    let text = match reply {
+        Reply::Help(help) => render_help(help),
+        Reply::Host(report) => render_host(report),
+        Reply::Vms(vms) => render_vms(vms),
+        Reply::Vm(vm) => render_vm(vm),
+        Reply::Disks(disks) => render_disks(disks),
+        Reply::Ports(ports) => render_ports(ports),
+        Reply::Log(lines) => lines.iter().map(log_line).collect(),
+        Reply::Trace(lines) => render_trace(lines),
+        Reply::Stat(vms) => render_stats(vms),
+        Reply::Modules(modules) => render_modules(modules),
+        Reply::Done(done) => format!("{}\n", done.message),
+        Reply::Error(error) => match &error.remedy {
+            Some(remedy) => format!("error: {}: {remedy}\n", error.message),
+            None => format!("error: {}\n", error.message),
+        },
+    };
+    text.replace(|char: char| char.is_control() && char != '\n', "?")
+}
+
+/// Appends text to what goes to a terminal, which wants a carriage return with every line feed.
+pub fn to_terminal(text: &str, out: &mut Vec<u8>) {
+    for byte in text.bytes() {
+        if byte == b'\n' {
+            out.push(b'\r');
+        }
+        out.push(byte);
+    }
+}
+
+fn render_json(reply: &Reply) -> String {
+    let json = serde_json::to_string(reply).expect("a reply has only text for keys");
+    let mut line = String::with_capacity(json.len() + 1);
+    for char in json.chars() {
+        // JSON lets DEL and the C1 controls stand for themselves, and some terminals obey them.
+        if char.is_control() {
+            line.push_str(&format!("\\u{:04x}", u32::from(char)));
+        } else {
+            line.push(char);
+        }
+    }
+    line.push('\n');
+    line
+}
+
+fn render_help(help: &Help) -> String {
+    if let [command] = help.commands.as_slice() {
+        return render_command_help(command);
+    }
+    let mut table = Table::plain([Left, Left]);
+    for command in &help.commands {
+        table.row([command.usage.clone(), command.summary.clone()]);
+    }
+    table.render()
+        + "\n`help COMMAND` explains one, with examples. Every command takes --json.\n\
+           Tab completes; the arrows go back and edit.\n"
+}
+
+fn render_command_help(command: &CommandHelp) -> String {
+    let mut text = format!("{}\n  {}\n", command.usage, command.summary);
+    if !command.details.is_empty() {
+        text += &wrap(&command.details, 78);
+    }
+    let mut options = Table::plain([Left, Left]).indented(2);
+    for option in &command.options {
+        options.row([option.usage.clone(), option.summary.clone()]);
+    }
+    text += &format!("options\n{}examples\n", options.render());
+    for example in &command.examples {
+        text += &format!("  {example}\n");
+    }
+    text
+}
+
+/// A text in lines of at most `columns`, indented by two.
+fn wrap(text: &str, columns: usize) -> String {
+    let mut lines = String::new();
+    let mut line = String::from(" ");
+    for word in text.split_whitespace() {
+        if line.len() + 1 + word.len() > columns && line.len() > 1 {
+            lines += &(core::mem::replace(&mut line, " ".into()) + "\n");
+        }
+        line = line + " " + word;
+    }
+    lines + &line + "\n"
+}
+
+fn render_host(report: &HostReport) -> String {
+    let mut facts = Table::plain([Left, Left]);
+    let backend = match &report.backend {
+        Backend::Svm => "AMD-V (SVM), ready".into(),
+        Backend::Vmx => "Intel VT-x (VMX), ready".into(),
+        Backend::None { reason } => format!("not supported: {reason}"),
+    };
+    let memory = report.memory;
+    let address = report.management_address.clone().unwrap_or_else(|| "no address yet".into());
+    facts.row(["host".into(), report.name.clone()]);
+    facts.row(["version".into(), format!("Pollux {}", report.version)]);
+    facts.row(["up".into(), duration(report.uptime_ns)]);
+    facts.row(["processor".into(), format!("{}, TSC {}", report.cpu_model, hertz(report.tsc_hz))]);
+    facts.row(["CPUs".into(), count(report.cpus.into())]);
+    facts.row(["guests".into(), backend]);
+    facts.row([
+        "memory".into(),
+        format!(
+            "{}: {} free, {} Pollux, {} guests",
+            bytes(memory.total_bytes),
+            bytes(memory.free_bytes),
+            bytes(memory.own_bytes),
+            bytes(memory.guests_bytes)
+        ),
+    ]);
+    facts.row(["management".into(), address]);
+    let mut text = facts.render();
+    let mut features = Table::plain([Left, Left]).indented(2);
+    for feature in &report.features {
+        features.row([feature.name.clone(), if feature.present { "ready" } else { "not supported" }.into()]);
+    }
+    text += &format!("features\n{}", features.render());
+    text + &render_devices("disks", &report.disks) + &render_devices("NICs", &report.nics)
+}
+
+fn render_devices(heading: &str, devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return format!("{heading}\n  none\n");
+    }
+    let mut table = Table::plain([Left, Left, Left]).indented(2);
+    for device in devices {
+        let status = match &device.status {
+            DeviceStatus::Ready => "ready".into(),
+            DeviceStatus::NotSupported { reason } => format!("not supported: {reason}"),
+        };
+        table.row([device.name.clone(), device.description.clone(), status]);
+    }
+    format!("{heading}\n{}", table.render())
+}
+
+fn state(state: &VmState) -> String {
+    match state {
+        VmState::Crashed { reason } => format!("{}: {reason}", state.name()),
+        VmState::Created | VmState::Running | VmState::Paused | VmState::Stopped => state.name().into(),
+    }
+}
+
+fn render_vms(vms: &[VmSummary]) -> String {
+    if vms.is_empty() {
+        return "no VMs: `help vm create` shows how to make one\n".into();
+    }
+    let mut table = Table::new([("NAME", Left), ("VCPUS", Right), ("MEMORY", Right), ("UP", Right), ("STATE", Left)]);
+    for vm in vms {
+        let up = if vm.uptime_ns == 0 { "-".into() } else { duration(vm.uptime_ns) };
+        table.row([vm.name.as_str().into(), count(vm.vcpus.into()), bytes(vm.memory_bytes), up, state(&vm.state)]);
+    }
+    table.render()
+}
+
+fn render_vm(vm: &VmDetail) -> String {
+    let nics: Vec<String> = vm.nics.iter().map(|mac| format!("{mac}")).collect();
+    let or_none = |text: String| if text.is_empty() { "none".into() } else { text };
+    let mut facts = Table::plain([Left, Left]);
+    facts.row(["name".into(), vm.summary.name.as_str().into()]);
+    facts.row(["state".into(), state(&vm.summary.state)]);
+    facts.row(["up".into(), duration(vm.summary.uptime_ns)]);
+    facts.row(["vCPUs".into(), count(vm.summary.vcpus.into())]);
+    facts.row(["memory".into(), bytes(vm.summary.memory_bytes)]);
+    facts.row(["kernel".into(), vm.kernel.clone()]);
+    facts.row(["initrd".into(), vm.initrd.clone().unwrap_or_else(|| "none".into())]);
+    facts.row(["command line".into(), or_none(vm.command_line.clone())]);
+    facts.row(["disks".into(), or_none(vm.disks.join(", "))]);
+    facts.row(["NICs".into(), or_none(nics.join(", "))]);
+    facts.row(["exits".into(), count(vm.exits)]);
+    facts.row(["CPU time".into(), duration(vm.cpu_time_ns)]);
+    facts.render()
+}
+
+fn render_disks(disks: &[DiskInfo]) -> String {
+    if disks.is_empty() {
+        return "no virtual disks: each partition of a disk with a GPT is one\n".into();
+    }
+    let mut table = Table::new([("NAME", Left), ("SIZE", Right), ("ON", Left), ("ACCESS", Left), ("USED BY", Left)]);
+    for disk in disks {
+        table.row([
+            disk.name.clone(),
+            bytes(disk.bytes),
+            format!("{} partition {}", disk.disk, disk.partition),
+            if disk.read_only { "read only" } else { "read and write" }.into(),
+            disk.used_by.as_ref().map_or_else(|| "-".into(), |name| name.as_str().into()),
+        ]);
+    }
+    table.render()
+}
+
+fn render_ports(ports: &[PortInfo]) -> String {
+    let mut table = Table::new([
+        ("PORT", Left),
+        ("ADDRESS", Left),
+        ("LINK", Left),
+        ("IN", Right),
+        ("BYTES", Right),
+        ("OUT", Right),
+        ("BYTES", Right),
+        ("DROPS", Right),
+    ]);
+    for port in ports {
+        table.row([
+            port.name.clone(),
+            port.mac.map_or_else(|| "-".into(), |mac| format!("{mac}")),
+            if port.link_up { "up" } else { "down" }.into(),
+            count(port.frames_in),
+            bytes(port.bytes_in),
+            count(port.frames_out),
+            bytes(port.bytes_out),
+            count(port.drops),
+        ]);
+    }
+    table.render()
+}
+
+fn log_line(line: &LogLine) -> String {
+    format!("[{:>12}] {:5} {}\n", moment(line.time_ns), line.level, line.message)
+}
+
+fn render_trace(lines: &[TraceLine]) -> String {
+    let mut table = Table::new([("TIME", Right), ("CPU", Right), ("VM", Left), ("EVENT", Left)]);
+    for line in lines {
+        let vm = line.vm.as_ref().map_or_else(|| "-".into(), |name| name.as_str().into());
+        table.row([moment(line.time_ns), count(line.cpu.into()), vm, line.event.clone()]);
+    }
+    table.render()
+}
+
+fn render_stats(vms: &[VmStat]) -> String {
+    if vms.is_empty() {
+        return "no VMs\n".into();
+    }
+    vms.iter().map(render_stat).collect::<Vec<_>>().join("\n")
+}
+
+fn render_stat(vm: &VmStat) -> String {
+    let mut text = format!("{}: {} on CPUs, {} waiting\n", vm.name, duration(vm.cpu_time_ns), duration(vm.steal_ns));
+    text += &render_exits(&vm.exits);
+    if !vm.disks.is_empty() {
+        let mut table = Table::new([
+            ("DISK", Left),
+            ("READS", Right),
+            ("READ", Right),
+            ("WRITES", Right),
+            ("WRITTEN", Right),
+            ("FLUSHES", Right),
+            ("ERRORS", Right),
+        ])
+        .indented(2);
+        for disk in &vm.disks {
+            table.row([
+                disk.name.clone(),
+                count(disk.reads),
+                bytes(disk.read_bytes),
+                count(disk.writes),
+                bytes(disk.written_bytes),
+                count(disk.flushes),
+                count(disk.errors),
+            ]);
+        }
+        text += &table.render();
+    }
+    if !vm.nics.is_empty() {
+        let mut table = Table::new([
+            ("NIC", Left),
+            ("IN", Right),
+            ("BYTES", Right),
+            ("OUT", Right),
+            ("BYTES", Right),
+            ("DROPS", Right),
+        ])
+        .indented(2);
+        for nic in &vm.nics {
+            table.row([
+                format!("{}", nic.mac),
+                count(nic.frames_in),
+                bytes(nic.bytes_in),
+                count(nic.frames_out),
+                bytes(nic.bytes_out),
+                count(nic.drops),
+            ]);
+        }
+        text += &table.render();
+    }
+    text
+}
+
+/// The exits that happened, the costliest first.
+fn render_exits(exits: &[ExitStat]) -> String {
+    let mut exits: Vec<&ExitStat> = exits.iter().filter(|exit| exit.count > 0).collect();
+    exits.sort_by_key(|exit| core::cmp::Reverse((exit.time_ns, exit.count)));
+    let sum = |part: fn(&ExitStat) -> u64| exits.iter().fold(0_u64, |sum, exit| sum.saturating_add(part(exit)));
+    let (total, total_ns) = (sum(|exit| exit.count), sum(|exit| exit.time_ns));
+    let mut table = Table::new([("EXITS", Left), ("COUNT", Right), ("TIME", Right), ("EACH", Right)]).indented(2);
+    for exit in exits {
+        let each = exit.time_ns / exit.count.max(1);
+        table.row([exit.reason.clone(), count(exit.count), duration(exit.time_ns), duration(each)]);
+    }
+    table.row(["total".into(), count(total), duration(total_ns), duration(total_ns / total.max(1))]);
+    table.render()
+}
+
+fn render_modules(modules: &[ModuleInfo]) -> String {
+    if modules.is_empty() {
+        return "no boot modules: the boot image has no kernels for guests\n".into();
+    }
+    let mut table = Table::new([("MODULE", Left), ("SIZE", Right)]);
+    for module in modules {
+        table.row([module.name.clone(), bytes(module.bytes)]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests;

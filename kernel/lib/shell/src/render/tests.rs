@@ -1,0 +1,247 @@
+//! What replies look like.
+
+use config::{Mac, Name};
+
+use super::*;
+use crate::{DiskIo, Feature, Memory, NicIo, help, parse};
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn mac() -> Mac {
+    Mac::new([2, 0, 0, 0, 0, 7]).unwrap()
+}
+
+fn host(backend: Backend) -> Reply {
+    Reply::Host(HostReport {
+        name: "pollux".into(),
+        version: "0.1.0".into(),
+        cpu_model: "AMD EPYC 7763".into(),
+        cpus: 4,
+        tsc_hz: 2_450_000_000,
+        backend,
+        features: vec![
+            Feature { name: "nested paging".into(), present: true },
+            Feature { name: "NRIP save".into(), present: false },
+        ],
+        memory: Memory { total_bytes: 4 << 30, free_bytes: 3 << 30, own_bytes: 10 << 20, guests_bytes: 1014 << 20 },
+        disks: vec![Device {
+            name: "disk0".into(),
+            description: "virtio-blk, 4 GiB".into(),
+            status: DeviceStatus::Ready,
+        }],
+        nics: vec![Device {
+            name: "00:04.0".into(),
+            description: "8086:10d3".into(),
+            status: DeviceStatus::NotSupported { reason: "no driver".into() },
+        }],
+        management_address: Some("10.0.2.15/24".into()),
+        uptime_ns: 125_000_000_000,
+    })
+}
+
+fn vm(state: VmState) -> VmSummary {
+    VmSummary { name: name("web"), state, vcpus: 2, memory_bytes: 1 << 30, uptime_ns: 3_400_000_000 }
+}
+
+#[test]
+fn the_host_for_people() {
+    let text = render(&host(Backend::Svm), false);
+    assert_eq!(
+        text,
+        "host        pollux\n\
+         version     Pollux 0.1.0\n\
+         up          2 min 5 s\n\
+         processor   AMD EPYC 7763, TSC 2.4 GHz\n\
+         CPUs        4\n\
+         guests      AMD-V (SVM), ready\n\
+         memory      4 GiB: 3 GiB free, 10 MiB Pollux, 1014 MiB guests\n\
+         management  10.0.2.15/24\n\
+         features\n  nested paging  ready\n  NRIP save      not supported\n\
+         disks\n  disk0  virtio-blk, 4 GiB  ready\n\
+         NICs\n  00:04.0  8086:10d3  not supported: no driver\n"
+    );
+    let none = render(&host(Backend::None { reason: "the firmware locked SVM (VM_CR.SVMDIS)".into() }), false);
+    assert!(none.contains("guests      not supported: the firmware locked SVM (VM_CR.SVMDIS)\n"));
+}
+
+#[test]
+fn the_host_for_programs() {
+    let json = render(&host(Backend::None { reason: "locked".into() }), true);
+    assert_eq!(json.matches('\n').count(), 1);
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let host = &value["host"];
+    assert_eq!(host["backend"], "none");
+    assert_eq!(host["backend_reason"], "locked");
+    assert_eq!(host["memory"]["free_bytes"], 3_u64 << 30);
+    assert_eq!(host["uptime_ns"], 125_000_000_000_u64);
+    assert_eq!(host["features"][1]["present"], false);
+    assert_eq!(host["nics"][0]["status"], "not_supported");
+}
+
+#[test]
+fn vms_for_people_and_programs() {
+    let crashed = vm(VmState::Crashed { reason: "triple fault".into() });
+    let reply = Reply::Vms(vec![vm(VmState::Running), crashed]);
+    assert_eq!(
+        render(&reply, false),
+        "NAME  VCPUS  MEMORY     UP  STATE\n\
+         web       2   1 GiB  3.4 s  running\n\
+         web       2   1 GiB  3.4 s  crashed: triple fault\n"
+    );
+    assert_eq!(
+        render(&reply, true),
+        "{\"vms\":[{\"name\":\"web\",\"state\":\"running\",\"vcpus\":2,\"memory_bytes\":1073741824,\"uptime_ns\":3400000000},\
+         {\"name\":\"web\",\"state\":\"crashed\",\"reason\":\"triple fault\",\"vcpus\":2,\"memory_bytes\":1073741824,\
+         \"uptime_ns\":3400000000}]}\n"
+    );
+    assert_eq!(render(&Reply::Vms(vec![]), true), "{\"vms\":[]}\n");
+    assert!(render(&Reply::Vms(vec![]), false).contains("help vm create"));
+}
+
+#[test]
+fn one_vm_in_full() {
+    let reply = Reply::Vm(VmDetail {
+        summary: vm(VmState::Paused),
+        kernel: "vmlinuz".into(),
+        initrd: None,
+        command_line: String::new(),
+        disks: vec!["a".into(), "b".into()],
+        nics: vec![mac()],
+        exits: 12_345,
+        cpu_time_ns: 1_500_000,
+    });
+    let text = render(&reply, false);
+    for line in
+        ["initrd        none\n", "disks         a, b\n", "NICs          02:00:00:00:00:07\n", "exits         12,345\n"]
+    {
+        assert!(text.contains(line), "{text}");
+    }
+    let value: serde_json::Value = serde_json::from_str(&render(&reply, true)).unwrap();
+    assert_eq!(value["vm"]["state"], "paused");
+    assert_eq!(value["vm"]["initrd"], serde_json::Value::Null);
+    assert_eq!(value["vm"]["nics"][0], "02:00:00:00:00:07");
+}
+
+#[test]
+fn statistics_list_the_costliest_exit_first() {
+    let exit = |reason: &str, count, time_ns| ExitStat { reason: reason.into(), count, time_ns };
+    let reply = Reply::Stat(vec![VmStat {
+        name: name("web"),
+        exits: vec![exit("cpuid", 10, 20_000), exit("halt", 0, 0), exit("port", 2000, 4_000_000)],
+        cpu_time_ns: 2_000_000_000,
+        steal_ns: 1_000_000,
+        disks: vec![DiskIo {
+            name: "root".into(),
+            reads: 5,
+            writes: 6,
+            flushes: 1,
+            read_bytes: 4096,
+            written_bytes: 512,
+            errors: 0,
+        }],
+        nics: vec![NicIo { mac: mac(), frames_in: 1, frames_out: 2, bytes_in: 60, bytes_out: 120, drops: 0 }],
+    }]);
+    assert_eq!(
+        render(&reply, false),
+        "web: 2 s on CPUs, 1 ms waiting\n\
+         \x20 EXITS  COUNT   TIME  EACH\n\
+         \x20 port   2,000   4 ms  2 us\n\
+         \x20 cpuid     10  20 us  2 us\n\
+         \x20 total  2,010   4 ms  2 us\n\
+         \x20 DISK  READS   READ  WRITES  WRITTEN  FLUSHES  ERRORS\n\
+         \x20 root      5  4 KiB       6    512 B        1       0\n\
+         \x20 NIC                IN  BYTES  OUT  BYTES  DROPS\n\
+         \x20 02:00:00:00:00:07   1   60 B    2  120 B      0\n"
+    );
+}
+
+#[test]
+fn the_other_lists() {
+    let disk = DiskInfo {
+        name: "root".into(),
+        bytes: 1 << 30,
+        disk: "disk0".into(),
+        partition: 1,
+        used_by: Some(name("web")),
+        read_only: false,
+    };
+    assert_eq!(
+        render(&Reply::Disks(vec![disk]), false),
+        "NAME   SIZE  ON                 ACCESS          USED BY\nroot  1 GiB  disk0 partition 1  read and write  web\n"
+    );
+    let port = PortInfo {
+        name: "uplink".into(),
+        mac: None,
+        frames_in: 1,
+        frames_out: 2,
+        bytes_in: 3,
+        bytes_out: 4,
+        drops: 0,
+        link_up: true,
+    };
+    assert!(
+        render(&Reply::Ports(vec![port]), false).ends_with("uplink  -        up     1    3 B    2    4 B      0\n")
+    );
+    let log = LogLine { time_ns: 1_234_567_000, level: "info".into(), message: "hello".into() };
+    assert_eq!(render(&Reply::Log(vec![log]), false), "[    1.234567] info  hello\n");
+    let trace = TraceLine { time_ns: 1_000, cpu: 1, vm: None, event: "irq vector=0x20".into() };
+    assert_eq!(
+        render(&Reply::Trace(vec![trace]), false),
+        "    TIME  CPU  VM  EVENT\n0.000001    1  -   irq vector=0x20\n"
+    );
+    let module = ModuleInfo { name: "vmlinuz".into(), bytes: 12 << 20 };
+    assert_eq!(render(&Reply::Modules(vec![module]), false), "MODULE     SIZE\nvmlinuz  12 MiB\n");
+}
+
+#[test]
+fn what_was_done_and_what_was_not() {
+    assert_eq!(render(&Reply::done("web is running"), false), "web is running\n");
+    assert_eq!(render(&Reply::done("web is running"), true), "{\"done\":{\"message\":\"web is running\"}}\n");
+    let error = Reply::from(parse("hlep").unwrap_err());
+    assert_eq!(render(&error, false), "error: unknown command `hlep`: did you mean `help`?\n");
+    assert_eq!(
+        render(&error, true),
+        "{\"error\":{\"message\":\"unknown command `hlep`\",\"remedy\":\"did you mean `help`?\"}}\n"
+    );
+    let no_such = Reply::no_such("VM", "wbe", ["db", "web"], "vm list");
+    assert_eq!(render(&no_such, false), "error: there is no VM `wbe`: did you mean `web`?\n");
+    let no_such = Reply::no_such("VM", "xyz", ["db", "web"], "vm list");
+    assert_eq!(render(&no_such, false), "error: there is no VM `xyz`: `vm list` shows what there is\n");
+}
+
+#[test]
+fn nothing_that_a_guest_says_controls_the_terminal() {
+    let hostile = "\x1b[2J\x07\u{9b}\u{7f}x";
+    let reply = Reply::done(hostile);
+    assert_eq!(render(&reply, false), "?[2J???x\n");
+    assert!(render(&reply, true).trim_end().chars().all(|char| !char.is_control()));
+    let value: serde_json::Value = serde_json::from_str(&render(&reply, true)).unwrap();
+    assert_eq!(value["done"]["message"], hostile);
+}
+
+#[test]
+fn help_for_all_and_for_one() {
+    let all = render(&help(""), false);
+    assert!(all.contains("\nvm create NAME --kernel MODULE  define a VM\n"));
+    for topic in all.lines().filter_map(|line| line.split("  ").next()).chain([""]) {
+        let words: Vec<&str> = topic.split(' ').take_while(|word| word.starts_with(char::is_lowercase)).collect();
+        let text = render(&help(&words.join(" ")), false);
+        let shown = text.split("\nexamples\n").next().unwrap();
+        assert!(shown.lines().all(|line| line.len() < 80), "{text}");
+    }
+    let one = render(&help("vm create"), false);
+    assert!(one.starts_with("vm create NAME --kernel MODULE\n  define a VM\n  A VM is forgotten"));
+    assert!(one.contains("\n  --memory SIZE        its memory, 256M when not given\n"));
+    assert!(one.contains("\nexamples\n  vm create web --kernel"));
+    let value: serde_json::Value = serde_json::from_str(&render(&help("disk"), true)).unwrap();
+    assert_eq!(value["help"]["commands"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_terminal_gets_carriage_returns() {
+    let mut out = Vec::new();
+    to_terminal("a\nb\n", &mut out);
+    assert_eq!(out, b"a\r\nb\r\n");
+}

@@ -1,0 +1,384 @@
+//! What the host answers.
+//!
+//! [`Reply`] is what every command is answered with; [`render()`](crate::render()) shows it. As JSON each is one object
+//! with one key, the reply's kind, whose value has the fields below under their own names: sizes in bytes and times in
+//! nanoseconds, so that no program has to take text apart.
+
+use alloc::{format, string::String, vec::Vec};
+
+use config::{Mac, Name, nearest};
+use serde::Serialize;
+
+use crate::{Help, ParseError};
+
+/// An answer to a command.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To `help`.
+    Help(Help),
+    /// To `host`.
+    Host(HostReport),
+    /// To `vm list`.
+    Vms(Vec<VmSummary>),
+    /// To `vm show`.
+    Vm(VmDetail),
+    /// To `disk list`, and with one element to `disk show`.
+    Disks(Vec<DiskInfo>),
+    /// To `net list`.
+    Ports(Vec<PortInfo>),
+    /// To `log`, oldest first.
+    Log(Vec<LogLine>),
+    /// To `trace`, oldest first.
+    Trace(Vec<TraceLine>),
+    /// To `stat`.
+    Stat(Vec<VmStat>),
+    /// To `modules`.
+    Modules(Vec<ModuleInfo>),
+    /// To a command that does something and succeeded.
+    Done(DoneReply),
+    /// To a command that could not be parsed or carried out.
+    Error(ErrorReply),
+}
+
+/// What was done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DoneReply {
+    /// One line: "web is running".
+    pub message: String,
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ErrorReply {
+    /// What is wrong, in one line without a full stop.
+    pub message: String,
+    /// What to do about it, likewise.
+    pub remedy: Option<String>,
+}
+
+/// What this machine is, has and can do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct HostReport {
+    /// The host's name.
+    pub name: String,
+    /// Pollux's version.
+    pub version: String,
+    /// The processor's brand string.
+    pub cpu_model: String,
+    /// How many CPUs were started.
+    pub cpus: u32,
+    /// The rate of the time stamp counter.
+    pub tsc_hz: u64,
+    /// What runs the guests.
+    #[serde(flatten)]
+    pub backend: Backend,
+    /// The processor's features that matter.
+    pub features: Vec<Feature>,
+    /// The memory and who has it.
+    pub memory: Memory,
+    /// The disks of the host.
+    pub disks: Vec<Device>,
+    /// The NICs of the host.
+    pub nics: Vec<Device>,
+    /// The management address with its prefix length, once there is one.
+    pub management_address: Option<String>,
+    /// Since the kernel started.
+    pub uptime_ns: u64,
+}
+
+/// What runs the guests.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "backend", rename_all = "lowercase")]
+pub enum Backend {
+    /// AMD-V.
+    Svm,
+    /// Intel VT-x.
+    Vmx,
+    /// Nothing: no guest can run.
+    None {
+        /// Why: what the processor lacks, or that the firmware locked it.
+        #[serde(rename = "backend_reason")]
+        reason: String,
+    },
+}
+
+/// A feature of the processor.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Feature {
+    /// Its name as the manual has it: "NRIP save".
+    pub name: String,
+    /// Whether the processor has it.
+    pub present: bool,
+}
+
+/// The host's memory and who has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Memory {
+    /// All that the firmware reported as usable.
+    pub total_bytes: u64,
+    /// In nobody's hands.
+    pub free_bytes: u64,
+    /// Pollux's own: image, heap, stacks, page tables.
+    pub own_bytes: u64,
+    /// The RAM of guests.
+    pub guests_bytes: u64,
+}
+
+/// A disk or NIC of the host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Device {
+    /// Its name: "disk0", or where it is on its bus.
+    pub name: String,
+    /// What it is: its driver and size or address, or its identification where it has no driver.
+    pub description: String,
+    /// Whether it can be used.
+    #[serde(flatten)]
+    pub status: DeviceStatus,
+}
+
+/// Whether a device of the host can be used.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum DeviceStatus {
+    /// It can.
+    Ready,
+    /// It cannot.
+    NotSupported {
+        /// Why: "no driver".
+        reason: String,
+    },
+}
+
+/// What a VM is doing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum VmState {
+    /// It was defined and has not run.
+    Created,
+    /// It runs.
+    Running,
+    /// It stands still and can go on.
+    Paused,
+    /// It is powered off.
+    Stopped,
+    /// It ended by a fault.
+    Crashed {
+        /// Which.
+        reason: String,
+    },
+}
+
+/// A VM in a list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct VmSummary {
+    /// Its name.
+    pub name: Name,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub state: VmState,
+    /// How many vCPUs it has.
+    pub vcpus: u16,
+    /// Its RAM.
+    pub memory_bytes: u64,
+    /// Since it was started; 0 where it is not running.
+    pub uptime_ns: u64,
+}
+
+/// A VM in full.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct VmDetail {
+    /// What a list says.
+    #[serde(flatten)]
+    pub summary: VmSummary,
+    /// The boot module with its kernel.
+    pub kernel: String,
+    /// The boot module with its initial RAM disk.
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// Its disks, by name.
+    pub disks: Vec<String>,
+    /// The addresses of its NICs.
+    pub nics: Vec<Mac>,
+    /// How often its vCPUs left the guest.
+    pub exits: u64,
+    /// The time that its vCPUs had on a CPU, summed.
+    pub cpu_time_ns: u64,
+}
+
+/// A virtual disk: a partition of a datastore.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DiskInfo {
+    /// The partition's name, by which VMs ask for it.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The host's disk that it is on.
+    pub disk: String,
+    /// Its number there, from 1.
+    pub partition: u32,
+    /// The VM that has it.
+    pub used_by: Option<Name>,
+    /// Whether it can only be read.
+    pub read_only: bool,
+}
+
+/// A port of the switch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PortInfo {
+    /// Who is at it: "uplink", "host", "web/0".
+    pub name: String,
+    /// The address of what is at it.
+    pub mac: Option<Mac>,
+    /// Frames that came from it.
+    pub frames_in: u64,
+    /// Frames that went to it.
+    pub frames_out: u64,
+    /// Bytes that came from it.
+    pub bytes_in: u64,
+    /// Bytes that went to it.
+    pub bytes_out: u64,
+    /// Frames that it could not take.
+    pub drops: u64,
+    /// Whether its link is up.
+    pub link_up: bool,
+}
+
+/// A message of the host's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LogLine {
+    /// When, since the kernel started.
+    pub time_ns: u64,
+    /// How grave: "error", "warn", "info", "debug".
+    pub level: String,
+    /// What it says, with its origin.
+    pub message: String,
+}
+
+/// A trace entry.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TraceLine {
+    /// When, since the kernel started.
+    pub time_ns: u64,
+    /// The CPU that it happened on.
+    pub cpu: u32,
+    /// The VM that it concerns.
+    pub vm: Option<Name>,
+    /// What happened, in one line.
+    pub event: String,
+}
+
+/// The counters of a VM.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct VmStat {
+    /// Which VM.
+    pub name: Name,
+    /// Its exits by reason, in any order.
+    pub exits: Vec<ExitStat>,
+    /// The time that its vCPUs had on a CPU, summed.
+    pub cpu_time_ns: u64,
+    /// The time that they were ready to run and had no CPU, summed.
+    pub steal_ns: u64,
+    /// What its disks did.
+    pub disks: Vec<DiskIo>,
+    /// What its NICs did.
+    pub nics: Vec<NicIo>,
+}
+
+/// The exits of a VM for one reason.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ExitStat {
+    /// The reason's name.
+    pub reason: String,
+    /// How many there were.
+    pub count: u64,
+    /// The time from each exit to the entry after it, summed.
+    pub time_ns: u64,
+}
+
+/// What a disk of a VM did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DiskIo {
+    /// Its name.
+    pub name: String,
+    /// Reads completed.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests that failed.
+    pub errors: u64,
+}
+
+/// What a NIC of a VM did, seen from the guest.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct NicIo {
+    /// Its address.
+    pub mac: Mac,
+    /// Frames received.
+    pub frames_in: u64,
+    /// Frames sent.
+    pub frames_out: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Frames for it that were dropped for want of a buffer.
+    pub drops: u64,
+}
+
+/// A boot module.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ModuleInfo {
+    /// Its name, by which `--kernel` and `--initrd` ask for it.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Reply {
+    /// Something was done, said in one line without a full stop.
+    pub fn done(message: impl Into<String>) -> Self {
+        Self::Done(DoneReply { message: message.into() })
+    }
+
+    /// Something could not be done: why, and what to do about it.
+    pub fn error(message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Error(ErrorReply { message: message.into(), remedy: Some(remedy.into()) })
+    }
+
+    /// The VM, disk or module that a command named does not exist. `kind` says which of these; `existing` are the
+    /// names that there are, and `list` is the command that shows them.
+    pub fn no_such<'a>(kind: &str, name: &str, existing: impl IntoIterator<Item = &'a str>, list: &str) -> Self {
+        let remedy = match nearest(name, existing) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("`{list}` shows what there is"),
+        };
+        Self::error(format!("there is no {kind} `{name}`"), remedy)
+    }
+}
+
+impl From<ParseError> for Reply {
+    fn from(error: ParseError) -> Self {
+        Self::error(error.message, error.remedy)
+    }
+}
+
+impl VmState {
+    /// The state in one word.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Crashed { .. } => "crashed",
+        }
+    }
+}

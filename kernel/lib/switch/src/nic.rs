@@ -1,0 +1,54 @@
+//! What a host network driver looks like from above.
+//!
+//! The main type is [`Nic`]; `hw/drivers` implements it and the kernel joins it to a [`crate::Switch`] port.
+
+use crate::{Mac, Offload};
+use alloc::vec::Vec;
+
+/// Which unfinished frames a port takes. What it does not take is finished in software before it is sent:
+/// [`crate::Segments`], [`crate::complete_checksum`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Offloads {
+    /// Frames whose TCP or UDP checksum is still to be completed.
+    pub transmit_checksum: bool,
+    /// TCP over IPv4 to be segmented.
+    pub transmit_tso4: bool,
+    /// TCP over IPv6 to be segmented.
+    pub transmit_tso6: bool,
+    /// Segmentation of frames with [`Offload::ecn`].
+    pub transmit_ecn: bool,
+}
+
+/// The transmit queue has no room: try again when frames have left, or drop the frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Full;
+
+/// A host network interface, as its driver shows it. No method blocks.
+pub trait Nic: Send {
+    /// Its address.
+    fn mac(&self) -> Mac;
+
+    /// What [`Nic::transmit`] takes unfinished.
+    fn offloads(&self) -> Offloads;
+
+    /// Whether there is a carrier now.
+    fn link_up(&mut self) -> bool;
+
+    /// Copies a frame (destination address first, no frame check sequence) into the transmit queue. The device may not
+    /// look at it before [`Nic::kick`]. A frame that the device cannot send (too long, an offload that it lacks, or a
+    /// device that has failed for good) is dropped, as on a wire.
+    fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full>;
+
+    /// Tells the device of every frame transmitted since the last call.
+    fn kick(&mut self);
+
+    /// Puts the next received frame into `into`, replacing what is there, with what its sender left undone. `None` also
+    /// arms the receive interrupt, so a caller that has seen `None` may wait for it.
+    fn receive(&mut self, into: &mut Vec<u8>) -> Option<Offload>;
+
+    /// Withdraws a level-triggered interrupt where the device needs it; nothing with MSI-X.
+    fn acknowledge_interrupt(&mut self);
+
+    /// Whether received frames raise an interrupt. Otherwise the caller polls [`Nic::receive`].
+    fn has_interrupt(&self) -> bool;
+}

@@ -1,0 +1,50 @@
+//! What can be delivered to a virtual CPU, and when.
+
+/// An event to deliver at the next entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// An external interrupt with this vector.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// A fault or trap.
+    Exception(Exception),
+}
+
+/// A processor exception as the guest's handler sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exception {
+    /// The vector, 0 to 31.
+    pub vector: u8,
+    /// The error code, for the vectors that push one.
+    pub error_code: Option<u32>,
+    /// For a page fault, the faulting linear address, which goes to CR2.
+    pub fault_address: Option<u64>,
+}
+
+impl Exception {
+    /// #DB.
+    pub const DEBUG: Self = Self { vector: 1, error_code: None, fault_address: None };
+    /// #UD.
+    pub const UNDEFINED: Self = Self { vector: 6, error_code: None, fault_address: None };
+    /// #GP(0).
+    pub const PROTECTION: Self = Self { vector: 13, error_code: Some(0), fault_address: None };
+    /// #SS(0).
+    pub const STACK: Self = Self { vector: 12, error_code: Some(0), fault_address: None };
+
+    /// #PF at a linear address.
+    pub const fn page_fault(error_code: u32, address: u64) -> Self {
+        Self { vector: 14, error_code: Some(error_code), fault_address: Some(address) }
+    }
+}
+
+/// What a vCPU can take at its next entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadyFor {
+    /// Nothing: an event already waits, or the entry must first finish one.
+    Nothing,
+    /// An exception or an NMI, but no external interrupt: RFLAGS.IF is clear or a shadow holds.
+    Exceptions,
+    /// Anything.
+    Interrupts,
+}

@@ -1,0 +1,107 @@
+//! The seam to the processor: what a virtual CPU is, without a vendor's name.
+//!
+//! [`Vcpu`] is what `hw/svm` and `hw/vmx` implement and `machine` drives: run until an [`Exit`], inject an [`Event`],
+//! read and change [`VcpuState`]. Nothing here touches silicon, and nothing outside `kernel/src/backend.rs` knows
+//! which vendor's code is behind it.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod event;
+mod exit;
+mod state;
+
+pub use event::{Event, Exception, ReadyFor};
+pub use exit::{Access, Exit, PortAccess, PortDirection};
+pub use state::{Gpr, Segment, SegmentName, Table, VcpuState, cr0, cr4, efer, rflags};
+
+/// One virtual CPU, on whichever hardware.
+///
+/// The order of use: [`run`](Vcpu::run) until an exit, look at it, change registers, [`inject`](Vcpu::inject), run
+/// again. Between `run` and [`park`](Vcpu::park) host interrupts stay pending and parts of the guest's state stay in
+/// the processor: only short work may be done there.
+pub trait Vcpu: Send {
+    /// Enters the guest and returns when something ends the run.
+    fn run(&mut self) -> Exit;
+
+    /// Brings back the host's own state after `run` and lets host interrupts in. Cheap when there is nothing to do.
+    fn park(&mut self);
+
+    /// Takes the guest's floating-point state off this physical CPU, so that another vCPU can use it.
+    fn unload(&mut self);
+
+    /// The sixteen general registers in [`Gpr`] order, as of the last exit.
+    fn gprs(&self) -> &[u64; 16];
+
+    /// The same, to change.
+    fn gprs_mut(&mut self) -> &mut [u64; 16];
+
+    /// The address of the instruction that exited, or that runs next.
+    fn rip(&self) -> u64;
+
+    /// RFLAGS as of the last exit.
+    fn rflags(&self) -> u64;
+
+    /// Replaces RFLAGS.
+    fn set_rflags(&mut self, value: u64);
+
+    /// Where the instruction that exited ends, when the processor said so.
+    fn next_rip(&self) -> Option<u64>;
+
+    /// Completes the instruction that exited: goes on at `next_rip`, ends the shadow of STI and MOV SS, clears RF,
+    /// and leaves a single-step trap pending where RFLAGS.TF asks for one.
+    fn retire(&mut self, next_rip: u64);
+
+    /// One segment register.
+    fn segment(&self, name: SegmentName) -> Segment;
+
+    /// CR0, CR3, CR4 and EFER, what a walk of the guest's page tables needs.
+    fn paging(&self) -> Paging;
+
+    /// Delivers `event` at the next entry.
+    ///
+    /// # Panics
+    /// When another event is waiting there: ask [`ready_for`](Vcpu::ready_for) first.
+    fn inject(&mut self, event: Event);
+
+    /// What can be delivered at the next entry.
+    fn ready_for(&self) -> ReadyFor;
+
+    /// Whether the guest is in an NMI's handler, so that the next one must wait.
+    fn nmi_blocked(&self) -> bool;
+
+    /// Asks for [`Exit::InterruptWindow`] as soon as an external interrupt could be delivered.
+    fn want_interrupt_window(&mut self, wanted: bool);
+
+    /// Everything that a saved vCPU consists of.
+    fn state(&mut self) -> VcpuState;
+
+    /// Replaces all of it.
+    fn set_state(&mut self, state: &VcpuState);
+
+    /// Sets XCR0, already checked against what the guest was offered.
+    fn set_xcr0(&mut self, value: u64);
+
+    /// Sets the TSC as the guest sees it to `guest` at this moment.
+    fn set_tsc(&mut self, guest: u64);
+
+    /// How far the guest's TSC is ahead of the host's (wrapping).
+    fn tsc_offset(&self) -> u64;
+
+    /// Forgets cached second-stage translations: the nested page tables lost or narrowed an entry.
+    fn invalidate(&mut self);
+}
+
+/// The registers that select how the guest translates addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Paging {
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.
+    pub efer: u64,
+    /// The current privilege level, 0 to 3.
+    pub cpl: u8,
+}

@@ -1,0 +1,363 @@
+//! What the operator's commands do, and the answers to them.
+
+use crate::cpu_loop::InputHost;
+use crate::host::{self, Host};
+use crate::log_ring::{self, Message};
+use crate::management;
+use crate::probe;
+use crate::vm::{self, Order, Refusal, Running, Vm};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use config::{Name, VmSpec};
+use core::sync::atomic::Ordering;
+use shell::{
+    Command, DiskInfo, DiskIo, ExitStat, HostReport, Invocation, LogLine, Memory, ModuleInfo, NicIo, PortInfo, Reply,
+    TraceLine, VmAction, VmDetail, VmStat, VmState, VmSummary,
+};
+
+/// How long guests get to shut down before the host goes off.
+const SHUTDOWN_NS: u64 = 30_000_000_000;
+
+/// The services run on this CPU.
+const SERVICE_CPU: usize = 0;
+
+/// What a command leads to.
+pub enum Answer {
+    /// This, at once; in JSON or not.
+    Reply(Reply, bool),
+    /// The guest's console, from now on.
+    Attach(Arc<Vm>),
+    /// This reply once the VM's life has ended.
+    End(Arc<Vm>, Reply, bool),
+    /// The host's end, once the guests are off or the moment has come.
+    Power { off: bool, at_ns: u64 },
+}
+
+/// Starts to carry out a command.
+pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
+    let Invocation { command, json } = invocation;
+    let reply = match command {
+        Command::Help { topic } => shell::help(&topic),
+        Command::Host => Reply::Host(host_report(host)),
+        Command::VmCreate(spec) => create(host, spec),
+        Command::VmList => Reply::Vms(host.vms.lock().iter().map(|vm| summary(host, vm)).collect()),
+        Command::VmShow { name } => match host.vm(&name) {
+            Some(vm) => Reply::Vm(detail(host, &vm)),
+            None => no_such_vm(host, &name),
+        },
+        Command::VmControl { name, action } => match host.vm(&name) {
+            Some(vm) => return control(host, &vm, action, json),
+            None => no_such_vm(host, &name),
+        },
+        Command::VmConsole { name } => match host.vm(&name) {
+            Some(vm) => return Answer::Attach(vm),
+            None => no_such_vm(host, &name),
+        },
+        Command::DiskList => Reply::Disks(disks(host)),
+        Command::DiskShow { name } => disk(host, &name),
+        Command::NetList => Reply::Ports(ports(host)),
+        Command::Log { lines } => Reply::Log(log_ring::last(lines).iter().map(log_line).collect()),
+        Command::Trace { cpu, lines, vm } => trace(host, cpu, lines, vm),
+        Command::Stat { name } => stat(host, name),
+        Command::Modules => Reply::Modules(modules(host)),
+        Command::PowerOff => return power(host, true),
+        Command::Reboot => return power(host, false),
+    };
+    Answer::Reply(reply, json)
+}
+
+/// Looks whether a command that goes on is over, and what it answers.
+pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
+    match answer {
+        Answer::Reply(reply, json) => Some(Answer::Reply(reply.clone(), *json)),
+        Answer::Attach(vm) => Some(Answer::Attach(vm.clone())),
+        Answer::End(vm, reply, json) => {
+            vm.running().is_none().then(|| Answer::Reply(reply.clone(), *json))
+        }
+        Answer::Power { off, at_ns } => {
+            let all_off = host.vms.lock().iter().all(|vm| vm.running().is_none());
+            if !all_off && host.clock.now_ns() < *at_ns {
+                return None;
+            }
+            if *off { platform::power_off(&host.platform) } else { platform::reset(&host.platform) }
+        }
+    }
+}
+
+/// Types into a guest's console. What it does not take is lost, as on a line without flow control.
+pub fn type_into(host: &'static Host, vm: &Vm, bytes: &[u8]) {
+    if let Some(running) = vm.running() {
+        running.machine.console_input(bytes, &mut InputHost { host, cpu: SERVICE_CPU, running: &running });
+    }
+}
+
+/// A message in one line.
+pub fn log_text(message: &Message) -> String {
+    let Message { time_ns, level, text } = message;
+    let (seconds, millis) = (time_ns / 1_000_000_000, time_ns / 1_000_000 % 1000);
+    match level {
+        log::Level::Info => format!("[{seconds:4}.{millis:03}] {text}"),
+        _ => format!("[{seconds:4}.{millis:03}] {}: {text}", level.as_str().to_lowercase()),
+    }
+}
+
+fn create(host: &'static Host, spec: Box<VmSpec>) -> Reply {
+    let (name, starts) = (spec.name.clone(), spec.start);
+    match vm::create(host, *spec) {
+        Ok(()) if starts => Reply::done(format!("{name} is running")),
+        Ok(()) => Reply::done(format!("{name} is created")),
+        Err(refusal) => refused(refusal),
+    }
+}
+
+fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> Answer {
+    let name = vm.name();
+    let order = |order: Order| vm.must_run().map(|running| running.command(host, SERVICE_CPU, order));
+    let done = |what: &str| Reply::done(format!("{name} {what}"));
+    let result = match action {
+        VmAction::Start => vm.start(host).map(|()| done("is running")),
+        VmAction::Stop => vm.must_run().map(|running| {
+            press_power_button(host, &running);
+            done("was asked to shut down")
+        }),
+        VmAction::Kill => match order(Order::Kill) {
+            Ok(()) => return Answer::End(vm.clone(), done("is stopped"), json),
+            Err(refusal) => Err(refusal),
+        },
+        VmAction::Reset => order(Order::Reset).map(|()| done("resets")),
+        VmAction::Pause => order(Order::Pause).map(|()| done("is paused")),
+        VmAction::Resume => order(Order::Run).map(|()| done("is running")),
+        VmAction::Delete => vm::delete(host, vm).map(|()| done("is deleted")),
+    };
+    Answer::Reply(result.unwrap_or_else(refused), json)
+}
+
+fn power(host: &'static Host, off: bool) -> Answer {
+    for vm in host.vms.lock().iter() {
+        if let Some(running) = vm.running() {
+            press_power_button(host, &running);
+        }
+    }
+    Answer::Power { off, at_ns: host.clock.now_ns() + SHUTDOWN_NS }
+}
+
+fn press_power_button(host: &'static Host, running: &Arc<Running>) {
+    running.machine.power_button(&mut InputHost { host, cpu: SERVICE_CPU, running });
+}
+
+fn refused((message, remedy): Refusal) -> Reply {
+    Reply::error(message, remedy)
+}
+
+fn no_such_vm(host: &Host, name: &str) -> Reply {
+    let names: Vec<String> = host.vms.lock().iter().map(|vm| vm.name().to_string()).collect();
+    Reply::no_such("VM", name, names.iter().map(String::as_str), "vm list")
+}
+
+fn host_report(host: &Host) -> HostReport {
+    let guests_bytes = running(host).iter().map(|running| running.machine.memory().total_bytes()).sum();
+    let (free_bytes, total_bytes) = {
+        let frames = memory::FRAMES.lock();
+        (frames.free_bytes(), frames.total_bytes())
+    };
+    let image = boot::BootInfo::image();
+    let modules_bytes: u64 = host.modules().iter().map(|module| module.bytes.len() as u64).sum();
+    HostReport {
+        name: host.config.host.name.to_string(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        cpu_model: probe::cpu_model(),
+        cpus: host.cpus.count() as u32,
+        tsc_hz: host.clock.tsc_khz() * 1000,
+        backend: probe::backend(host),
+        features: probe::features(host),
+        memory: Memory {
+            total_bytes: host.memory_bytes(),
+            free_bytes,
+            own_bytes: total_bytes - free_bytes - guests_bytes + (image.end - image.text) + modules_bytes,
+            guests_bytes,
+        },
+        disks: probe::disks(),
+        nics: probe::nics(),
+        management_address: management::address(),
+        uptime_ns: host.clock.now_ns(),
+    }
+}
+
+fn running(host: &Host) -> Vec<Arc<Running>> {
+    host.vms.lock().iter().filter_map(|vm| vm.running()).collect()
+}
+
+fn summary(host: &Host, vm: &Vm) -> VmSummary {
+    let started_ns = vm.running().map(|running| running.started_ns);
+    VmSummary {
+        name: vm.spec.name.clone(),
+        state: vm.state(),
+        vcpus: vm.spec.vcpus,
+        memory_bytes: vm.spec.memory.bytes(),
+        uptime_ns: started_ns.map_or(0, |started_ns| host.clock.now_ns() - started_ns),
+    }
+}
+
+fn detail(host: &Host, vm: &Vm) -> VmDetail {
+    let running = vm.running();
+    VmDetail {
+        summary: summary(host, vm),
+        kernel: vm.spec.kernel.clone(),
+        initrd: vm.spec.initrd.clone(),
+        command_line: vm.spec.command_line.clone(),
+        disks: vm.spec.disks.clone(),
+        nics: vm.macs.clone(),
+        exits: running.as_ref().map_or(0, |running| running.machine.counters(0).total().count),
+        cpu_time_ns: running.map_or(0, |running| running.cpu_ns.load(Ordering::Relaxed)),
+    }
+}
+
+fn disks(host: &Host) -> Vec<DiskInfo> {
+    let storage = host.storage.lock();
+    let mut disks = Vec::new();
+    for (index, datastore) in storage.datastores().iter().enumerate() {
+        for (position, (partition, _)) in datastore.partitions().enumerate() {
+            disks.push(DiskInfo {
+                name: partition.name.clone(),
+                bytes: partition.sectors * 512,
+                disk: datastore.name().to_string(),
+                partition: partition.number,
+                used_by: storage.owner(index, position).map(|running| running.vm.spec.name.clone()),
+                read_only: partition.read_only || datastore.geometry().read_only,
+            });
+        }
+    }
+    disks
+}
+
+fn disk(host: &Host, name: &str) -> Reply {
+    let found = host.storage.lock().catalog().find(name);
+    match found {
+        Ok(place) => {
+            let first = host.storage.lock().datastores()[..place.datastore]
+                .iter()
+                .map(|datastore| datastore.partitions().count())
+                .sum::<usize>();
+            Reply::Disks(disks(host).into_iter().skip(first + place.partition).take(1).collect())
+        }
+        Err(_) => {
+            let names: Vec<String> = disks(host).into_iter().map(|disk| disk.name).collect();
+            Reply::no_such("disk", name, names.iter().map(String::as_str), "disk list")
+        }
+    }
+}
+
+fn ports(host: &Host) -> Vec<PortInfo> {
+    let report = host.network.lock().report();
+    let info = |port: crate::network::PortReport| PortInfo {
+        name: port.name,
+        mac: port.mac,
+        frames_in: port.counters.frames_in,
+        frames_out: port.counters.frames_out,
+        bytes_in: port.counters.bytes_in,
+        bytes_out: port.counters.bytes_out,
+        drops: port.counters.drops_out,
+        link_up: port.link_up,
+    };
+    report.into_iter().map(info).collect()
+}
+
+fn log_line(message: &Message) -> LogLine {
+    LogLine {
+        time_ns: message.time_ns,
+        level: message.level.as_str().to_lowercase(),
+        message: message.text.clone(),
+    }
+}
+
+fn trace(host: &Host, cpu: Option<u32>, lines: usize, vm: Option<Name>) -> Reply {
+    let id = match &vm {
+        None => None,
+        Some(name) => match host.vm(name) {
+            Some(vm) => Some(vm.id),
+            None => return no_such_vm(host, name),
+        },
+    };
+    let count = host.cpus.count();
+    if cpu.is_some_and(|cpu| cpu as usize >= count) {
+        return Reply::error(format!("there are {count} CPUs"), format!("name one from 0 to {}", count - 1));
+    }
+    let name_of = |id: u16| host.vms.lock().iter().find(|vm| vm.id == id).map(|vm| vm.spec.name.clone());
+    let mut found = Vec::new();
+    for index in (0..count).filter(|&index| cpu.is_none_or(|cpu| cpu as usize == index)) {
+        let ring = host::trace_of(index).lock();
+        let wanted = ring.iter().rev().filter(|entry| id.is_none() || entry.event.vm() == id).take(lines);
+        found.extend(wanted.map(|entry| (entry.time_tsc, index, entry.event)));
+    }
+    found.sort_by_key(|(time_tsc, ..)| *time_tsc);
+    let line = |(time_tsc, index, event): (u64, usize, ::trace::Event)| TraceLine {
+        time_ns: host.clock.ns_of_tsc(time_tsc),
+        cpu: index as u32,
+        vm: event.vm().and_then(name_of),
+        event: event.describe(&vcpu::Exit::KIND_NAMES).to_string(),
+    };
+    Reply::Trace(found.into_iter().map(line).collect())
+}
+
+fn stat(host: &Host, name: Option<Name>) -> Reply {
+    let vms: Vec<Arc<Vm>> = match name {
+        None => host.vms.lock().clone(),
+        Some(name) => match host.vm(&name) {
+            Some(vm) => alloc::vec![vm],
+            None => return no_such_vm(host, &name),
+        },
+    };
+    let ports = host.network.lock().report();
+    Reply::Stat(vms.iter().filter_map(|vm| vm_stat(host, vm, &ports)).collect())
+}
+
+fn vm_stat(host: &Host, vm: &Vm, ports: &[crate::network::PortReport]) -> Option<VmStat> {
+    let running = vm.running()?;
+    let counters = running.machine.counters(0);
+    let exits = counters.by_kind().iter().zip(vcpu::Exit::KIND_NAMES).filter(|(counter, _)| counter.count > 0);
+    let io = running.io.lock();
+    let disk = |(io, name): (&vm::DiskIo, &String)| DiskIo {
+        name: name.clone(),
+        reads: io.reads,
+        writes: io.writes,
+        flushes: io.flushes,
+        read_bytes: io.read_bytes,
+        written_bytes: io.written_bytes,
+        errors: io.errors,
+    };
+    let nic = |mac: &config::Mac| {
+        let counters = ports.iter().find(|port| port.mac == Some(*mac)).map(|port| port.counters).unwrap_or_default();
+        NicIo {
+            mac: *mac,
+            frames_in: counters.frames_out,
+            frames_out: counters.frames_in,
+            bytes_in: counters.bytes_out,
+            bytes_out: counters.bytes_in,
+            drops: counters.drops_out,
+        }
+    };
+    Some(VmStat {
+        name: vm.spec.name.clone(),
+        exits: exits
+            .map(|(counter, reason)| ExitStat {
+                reason: reason.to_string(),
+                count: counter.count,
+                time_ns: host.clock.ns(counter.cycles),
+            })
+            .collect(),
+        cpu_time_ns: running.cpu_ns.load(Ordering::Relaxed),
+        steal_ns: running.steal_ns.load(Ordering::Relaxed),
+        disks: io.iter().zip(&vm.spec.disks).map(disk).collect(),
+        nics: vm.macs.iter().map(nic).collect(),
+    })
+}
+
+fn modules(host: &Host) -> Vec<ModuleInfo> {
+    host.modules()
+        .iter()
+        .map(|module| ModuleInfo { name: module.name.to_string(), bytes: module.bytes.len() as u64 })
+        .collect()
+}

@@ -1,0 +1,257 @@
+//! What every CPU does for ever: take what arrived, serve, run a guest, or sleep.
+//!
+//! Interrupts of the host are shut but for two places here: the moment in which they are let in, and the sleep.
+
+use crate::host::{self, Host};
+use crate::network::Forwarder;
+use crate::services::{self, Services};
+use crate::vm::{Order, Running};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+use cpu::percpu;
+use interrupts::local_apic;
+use machine::{End, Moment, Outbox, Pause};
+use trace::Event;
+
+/// How long a vCPU runs when others wait for the same CPU.
+const SLICE_NS: u64 = 10_000_000;
+
+/// One CPU's loop.
+struct CpuLoop {
+    host: &'static Host,
+    index: usize,
+    outbox: Outbox,
+    forwarder: Forwarder,
+    /// CPU 0 serves.
+    services: Option<Services>,
+    /// Whose floating-point state is in the processor.
+    loaded: Option<Arc<Running>>,
+}
+
+/// Runs this CPU.
+pub fn run(host: &'static Host, index: usize) -> ! {
+    let mut cpu_loop = CpuLoop {
+        host,
+        index,
+        outbox: Outbox::new(),
+        forwarder: Forwarder::default(),
+        services: (index == 0).then(|| Services::new(host)),
+        loaded: None,
+    };
+    loop {
+        cpu_loop.turn();
+    }
+}
+
+impl CpuLoop {
+    fn turn(&mut self) {
+        cpu::take_interrupts();
+        let mut arrived = Vec::new();
+        percpu::current().take_arrived(|vector| arrived.push(vector));
+        let mut deadline_ns = None;
+        if let Some(services) = &mut self.services {
+            deadline_ns = services.poll(&arrived, &mut self.forwarder);
+        }
+        match self.next_ready() {
+            Some(running) => self.run_slice(&running, deadline_ns),
+            None => self.sleep(deadline_ns),
+        }
+    }
+
+    /// The vCPU that runs next: the queue turns, so that each comes first once.
+    fn next_ready(&mut self) -> Option<Arc<Running>> {
+        let now_ns = self.host.clock.now_ns();
+        let mut queue = self.host.cpus.queue(self.index).lock();
+        let ready = |running: &Arc<Running>| running.ready_at_ns().is_some_and(|ready_ns| ready_ns <= now_ns);
+        let position = queue.iter().position(ready)?;
+        queue.rotate_left(position);
+        let running = queue[0].clone();
+        queue.rotate_left(1);
+        Some(running)
+    }
+
+    /// Runs a vCPU until its slice is over, it sleeps, or there is something else to do.
+    fn run_slice(&mut self, running: &Arc<Running>, deadline_ns: Option<u64>) {
+        if running.order() != Order::Run {
+            let end = if running.order() == Order::Reset { End::Reset } else { End::PowerOff };
+            return self.end(running, end);
+        }
+        self.load(running);
+        let start_ns = self.host.clock.now_ns();
+        let others = self.host.cpus.queue(self.index).lock().len() > 1;
+        let slice_end_ns = others.then_some(start_ns + SLICE_NS);
+        let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).min();
+        let mut host = GuestHost { cpu: self.index, host: self.host, running, forwarder: &mut self.forwarder, limit_ns };
+        host.arm_limit();
+        host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: 0 });
+        let pause = running.machine.run(&mut running.thread.lock(), &mut self.outbox, &mut host);
+        running.cpu_ns.fetch_add(self.host.clock.now_ns() - start_ns, Ordering::Relaxed);
+        match pause {
+            Pause::Interrupted => {}
+            Pause::Idle(until_ns) => running.sleep(until_ns),
+            Pause::Ended(end) => self.end(running, end),
+        }
+    }
+
+    /// Puts a vCPU's floating-point state in place of another's.
+    fn load(&mut self, running: &Arc<Running>) {
+        if self.loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, running)) {
+            return;
+        }
+        if let Some(before) = self.loaded.replace(running.clone()) {
+            before.thread.lock().unload();
+        }
+    }
+
+    /// Stops running a VM; the services take it down.
+    fn end(&mut self, running: &Arc<Running>, end: End) {
+        if self.loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, running)) {
+            running.thread.lock().unload();
+            self.loaded = None;
+        }
+        self.host.cpus.queue(self.index).lock().retain(|other| !Arc::ptr_eq(other, running));
+        services::hand_over(running.clone(), end);
+        self.host.cpus.kick(self.index, 0);
+    }
+
+    /// Waits for an interrupt, at the latest until something is due.
+    fn sleep(&mut self, deadline_ns: Option<u64>) {
+        let queue = self.host.cpus.queue(self.index).lock();
+        let next_ns = queue.iter().filter_map(|running| running.ready_at_ns()).chain(deadline_ns).min();
+        drop(queue);
+        if let Some(next_ns) = next_ns.filter(|&next_ns| next_ns != u64::MAX) {
+            if next_ns <= self.host.clock.now_ns() {
+                return;
+            }
+            local_apic::arm_timer(self.host.clock.tsc_at(next_ns));
+        }
+        if !percpu::current().any_arrived() && !(self.index == 0 && services::has_work()) {
+            cpu::wait_for_interrupt();
+        }
+    }
+}
+
+/// The host, as a guest that runs on a CPU of it needs it.
+struct GuestHost<'a> {
+    cpu: usize,
+    host: &'static Host,
+    running: &'a Arc<Running>,
+    forwarder: &'a mut Forwarder,
+    /// When this CPU has something else to do.
+    limit_ns: Option<u64>,
+}
+
+impl GuestHost<'_> {
+    fn arm_limit(&self) {
+        if let Some(limit_ns) = self.limit_ns {
+            local_apic::arm_timer(self.host.clock.tsc_at(limit_ns));
+        }
+    }
+}
+
+impl machine::Host for GuestHost<'_> {
+    fn now(&self) -> Moment {
+        self.host.clock.now()
+    }
+
+    fn arm(&mut self, ns: u64) {
+        let ns = self.limit_ns.map_or(ns, |limit_ns| ns.min(limit_ns));
+        local_apic::arm_timer(self.host.clock.tsc_at(ns));
+    }
+
+    fn kick(&mut self, _vcpu: usize) {
+        // The only vCPU is the one that calls: it looks into its mailbox before it runs on.
+    }
+
+    fn flush(&mut self, outbox: &mut Outbox) {
+        if !outbox.console().is_empty() {
+            self.running.vm.console.lock().push(outbox.console());
+            services::note_console(self.host, self.cpu);
+        }
+        self.flush_transfers(outbox);
+        let frames = outbox.frames_mut();
+        if !frames.is_empty() {
+            for out in frames {
+                let offload = machine::offload_of(&out.frame.header);
+                self.forwarder.forward(self.host, self.running.ports[out.nic], &offload, &out.frame.bytes);
+            }
+            let (host, cpu) = (self.host, self.cpu);
+            self.forwarder.settle(host, |running, nic| {
+                running.machine.frames_settle(nic, &mut InputHost { host, cpu, running });
+            });
+        }
+    }
+
+    fn random(&mut self, into: &mut [u8]) {
+        random(into);
+    }
+
+    fn trace(&mut self, event: Event) {
+        host::trace(self.cpu, event);
+    }
+}
+
+impl GuestHost<'_> {
+    fn flush_transfers(&mut self, outbox: &Outbox) {
+        let mut refused = Vec::new();
+        let mut storage = self.host.storage.lock();
+        let mut any = false;
+        for (transfer, runs) in outbox.transfers() {
+            any = true;
+            self.running.count(transfer.disk, transfer.op, u64::from(transfer.sectors) * 512);
+            if let Err(outcome) = storage.submit(self.running.disks[transfer.disk], transfer, runs) {
+                refused.push((transfer.disk, transfer.id, outcome));
+            }
+        }
+        if any {
+            storage.kick();
+        }
+        drop(storage);
+        for (disk, id, outcome) in refused {
+            let machine = &self.running.machine;
+            let mut host = InputHost { host: self.host, cpu: self.cpu, running: self.running };
+            self.running.count_outcome(disk, outcome);
+            machine.disk_done(disk, id, outcome, &mut host);
+            machine.disks_settle(disk, &mut host);
+        }
+    }
+}
+
+/// The host, as a machine needs it when something enters by its input door.
+pub struct InputHost<'a> {
+    pub host: &'static Host,
+    /// The CPU that calls.
+    pub cpu: usize,
+    pub running: &'a Arc<Running>,
+}
+
+impl machine::Host for InputHost<'_> {
+    fn now(&self) -> Moment {
+        self.host.clock.now()
+    }
+
+    fn arm(&mut self, _ns: u64) {}
+
+    fn kick(&mut self, _vcpu: usize) {
+        self.running.wake(self.host, self.cpu);
+    }
+
+    fn flush(&mut self, _outbox: &mut Outbox) {}
+
+    fn random(&mut self, into: &mut [u8]) {
+        random(into);
+    }
+
+    fn trace(&mut self, event: Event) {
+        host::trace(self.cpu, event);
+    }
+}
+
+/// Random bytes from the processor; where it has no generator, from the low bits of its counter, which is all there is.
+fn random(into: &mut [u8]) {
+    for chunk in into.chunks_mut(8) {
+        let word = cpu::random().unwrap_or_else(|| cpu::tsc().wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29));
+        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+    }
+}

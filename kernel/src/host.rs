@@ -1,0 +1,169 @@
+//! The host: what all CPUs share, made once at start-up.
+
+use crate::backend::Backend;
+use crate::network::Network;
+use crate::storage::Storage;
+use crate::time::Clock;
+use crate::vm::{Running, Vm};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use boot::{BootInfo, Module};
+use config::Config;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use cpu::percpu::CPUS_MAX;
+use platform::Platform;
+use spin::{Mutex, Once};
+use trace::{Event, Ring};
+
+/// Trace entries that each CPU keeps.
+const TRACE_ENTRIES: usize = 512;
+
+/// A CPU's trace.
+pub type Trace = Ring<TRACE_ENTRIES>;
+
+static HOST: Once<Host> = Once::new();
+static TRACES: [Mutex<Trace>; CPUS_MAX] = [const { Mutex::new(Ring::new()) }; CPUS_MAX];
+
+/// What all CPUs share.
+pub struct Host {
+    /// What the firmware says of the machine.
+    pub platform: Platform,
+    /// The clock.
+    pub clock: Clock,
+    /// What runs guests.
+    pub backend: Backend,
+    /// The configuration that travelled on the image.
+    pub config: Config,
+    /// The CPUs.
+    pub cpus: Cpus,
+    /// Disks.
+    pub storage: Mutex<Storage>,
+    /// The switch and what is joined to it.
+    pub network: Mutex<Network>,
+    /// The VMs.
+    pub vms: Mutex<Vec<Arc<Vm>>>,
+    boot: BootInfo,
+}
+
+impl Host {
+    /// Everything that start-up found.
+    pub fn new(
+        boot: BootInfo,
+        platform: Platform,
+        clock: Clock,
+        backend: Backend,
+        config: Config,
+        storage: Storage,
+        network: Network,
+    ) -> Self {
+        Self {
+            platform,
+            clock,
+            backend,
+            config,
+            cpus: Cpus::default(),
+            storage: Mutex::new(storage),
+            network: Mutex::new(network),
+            vms: Mutex::new(Vec::new()),
+            boot,
+        }
+    }
+
+    /// The boot modules.
+    pub fn modules(&self) -> &[Module] {
+        self.boot.modules()
+    }
+
+    /// The boot module with this name.
+    pub fn module(&self, name: &str) -> Option<&'static [u8]> {
+        self.modules().iter().find(|module| module.name == name).map(|module| module.bytes)
+    }
+
+    /// The VM with this name.
+    pub fn vm(&self, name: &str) -> Option<Arc<Vm>> {
+        self.vms.lock().iter().find(|vm| vm.name() == name).cloned()
+    }
+
+    /// Memory that the firmware reported as usable.
+    pub fn memory_bytes(&self) -> u64 {
+        self.boot.regions().iter().filter(|region| region.usable).map(|region| region.end - region.start).sum()
+    }
+}
+
+/// Makes the host known to all CPUs.
+pub fn init(host: Host) -> &'static Host {
+    HOST.call_once(|| host)
+}
+
+/// The host.
+pub fn get() -> &'static Host {
+    HOST.get().expect("start-up made the host before anything runs")
+}
+
+/// A CPU's trace ring.
+pub fn trace_of(cpu: usize) -> &'static Mutex<Trace> {
+    &TRACES[cpu]
+}
+
+/// Notes an event in this CPU's trace.
+pub fn trace(cpu: usize, event: Event) {
+    TRACES[cpu].lock().push(cpu::tsc(), event);
+}
+
+/// The CPUs and the vCPUs placed on them.
+pub struct Cpus {
+    count: AtomicUsize,
+    cpus: [Cpu; CPUS_MAX],
+}
+
+/// One CPU, as others see it.
+#[derive(Default)]
+pub struct Cpu {
+    apic_id: AtomicUsize,
+    /// What runs here.
+    queue: Mutex<Vec<Arc<Running>>>,
+}
+
+impl Default for Cpus {
+    fn default() -> Self {
+        Self { count: AtomicUsize::new(0), cpus: core::array::from_fn(|_| Cpu::default()) }
+    }
+}
+
+impl Cpus {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Adds one. Only start-up does, on one processor.
+    pub fn add(&self, apic_id: u32) {
+        let index = self.count();
+        self.cpus[index].apic_id.store(apic_id as usize, Ordering::Relaxed);
+        self.count.store(index + 1, Ordering::Release);
+    }
+
+    /// Takes back the last one, which did not start.
+    pub fn remove_last(&self) {
+        self.count.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Makes CPU `to` look around. `from` is the CPU that calls: it cannot be asked while a guest's segments are loaded.
+    pub fn kick(&self, from: usize, to: usize) {
+        if from != to {
+            let apic_id = self.cpus[to].apic_id.load(Ordering::Relaxed) as u32;
+            interrupts::local_apic::send(apic_id, interrupts::KICK);
+        }
+    }
+
+    /// The CPU with the fewest vCPUs; the first of them is kept for the host's services as long as others are as free.
+    pub fn least_loaded(&self) -> usize {
+        let load = |index: usize| self.cpus[index].queue.lock().len();
+        (0..self.count()).rev().min_by_key(|&index| load(index)).unwrap_or(0)
+    }
+
+    /// What runs on CPU `index`.
+    pub fn queue(&self, index: usize) -> &Mutex<Vec<Arc<Running>>> {
+        &self.cpus[index].queue
+    }
+}

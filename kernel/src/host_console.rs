@@ -1,0 +1,194 @@
+//! The operator's serial console: the shell's prompt, or a guest's console while attached to it.
+
+use crate::commands::{self, Answer};
+use crate::host::Host;
+use crate::log_ring;
+use crate::vm::Vm;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use drivers::uart::SerialPort;
+use shell::{Attach, AttachAction, Cursor, Input, LineEditor, NameKind, Names, Reply};
+
+/// Keys taken at a time.
+const KEYS_MAX: usize = 256;
+/// Bytes of a guest's console shown at a time.
+const SHOWN_BYTES: usize = 4096;
+/// How long the serial line may keep bytes before it is asked again whether it has room.
+const LINE_NS: u64 = 1_000_000;
+/// How often the keyboard is asked for where its interrupt does not come.
+const KEYBOARD_NS: u64 = 20_000_000;
+
+/// The console of the host.
+pub struct HostConsole {
+    line: Option<SerialPort>,
+    editor: LineEditor,
+    mode: Mode,
+    output: Vec<u8>,
+}
+
+enum Mode {
+    Prompt,
+    /// A command goes on until it has something to say.
+    Waiting(Answer),
+    Attached {
+        vm: Arc<Vm>,
+        cursor: Cursor,
+        attach: Attach,
+    },
+}
+
+/// Names for completion.
+struct HostNames<'a>(&'a Host);
+
+impl Names for HostNames<'_> {
+    fn names(&self, kind: NameKind) -> Vec<String> {
+        match kind {
+            NameKind::Vm => self.0.vms.lock().iter().map(|vm| vm.name().into()).collect(),
+            NameKind::Disk => {
+                let storage = self.0.storage.lock();
+                let partitions = storage.datastores().iter().flat_map(block::Datastore::partitions);
+                partitions.map(|(partition, _)| partition.name.clone()).collect()
+            }
+            NameKind::Module => self.0.modules().iter().map(|module| module.name.into()).collect(),
+        }
+    }
+}
+
+impl HostConsole {
+    /// The console on COM1, its prompt shown.
+    pub fn new(host: &Host) -> Self {
+        let mut line = SerialPort::com1();
+        if let Some(line) = &mut line {
+            line.enable_receive_interrupt();
+        }
+        let mut console = Self { line, editor: LineEditor::new("pollux> "), mode: Mode::Prompt, output: Vec::new() };
+        console.print_log();
+        console.editor.show(&mut console.output);
+        console.send();
+        let _ = host;
+        console
+    }
+
+    /// Takes keys, shows what there is to show; returns when it wants to be called next.
+    pub fn poll(&mut self, host: &'static Host) -> Option<u64> {
+        let mut keys = [0; KEYS_MAX];
+        let count = self.line.as_mut().map_or(0, |line| line.receive(&mut keys));
+        for &key in &keys[..count] {
+            self.key(host, key);
+        }
+        self.go_on(host);
+        if log_ring::has_unprinted() && matches!(self.mode, Mode::Prompt) {
+            self.editor.hide(&mut self.output);
+            self.print_log();
+            self.editor.show(&mut self.output);
+        }
+        self.show_guest();
+        let now_ns = host.clock.now_ns();
+        let line_due_ns = if self.send() { LINE_NS } else { KEYBOARD_NS };
+        Some(now_ns + line_due_ns)
+    }
+
+    fn key(&mut self, host: &'static Host, key: u8) {
+        match &mut self.mode {
+            Mode::Prompt => match self.editor.byte(key, &HostNames(host), &mut self.output) {
+                Some(Input::Line(line)) => self.line_entered(host, &line),
+                Some(Input::Cancelled) => self.editor.show(&mut self.output),
+                None => {}
+            },
+            // Keys are not kept for later: what they would do is not what was meant when they were typed.
+            Mode::Waiting(_) => {}
+            Mode::Attached { attach, .. } => {
+                let action = attach.byte(key, host.clock.now_ns());
+                self.attached(host, action);
+            }
+        }
+    }
+
+    fn line_entered(&mut self, host: &'static Host, line: &str) {
+        let answer = match shell::parse(line) {
+            Ok(None) => return self.editor.show(&mut self.output),
+            Ok(Some(invocation)) => commands::carry_out(host, invocation),
+            Err(error) => Answer::Reply(Reply::from(error), line.contains("--json")),
+        };
+        self.mode = Mode::Waiting(answer);
+        self.go_on(host);
+    }
+
+    /// Looks whether a command has something to say now.
+    fn go_on(&mut self, host: &'static Host) {
+        let Mode::Waiting(answer) = &mut self.mode else { return };
+        match commands::proceed(host, answer) {
+            None => {}
+            Some(Answer::Attach(vm)) => {
+                let detach = host.config.host.detach_key;
+                let text = format!("attached to {}; {detach} leaves\n", vm.name());
+                shell::to_terminal(&text, &mut self.output);
+                let cursor = vm.console.lock().replay();
+                self.mode = Mode::Attached { vm, cursor, attach: Attach::new(detach) };
+            }
+            Some(Answer::Reply(reply, json)) => {
+                shell::to_terminal(&shell::render(&reply, json), &mut self.output);
+                self.print_log();
+                self.mode = Mode::Prompt;
+                self.editor.show(&mut self.output);
+            }
+            Some(Answer::End(..) | Answer::Power { .. }) => unreachable!("proceed answers when it is over"),
+        }
+    }
+
+    fn attached(&mut self, host: &'static Host, action: AttachAction) {
+        let Mode::Attached { vm, .. } = &self.mode else { return };
+        match action {
+            AttachAction::Wait => {}
+            AttachAction::Forward(byte) => commands::type_into(host, vm, &[byte]),
+            AttachAction::Detach(byte) => {
+                let text = format!("\nleft the console of {}\n", vm.name());
+                shell::to_terminal(&text, &mut self.output);
+                self.mode = Mode::Prompt;
+                self.editor.show(&mut self.output);
+                if let Some(byte) = byte {
+                    self.key(host, byte);
+                }
+            }
+        }
+    }
+
+    /// Shows what the guest printed since.
+    fn show_guest(&mut self) {
+        let host = crate::host::get();
+        if let Mode::Attached { attach, .. } = &mut self.mode {
+            let action = attach.poll(host.clock.now_ns());
+            self.attached(host, action);
+        }
+        let Mode::Attached { vm, cursor, .. } = &mut self.mode else { return };
+        // What the line does not take now is still in the guest's buffer.
+        while self.output.len() < SHOWN_BYTES {
+            let console = vm.console.lock();
+            let bytes = console.read(cursor, SHOWN_BYTES);
+            if bytes.is_empty() {
+                return;
+            }
+            self.output.extend_from_slice(bytes);
+        }
+    }
+
+    fn print_log(&mut self) {
+        for message in log_ring::take_unprinted() {
+            let text = format!("{}\n", commands::log_text(&message));
+            shell::to_terminal(&text, &mut self.output);
+        }
+    }
+
+    /// Gives the line what it takes; says whether something is left.
+    fn send(&mut self) -> bool {
+        let Some(line) = &mut self.line else {
+            self.output.clear();
+            return false;
+        };
+        let taken = line.write(&self.output);
+        self.output.drain(..taken);
+        line.poll() || !self.output.is_empty()
+    }
+}

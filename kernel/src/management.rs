@@ -1,0 +1,152 @@
+//! The management address: the host's own place in the network, over smoltcp.
+
+use crate::host::Host;
+use crate::network::Forwarder;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use config::Management as Setting;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::dhcpv4;
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use spin::Mutex;
+use switch::{Offload, PortId};
+
+/// Frames on their way out at most.
+const OUTGOING_MAX: usize = 64;
+
+/// The address, for the report.
+static ADDRESS: Mutex<Option<String>> = Mutex::new(None);
+
+/// The host's end of its switch port.
+pub struct Management {
+    port: PortId,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    dhcp: Option<SocketHandle>,
+    wire: Wire,
+}
+
+/// Frames to and from the switch.
+#[derive(Default)]
+struct Wire {
+    incoming: VecDeque<Vec<u8>>,
+    outgoing: VecDeque<Vec<u8>>,
+}
+
+/// The address and its prefix length, once there is one.
+pub fn address() -> Option<String> {
+    ADDRESS.lock().clone()
+}
+
+impl Management {
+    /// Joins the switch; `None` without an uplink.
+    pub fn new(host: &Host) -> Option<Self> {
+        let (port, mac) = host.network.lock().add_management()?;
+        let mut wire = Wire::default();
+        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac.bytes())));
+        config.random_seed = cpu::random().unwrap_or_else(cpu::tsc);
+        let mut interface = Interface::new(config, &mut wire, Instant::ZERO);
+        let mut sockets = SocketSet::new(Vec::new());
+        let mut dhcp = None;
+        match host.config.host.management {
+            Setting::Dhcp => dhcp = Some(sockets.add(dhcpv4::Socket::new())),
+            Setting::Static(setting) => {
+                set_address(&mut interface, Some(Ipv4Cidr::new(setting.address, setting.prefix_bits)));
+                set_gateway(&mut interface, setting.gateway);
+            }
+        }
+        Some(Self { port, interface, sockets, dhcp, wire })
+    }
+
+    /// Takes in and sends what is due; returns when it wants to be called next.
+    pub fn poll(&mut self, host: &Host, forwarder: &mut Forwarder) -> Option<u64> {
+        while let Some(frame) = host.network.lock().next_management_frame() {
+            self.wire.incoming.push_back(frame);
+        }
+        let now = Instant::from_micros((host.clock.now_ns() / 1000) as i64);
+        self.interface.poll(now, &mut self.wire, &mut self.sockets);
+        self.take_lease();
+        while let Some(frame) = self.wire.outgoing.pop_front() {
+            forwarder.forward(host, self.port, &Offload::default(), &frame);
+        }
+        let next = self.interface.poll_at(now, &self.sockets)?;
+        Some(next.total_micros().max(0) as u64 * 1000)
+    }
+
+    fn take_lease(&mut self) {
+        let Some(handle) = self.dhcp else { return };
+        match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
+            Some(dhcpv4::Event::Configured(lease)) => {
+                log::info!("the management address is {}", lease.address);
+                set_address(&mut self.interface, Some(lease.address));
+                set_gateway(&mut self.interface, lease.router);
+            }
+            Some(dhcpv4::Event::Deconfigured) if address().is_some() => {
+                log::warn!("the management address is lost");
+                set_address(&mut self.interface, None);
+                set_gateway(&mut self.interface, None);
+            }
+            Some(dhcpv4::Event::Deconfigured) | None => {}
+        }
+    }
+}
+
+fn set_address(interface: &mut Interface, address: Option<Ipv4Cidr>) {
+    interface.update_ip_addrs(|addresses| {
+        addresses.clear();
+        if let Some(address) = address {
+            addresses.push(IpCidr::Ipv4(address)).expect("an empty list takes one");
+        }
+    });
+    *ADDRESS.lock() = address.map(|address| format!("{address}"));
+}
+
+fn set_gateway(interface: &mut Interface, gateway: Option<core::net::Ipv4Addr>) {
+    interface.routes_mut().remove_default_ipv4_route();
+    if let Some(gateway) = gateway {
+        interface.routes_mut().add_default_ipv4_route(gateway).expect("an empty table takes one");
+    }
+}
+
+struct Incoming(Vec<u8>);
+struct Outgoing<'a>(&'a mut VecDeque<Vec<u8>>);
+
+impl RxToken for Incoming {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, act: F) -> R {
+        act(&self.0)
+    }
+}
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, act: F) -> R {
+        let mut frame = alloc::vec![0; length];
+        let result = act(&mut frame);
+        self.0.push_back(frame);
+        result
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Incoming;
+    type TxToken<'a> = Outgoing<'a>;
+
+    fn receive(&mut self, _now: Instant) -> Option<(Incoming, Outgoing<'_>)> {
+        let frame = self.incoming.pop_front()?;
+        Some((Incoming(frame), Outgoing(&mut self.outgoing)))
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<Outgoing<'_>> {
+        (self.outgoing.len() < OUTGOING_MAX).then_some(Outgoing(&mut self.outgoing))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        capabilities
+    }
+}

@@ -1,0 +1,271 @@
+//! The network: a switch between guests, the host's network cards, and the management address.
+//!
+//! A frame is forwarded by [`Forwarder`], one for each CPU, which finds the targets under the network's lock and hands
+//! the frame to guests without it: a guest's board is never locked inside.
+
+use crate::host::Host;
+use crate::vm::{Refusal, Running, Vm};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use config::Mac;
+use switch::{Counters, Nic, Offload, Offloads, PortConfig, PortId, Segments, Switch, complete_checksum};
+
+/// Frames that wait for the management address at most.
+const MANAGEMENT_FRAMES_MAX: usize = 64;
+
+/// The network.
+pub struct Network {
+    switch: Switch,
+    ports: Vec<(PortId, Port)>,
+    nics: Vec<Box<dyn Nic>>,
+    /// Interrupt vectors of the cards.
+    vectors: Vec<u8>,
+    management_frames: VecDeque<Vec<u8>>,
+}
+
+enum Port {
+    Uplink(usize),
+    Management(Mac),
+    Guest { name: String, mac: Mac, running: Weak<Running>, nic: usize },
+}
+
+/// A port, for the report.
+pub struct PortReport {
+    pub name: String,
+    pub mac: Option<Mac>,
+    pub counters: Counters,
+    pub link_up: bool,
+}
+
+impl Network {
+    /// A network that joins nothing.
+    pub fn new() -> Self {
+        Self {
+            switch: Switch::new(),
+            ports: Vec::new(),
+            nics: Vec::new(),
+            vectors: Vec::new(),
+            management_frames: VecDeque::new(),
+        }
+    }
+
+    /// Adds a card of the host, which raises `vector`. The first is the uplink; the others are left alone, since two
+    /// uplinks to one network would be a loop.
+    pub fn add_nic(&mut self, nic: Box<dyn Nic>, vector: Option<u8>) {
+        if self.nics.is_empty()
+            && let Some(port) = self.switch.add_port(PortConfig::default())
+        {
+            self.ports.push((port, Port::Uplink(0)));
+        }
+        self.nics.push(nic);
+        self.vectors.extend(vector);
+    }
+
+    /// The host's cards.
+    pub fn nics(&self) -> &[Box<dyn Nic>] {
+        &self.nics
+    }
+
+    /// Adds the management address's port, with the uplink's address; `None` without an uplink.
+    pub fn add_management(&mut self) -> Option<(PortId, Mac)> {
+        let mac = Mac::new(self.nics.first()?.mac())?;
+        let port = self.switch.add_port(PortConfig { mac: Some(mac.bytes()), guard: true })?;
+        self.ports.push((port, Port::Management(mac)));
+        Some((port, mac))
+    }
+
+    /// Adds a port for each of a VM's cards.
+    pub fn add_guest(&mut self, vm: &Vm) -> Result<Vec<PortId>, Refusal> {
+        let mut added = Vec::new();
+        for (nic, &mac) in vm.macs.iter().enumerate() {
+            let Some(port) = self.switch.add_port(PortConfig { mac: Some(mac.bytes()), guard: false }) else {
+                added.iter().for_each(|&port| self.remove(port));
+                let message = format!("the switch has no port left for {mac}, or the address is in use");
+                return Err((message, "choose another address, or stop another VM".into()));
+            };
+            let name = format!("{}/{nic}", vm.name());
+            self.ports.push((port, Port::Guest { name, mac, running: Weak::new(), nic }));
+            added.push(port);
+        }
+        Ok(added)
+    }
+
+    /// Says which life the ports of a VM belong to.
+    pub fn set_guest(&mut self, life: &Arc<Running>) {
+        for (id, port) in &mut self.ports {
+            if let Port::Guest { running, .. } = port
+                && life.ports.contains(id)
+            {
+                *running = Arc::downgrade(life);
+            }
+        }
+    }
+
+    /// Takes a VM's ports away.
+    pub fn remove_guest(&mut self, life: &Running) {
+        life.ports.iter().for_each(|&port| self.remove(port));
+    }
+
+    /// The next frame for the management address.
+    pub fn next_management_frame(&mut self) -> Option<Vec<u8>> {
+        self.management_frames.pop_front()
+    }
+
+    /// Whether a vector is a card's.
+    pub fn has_vector(&self, vector: u8) -> bool {
+        self.vectors.contains(&vector)
+    }
+
+    /// Whether some card must be asked because it raises no interrupt.
+    pub fn polls(&self) -> bool {
+        self.nics.iter().any(|nic| !nic.has_interrupt())
+    }
+
+    /// Every port with its counters.
+    pub fn report(&mut self) -> Vec<PortReport> {
+        let nics = &mut self.nics;
+        let switch = &self.switch;
+        let report = |(id, port): &(PortId, Port)| {
+            let (name, mac, link_up) = match port {
+                Port::Uplink(nic) => (format!("uplink{nic}"), Mac::new(nics[*nic].mac()), nics[*nic].link_up()),
+                Port::Management(mac) => ("host".into(), Some(*mac), true),
+                Port::Guest { name, mac, .. } => (name.clone(), Some(*mac), true),
+            };
+            PortReport { name, mac, counters: switch.counters(*id).copied().unwrap_or_default(), link_up }
+        };
+        self.ports.iter().map(report).collect()
+    }
+
+    fn remove(&mut self, port: PortId) {
+        self.switch.remove_port(port);
+        self.ports.retain(|(id, _)| *id != port);
+    }
+}
+
+/// Carries frames to where the switch says. Kept for its buffers.
+#[derive(Default)]
+pub struct Forwarder {
+    /// Guests that the present frame goes to.
+    guests: Vec<(PortId, Arc<Running>, usize)>,
+    /// Guests that got frames and were not told yet.
+    unsettled: Vec<(Arc<Running>, usize)>,
+    segment: Vec<u8>,
+    received: Vec<u8>,
+}
+
+impl Forwarder {
+    /// Carries a frame that came from `from`.
+    pub fn forward(&mut self, host: &Host, from: PortId, offload: &Offload, frame: &[u8]) {
+        if offload.check(frame).is_err() {
+            return;
+        }
+        let mut network = host.network.lock();
+        let network = &mut *network;
+        for target in network.switch.forward(from, frame, host.clock.now_ns()) {
+            let Some((_, port)) = network.ports.iter().find(|(id, _)| *id == target) else { continue };
+            match port {
+                Port::Uplink(nic) => {
+                    let nic = &mut network.nics[*nic];
+                    let sent = finish(offload, frame, nic.offloads(), &mut self.segment, |offload, frame| {
+                        nic.transmit(offload, frame).is_ok()
+                    });
+                    if !sent {
+                        network.switch.undelivered(target, frame.len());
+                    }
+                }
+                Port::Management(_) => {
+                    let frames = &mut network.management_frames;
+                    finish(offload, frame, Offloads::default(), &mut self.segment, |_, frame| {
+                        let room = frames.len() < MANAGEMENT_FRAMES_MAX;
+                        if room {
+                            frames.push_back(frame.to_vec());
+                        }
+                        room
+                    });
+                }
+                Port::Guest { running, nic, .. } => {
+                    self.guests.extend(running.upgrade().map(|running| (target, running, *nic)));
+                }
+            }
+        }
+        self.deliver(host, offload, frame);
+    }
+
+    /// Ends a batch: the host's cards send, and guests are told. `host_of` gives each its way to be woken.
+    pub fn settle(&mut self, host: &Host, mut tell: impl FnMut(&Arc<Running>, usize)) {
+        host.network.lock().nics.iter_mut().for_each(|nic| nic.kick());
+        for (running, nic) in self.unsettled.drain(..) {
+            tell(&running, nic);
+        }
+    }
+
+    /// Takes in everything that arrived from outside.
+    pub fn receive(&mut self, host: &Host) {
+        let mut frame = core::mem::take(&mut self.received);
+        loop {
+            let mut network = host.network.lock();
+            let Some(port) = network.ports.iter().find_map(|(id, port)| matches!(port, Port::Uplink(_)).then_some(*id))
+            else {
+                break;
+            };
+            let nic = &mut network.nics[0];
+            nic.acknowledge_interrupt();
+            let Some(offload) = nic.receive(&mut frame) else { break };
+            drop(network);
+            self.forward(host, port, &offload, &frame);
+        }
+        self.received = frame;
+    }
+
+    fn deliver(&mut self, host: &Host, offload: &Offload, frame: &[u8]) {
+        let mut guests = core::mem::take(&mut self.guests);
+        for (port, running, nic) in guests.drain(..) {
+            let machine = &running.machine;
+            let taken = finish(offload, frame, machine.nic_offloads(nic), &mut self.segment, |offload, frame| {
+                machine.frame(nic, offload, frame).is_ok()
+            });
+            if !taken {
+                host.network.lock().switch.undelivered(port, frame.len());
+            }
+            if !self.unsettled.iter().any(|(other, of)| Arc::ptr_eq(other, &running) && *of == nic) {
+                self.unsettled.push((running, nic));
+            }
+        }
+        self.guests = guests;
+    }
+}
+
+/// Does what is left to do on a frame and its receiver does not do, and hands over the result; says whether all of it
+/// was taken.
+fn finish(
+    offload: &Offload,
+    frame: &[u8],
+    able: Offloads,
+    segment: &mut Vec<u8>,
+    mut hand_over: impl FnMut(&Offload, &[u8]) -> bool,
+) -> bool {
+    let segments = match offload.gso {
+        switch::Gso::None => true,
+        switch::Gso::Tcp4 => able.transmit_tso4,
+        switch::Gso::Tcp6 => able.transmit_tso6,
+    };
+    if segments && (able.transmit_checksum || !offload.needs_checksum) {
+        return hand_over(offload, frame);
+    }
+    if offload.gso == switch::Gso::None {
+        segment.clear();
+        segment.extend_from_slice(frame);
+        complete_checksum(segment, offload);
+        return hand_over(&Offload::default(), segment);
+    }
+    let Ok(mut segments) = Segments::new(frame, offload) else { return false };
+    let mut all = true;
+    while segments.next_into(segment) {
+        all &= hand_over(&Offload::default(), segment);
+    }
+    all
+}

@@ -1,0 +1,56 @@
+//! Builds everything that a boot needs and says where it is: the kernel, the guests and the image, as [`e2e::Artifacts`].
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use e2e::{Accel, Artifacts};
+
+use crate::guest::{self, Guests};
+use crate::image::{self, Contents};
+use crate::kernel;
+use crate::paths;
+
+/// Where Debian's package ovmf puts the two halves of the firmware, newest name first.
+const OVMF: [(&str, &str); 2] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+];
+
+/// Builds what tests and demonstrations boot.
+pub fn build(accel: Accel) -> Result<Artifacts> {
+    let kernel = kernel::build()?;
+    kernel::check_no_simd(&kernel.elf)?;
+    let guests = guest::guests()?;
+    let image = paths::target().join("pollux.img");
+    image::build(&kernel.elf, &Contents::demonstration(&guests), &image)?;
+    Ok(Artifacts { guests: kernel::build_guests()?, ..assemble(guests, kernel.elf32, image, accel)? })
+}
+
+/// What boots without Pollux: the guests alone. The kernel and the image are named but not built.
+pub fn guests_only() -> Result<Artifacts> {
+    assemble(guest::guests()?, PathBuf::new(), PathBuf::new(), Accel::Tcg)
+}
+
+fn assemble(guests: Guests, kernel32: PathBuf, image: PathBuf, accel: Accel) -> Result<Artifacts> {
+    Ok(Artifacts {
+        kernel32,
+        image,
+        datastore: guests.datastore,
+        linux: guests.linux,
+        debian_initrd: guests.debian_initrd,
+        tiny_initrd: guests.tiny_initrd,
+        guests: Vec::new(),
+        ovmf: ovmf()?,
+        accel,
+        logs: paths::e2e_logs(),
+    })
+}
+
+fn ovmf() -> Result<(PathBuf, PathBuf)> {
+    for (code, variables) in OVMF {
+        if Path::new(code).exists() && Path::new(variables).exists() {
+            return Ok((code.into(), variables.into()));
+        }
+    }
+    bail!("the UEFI firmware is missing (package ovmf): cargo xtask setup installs it")
+}

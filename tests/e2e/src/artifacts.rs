@@ -1,0 +1,91 @@
+//! What the test programs run, built by `cargo xtask` beforehand. The main type is [`Artifacts`].
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::{Accel, Host, Launch, Medium};
+
+/// Name of the boot module with the guests' Linux kernel.
+pub const LINUX: &str = "linux";
+/// Name of the boot module with the Debian guest's initial RAM disk.
+pub const DEBIAN_INITRD: &str = "debian-initrd";
+/// Name of the boot module with the small guest's initial RAM disk.
+pub const TINY_INITRD: &str = "tiny-initrd";
+/// Name of the virtual disk with the Debian guest's root file system.
+pub const DEBIAN_DISK: &str = "debian";
+/// Name of a virtual disk that tests may overwrite.
+pub const SCRATCH_DISK: &str = "scratch";
+/// The Debian guest's root password.
+pub const DEBIAN_PASSWORD: &str = "pollux";
+
+/// Paths of everything that a test may boot.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    /// Pollux as a 32-bit ELF file, for QEMU's `-kernel`.
+    pub kernel32: PathBuf,
+    /// The hybrid boot image.
+    pub image: PathBuf,
+    /// A disk with a GPT whose partitions are the virtual disks.
+    pub datastore: PathBuf,
+    /// Debian's stock cloud kernel.
+    pub linux: PathBuf,
+    /// The Debian guest's initial RAM disk.
+    pub debian_initrd: PathBuf,
+    /// The small guest: busybox and virtio modules.
+    pub tiny_initrd: PathBuf,
+    /// Bare test guests by name, loadable as Linux kernels.
+    pub guests: Vec<(String, PathBuf)>,
+    /// OVMF's code and variables.
+    pub ovmf: (PathBuf, PathBuf),
+    /// What executes instructions.
+    pub accel: Accel,
+    /// Where logs go.
+    pub logs: PathBuf,
+}
+
+impl Artifacts {
+    /// The fast path: a machine that QEMU loads Pollux into, with the small guest and the datastore. Tests add to it.
+    ///
+    /// # Errors
+    /// If a module's path is one that QEMU cannot load.
+    pub fn fast(&self, name: &str) -> Result<Launch> {
+        self.fast_with(name, &[])
+    }
+
+    /// As [`Artifacts::fast`], with more boot modules: file and name.
+    ///
+    /// # Errors
+    /// As [`Artifacts::fast`].
+    pub fn fast_with(&self, name: &str, modules: &[(&Path, &str)]) -> Result<Launch> {
+        let mut all = vec![(self.linux.clone(), LINUX.to_owned()), (self.tiny_initrd.clone(), TINY_INITRD.to_owned())];
+        all.extend(modules.iter().map(|(path, name)| (path.to_path_buf(), (*name).to_owned())));
+        let launch = Launch::new(name).accel(self.accel).multiboot(&self.kernel32, "", &all)?;
+        Ok(launch.disk(&self.datastore).nic(""))
+    }
+
+    /// A machine that boots the image, as a person's does.
+    #[must_use]
+    pub fn imaged(&self, name: &str, medium: Medium, uefi: bool) -> Launch {
+        let launch = Launch::new(name).accel(self.accel).memory_mib(4096).image(&self.image, medium);
+        let launch = if uefi { launch.uefi(&self.ovmf.0, &self.ovmf.1) } else { launch };
+        launch.disk(&self.datastore).nic("")
+    }
+
+    /// The file of a bare test guest.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn guest(&self, name: &str) -> Result<&Path> {
+        let found = self.guests.iter().find(|(guest, _)| guest == name);
+        found.map(|(_, path)| path.as_path()).with_context(|| format!("no test guest is called `{name}`"))
+    }
+
+    /// Switches a machine on and waits for its prompt.
+    ///
+    /// # Errors
+    /// If the prompt does not come.
+    pub fn boot(&self, launch: &Launch) -> Result<Host> {
+        Host::wait_for_prompt(launch.spawn(&self.logs)?)
+    }
+}

@@ -1,0 +1,267 @@
+//! Builds a QEMU command line piece by piece and starts it. The main type is [`Launch`]; [`crate::Emulator`] is what
+//! [`Launch::spawn`] gives, and `cargo xtask run` starts the same command line on a person's terminal.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::Emulator;
+
+/// What executes the host's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// QEMU's own emulation, which includes AMD-V with nested paging.
+    Tcg,
+    /// The machine's own AMD-V, nested.
+    Kvm,
+}
+
+impl Accel {
+    /// KVM where this process may open `/dev/kvm` and the module nests AMD-V, else TCG. The device alone says nothing: it
+    /// exists on machines whose CPU shows no virtualisation at all.
+    #[must_use]
+    pub fn detect() -> Self {
+        let opens = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+        let nests = fs::read_to_string("/sys/module/kvm_amd/parameters/nested")
+            .is_ok_and(|value| matches!(value.trim(), "1" | "Y"));
+        if opens && nests { Self::Kvm } else { Self::Tcg }
+    }
+
+    fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,+x2apic"],
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+        }
+    }
+}
+
+/// Where the image is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// An optical drive.
+    Cd,
+    /// A USB stick on an xHCI controller.
+    Usb,
+}
+
+/// An emulated machine that has not been switched on: machine type q35, serial line on standard input and output, no
+/// display, no default devices, no reboot.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    name: String,
+    accel: Accel,
+    cpu_arguments: Option<String>,
+    memory_mib: u32,
+    cpus: u32,
+    arguments: Vec<OsString>,
+    drives: usize,
+    nics: usize,
+}
+
+impl Launch {
+    /// A machine with 2 CPUs and 2 GiB. `name` names its log files.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            accel: Accel::Tcg,
+            cpu_arguments: None,
+            memory_mib: 2048,
+            cpus: 2,
+            arguments: Vec::new(),
+            drives: 0,
+            nics: 0,
+        }
+    }
+
+    /// Chooses what executes instructions.
+    #[must_use]
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = accel;
+        self
+    }
+
+    /// Replaces the CPU model, in QEMU's syntax (`EPYC,-svm`).
+    #[must_use]
+    pub fn cpu(mut self, model: &str) -> Self {
+        self.cpu_arguments = Some(model.to_owned());
+        self
+    }
+
+    /// Sets the amount of memory.
+    #[must_use]
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Sets the number of CPUs.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// The fast path: QEMU loads a Multiboot 1 kernel and its modules itself. A module is a file and its name; QEMU
+    /// separates them by spaces and commas, so neither may contain one.
+    ///
+    /// # Errors
+    /// If a path or a name contains a space or a comma.
+    pub fn multiboot(mut self, kernel: &Path, command_line: &str, modules: &[(PathBuf, String)]) -> Result<Self> {
+        let mut list = Vec::new();
+        for (path, name) in modules {
+            let entry = format!("{} {name}", path.display());
+            ensure!(
+                entry.matches(' ').count() == 1 && !entry.contains(','),
+                "QEMU cannot load the module {} as \"{name}\": move it to a path without spaces and commas",
+                path.display()
+            );
+            list.push(entry);
+        }
+        self = self.argument("-kernel", kernel).argument("-append", command_line);
+        Ok(if list.is_empty() { self } else { self.argument("-initrd", list.join(",")) })
+    }
+
+    /// Boots a Linux kernel directly: the guest without a hypervisor, to compare with.
+    #[must_use]
+    pub fn linux(self, kernel: &Path, initrd: &Path, command_line: &str) -> Self {
+        self.argument("-kernel", kernel).argument("-initrd", initrd).argument("-append", command_line)
+    }
+
+    /// Boots an image by the firmware, without writing to it.
+    #[must_use]
+    pub fn image(self, image: &Path, medium: Medium) -> Self {
+        let drive = format!("if=none,id=boot,format=raw,readonly=on,file={}", escape(image));
+        let device = match medium {
+            Medium::Cd => "ide-cd,drive=boot,bootindex=0",
+            Medium::Usb => "usb-storage,drive=boot,bootindex=0",
+        };
+        let machine = if medium == Medium::Usb { self.argument("-device", "qemu-xhci") } else { self };
+        machine.argument("-drive", drive).argument("-device", device)
+    }
+
+    /// Replaces the BIOS by UEFI firmware: `code` is OVMF's read-only half, `variables` a copy of the other, discarded
+    /// afterwards.
+    #[must_use]
+    pub fn uefi(self, code: &Path, variables: &Path) -> Self {
+        self.argument("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={}", escape(code)))
+            .argument("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={}", escape(variables)))
+    }
+
+    /// Adds a virtio disk whose writes are kept in a temporary file and forgotten.
+    #[must_use]
+    pub fn disk(mut self, image: &Path) -> Self {
+        let id = format!("disk{}", self.drives);
+        self.drives += 1;
+        self.argument("-drive", format!("if=none,id={id},format=raw,snapshot=on,file={}", escape(image)))
+            .argument("-device", format!("virtio-blk-pci,drive={id}"))
+    }
+
+    /// Adds a virtio NIC on QEMU's user network: gateway and DHCP server 10.0.2.2, DNS 10.0.2.3. `options` is appended
+    /// (`hostfwd=tcp:127.0.0.1:0-:22`), or empty. It has no boot ROM, which would only delay the firmware.
+    #[must_use]
+    pub fn nic(mut self, options: &str) -> Self {
+        let id = format!("net{}", self.nics);
+        let mac = format!("52:54:00:50:4c:{:02x}", self.nics);
+        self.nics += 1;
+        let separator = if options.is_empty() { "" } else { "," };
+        self.argument("-netdev", format!("user,id={id}{separator}{options}"))
+            .argument("-device", format!("virtio-net-pci,netdev={id},mac={mac},romfile="))
+    }
+
+    /// Adds any other option with its value.
+    #[must_use]
+    pub fn argument(mut self, option: &str, value: impl Into<OsString>) -> Self {
+        self.arguments.push(option.into());
+        self.arguments.push(value.into());
+        self
+    }
+
+    /// The name that its log files carry.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The command with the serial line on standard input and output. No key is QEMU's own, and Ctrl-C belongs to the guest.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = self.base();
+        command.args(["-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"]);
+        command.args(["-monitor", "none"]);
+        command
+    }
+
+    /// The command for a person's terminal: as [`Launch::command`], but Ctrl-^ then x ends the emulator. QEMU's usual
+    /// Ctrl-A stays free for the guest's shell, and Ctrl-] for leaving a guest's console.
+    #[must_use]
+    pub fn terminal_command(&self) -> Command {
+        let mut command = self.base();
+        command.args(["-chardev", "stdio,id=serial0,mux=on,signal=off", "-serial", "chardev:serial0"]);
+        command.args(["-mon", "chardev=serial0", "-echr", "0x1e"]);
+        command
+    }
+
+    fn base(&self) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
+        let [option, accel, cpu_option, cpu] = self.accel.arguments();
+        command.args([option, accel, cpu_option, self.cpu_arguments.as_deref().unwrap_or(cpu)]);
+        command.arg("-m").arg(format!("{}M", self.memory_mib)).arg("-smp").arg(self.cpus.to_string());
+        command.args(&self.arguments);
+        command
+    }
+
+    /// Switches the machine on, its logs in `log_directory`: `NAME.log` what the serial line said, `NAME.qemu.log` what
+    /// QEMU itself said.
+    ///
+    /// # Errors
+    /// If QEMU cannot be started or a log cannot be created.
+    pub fn spawn(&self, log_directory: &Path) -> Result<Emulator> {
+        if self.name.is_empty() || self.name.contains('/') {
+            bail!("\"{}\" cannot name a log file", self.name);
+        }
+        fs::create_dir_all(log_directory).with_context(|| format!("creating {}", log_directory.display()))?;
+        Emulator::start(self.command(), &self.name, log_directory)
+    }
+}
+
+/// QEMU's option parser ends a value at a comma; two commas stand for one.
+fn escape(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(launch: &Launch) -> Vec<String> {
+        launch.command().get_args().map(|argument| argument.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn modules_are_listed_with_their_names() {
+        let modules = [(PathBuf::from("/a/k"), "linux".to_owned()), (PathBuf::from("/a/i"), "initrd".to_owned())];
+        let launch = Launch::new("t").multiboot(Path::new("/a/kernel"), "quiet", &modules).unwrap();
+        assert!(arguments(&launch).contains(&"/a/k linux,/a/i initrd".to_owned()));
+    }
+
+    #[test]
+    fn a_module_path_that_qemu_would_split_is_refused() {
+        for path in ["/a b/k", "/a,b/k"] {
+            let modules = [(PathBuf::from(path), "linux".to_owned())];
+            assert!(Launch::new("t").multiboot(Path::new("/k"), "", &modules).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn commas_in_drive_paths_are_doubled_and_drives_are_numbered() {
+        let launch = Launch::new("t").disk(Path::new("/a,b")).disk(Path::new("/c"));
+        let arguments = arguments(&launch);
+        assert!(arguments.contains(&"if=none,id=disk0,format=raw,snapshot=on,file=/a,,b".to_owned()));
+        assert!(arguments.contains(&"virtio-blk-pci,drive=disk1".to_owned()));
+    }
+}

@@ -1,0 +1,22 @@
+//! Boots machines in an emulator and talks to them over their serial line. The main types are [`Launch`] (a machine to
+//! be), [`Emulator`] (a machine that runs), [`Host`] (Pollux at its prompt) and [`Console`] (a guest); [`PROGRAMS`] lists
+//! the test programs that `cargo xtask test` runs with the [`Artifacts`] it has built.
+
+mod artifacts;
+mod console;
+mod emulator;
+mod host;
+mod launch;
+mod permit;
+mod programs;
+mod transcript;
+
+pub use artifacts::{Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINUX, SCRATCH_DISK, TINY_INITRD};
+pub use console::{Console, GUEST_BOOT_LIMIT, GUEST_COMMAND_LIMIT};
+pub use emulator::Emulator;
+pub use host::{BOOT_LIMIT, COMMAND_LIMIT, Host, PROMPT, strip_escapes};
+pub use launch::{Accel, Launch, Medium};
+pub use permit::EMULATORS_MAX;
+pub use programs::smoke::smoke_on;
+pub use programs::{PROGRAMS, Program};
+pub use transcript::{Found, Missing, Transcript};

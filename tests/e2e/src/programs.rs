@@ -1,0 +1,55 @@
+//! The test programs: each boots what it needs, and its verdict depends on no timing. The main type is [`Program`].
+
+mod console;
+mod demo;
+mod guests;
+mod host;
+mod tiny;
+
+use anyhow::Result;
+
+use crate::Artifacts;
+
+pub(crate) mod smoke;
+
+/// A test that needs an emulator.
+pub struct Program {
+    /// Its name, as `cargo xtask test` lists it and takes it.
+    pub name: &'static str,
+    /// Whether the quick tests run it too.
+    pub quick: bool,
+    /// The test; an error is the verdict "failed" with its reason.
+    pub run: fn(&Artifacts) -> Result<()>,
+}
+
+const fn quick(name: &'static str, run: fn(&Artifacts) -> Result<()>) -> Program {
+    Program { name, quick: true, run }
+}
+
+const fn full(name: &'static str, run: fn(&Artifacts) -> Result<()>) -> Program {
+    Program { name, quick: false, run }
+}
+
+/// Every test program, the quick ones first.
+pub static PROGRAMS: &[Program] = &[
+    quick("prompt", host::prompt),
+    quick("hello", guests::hello),
+    quick("selftest", tiny::selftest),
+    full("one_cpu", host::one_cpu),
+    full("no_svm", host::no_svm),
+    full("mistakes", host::mistakes),
+    full("console", console::console),
+    full("unread_console", console::unread),
+    full("pause_resume", tiny::pause_resume),
+    full("reset", tiny::reset),
+    full("power_button", tiny::power_button),
+    full("malformed_kernel", tiny::malformed_kernel),
+    full("bare_guests", guests::all),
+    full("pings", demo::pings),
+    full("kill_loop", demo::kill_loop),
+    full("bios_cd", demo::bios_cd),
+    full("bios_usb", demo::bios_usb),
+    full("uefi_usb", demo::uefi_usb),
+    full("guest_alone", smoke::guest_alone),
+    full("smoke", smoke::smoke),
+];

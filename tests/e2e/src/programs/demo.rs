@@ -1,0 +1,74 @@
+//! What `cargo xtask demo boot` shows: the image boots from every medium, two guests talk, and killing leaks nothing.
+
+use anyhow::{Context, Result, ensure};
+
+use super::{guests, tiny};
+use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, Medium};
+
+/// How often a guest is killed.
+const KILLS: usize = 50;
+
+/// The image boots as a CD under a BIOS.
+pub fn bios_cd(artifacts: &Artifacts) -> Result<()> {
+    boots(artifacts, "bios_cd", Medium::Cd, false)
+}
+
+/// The image boots as a USB stick under a BIOS.
+pub fn bios_usb(artifacts: &Artifacts) -> Result<()> {
+    boots(artifacts, "bios_usb", Medium::Usb, false)
+}
+
+/// The image boots as a USB stick under UEFI.
+pub fn uefi_usb(artifacts: &Artifacts) -> Result<()> {
+    boots(artifacts, "uefi_usb", Medium::Usb, true)
+}
+
+fn boots(artifacts: &Artifacts, name: &str, medium: Medium, uefi: bool) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.imaged(name, medium, uefi))?;
+    let modules = host.ask("modules")?;
+    ensure!(modules.to_string().contains(crate::LINUX), "the boot modules did not arrive: {modules}");
+    host.ask("vm kill debian").context("the configuration on the image was not carried out")?;
+    host.power_off()
+}
+
+/// Two guests reach each other through the switch.
+pub fn pings(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.imaged("pings", Medium::Usb, false))?;
+    for (vm, own, other) in [("left", 1, 2), ("right", 2, 1)] {
+        let words = format!("address=192.168.9.{own}/24 ping=192.168.9.{other} linger=yes");
+        tiny::create(&mut host, vm, &words, "--nic")?;
+    }
+    for vm in ["left", "right"] {
+        let mut console = host.attach(vm)?;
+        let (which, _) = console.expect_any(&["PING ok", "PING FAILED"], GUEST_BOOT_LIMIT)?;
+        ensure!(which == 0, console.emulator().failure(&format!("{vm} does not reach the other guest")));
+        console.leave()?;
+    }
+    host.power_off()
+}
+
+/// A guest is killed over and over beside another that goes on; not a frame is lost.
+pub fn kill_loop(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("kill_loop")?)?;
+    guests::start_witness(&mut host)?;
+    // The first round also fills what is made once and kept.
+    kill_once(&mut host)?;
+    let before = free_bytes(&mut host)?;
+    for round in 1..=KILLS {
+        kill_once(&mut host).with_context(|| format!("round {round}"))?;
+        let now = free_bytes(&mut host)?;
+        ensure!(now == before, "round {round}: {before} bytes were free, now {now}");
+    }
+    guests::check_witness(&mut host)?;
+    host.power_off()
+}
+
+fn kill_once(host: &mut Host) -> Result<()> {
+    tiny::create(host, "victim", "linger=yes", "--nic --disk scratch")?;
+    host.ask("vm kill victim")?;
+    host.ask("vm delete victim").map(|_| ())
+}
+
+fn free_bytes(host: &mut Host) -> Result<u64> {
+    host.ask("host")?["memory"]["free_bytes"].as_u64().context("`host --json` does not give the free memory")
+}

@@ -1,0 +1,108 @@
+//! The bare test guests: each does something that a host must withstand, beside a Linux guest that must not notice.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::tiny;
+use crate::{Artifacts, COMMAND_LIMIT, GUEST_BOOT_LIMIT, Host, PROMPT};
+
+/// For a test guest to end, or to say what is waited for.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// How a bare guest ends.
+enum Ending {
+    /// It reports its checks and powers off.
+    Off,
+    /// It says this and then spins: only its host can end it.
+    Spins(&'static str),
+    /// It says this each time it boots, and resets.
+    Resets(&'static str),
+    /// It says this and its processor shuts down.
+    ShutsDown(&'static str),
+}
+
+impl Ending {
+    fn of(guest: &str) -> Self {
+        match guest {
+            "spin" => Self::Spins("spinning"),
+            "reset_loop" => Self::Resets("resetting"),
+            "triple_fault" => Self::ShutsDown("faulting"),
+            _ => Self::Off,
+        }
+    }
+}
+
+/// Boots one bare guest, which says hello.
+pub fn hello(artifacts: &Artifacts) -> Result<()> {
+    let guest = artifacts.guest("hello")?;
+    let mut host = artifacts.boot(&artifacts.fast_with("hello", &[(guest, "hello")])?)?;
+    run(&mut host, "hello", "")?;
+    host.power_off()
+}
+
+/// Runs every bare guest beside a Linux guest.
+pub fn all(artifacts: &Artifacts) -> Result<()> {
+    ensure!(!artifacts.guests.is_empty(), "there are no bare test guests");
+    let modules: Vec<(&Path, &str)> =
+        artifacts.guests.iter().map(|(name, path)| (path.as_path(), name.as_str())).collect();
+    let mut host = artifacts.boot(&artifacts.fast_with("bare_guests", &modules)?)?;
+    start_witness(&mut host)?;
+    for (name, _) in &artifacts.guests {
+        run(&mut host, name, "").with_context(|| format!("test guest `{name}`"))?;
+        check_witness(&mut host).with_context(|| format!("after test guest `{name}`"))?;
+    }
+    // Its other way to reset.
+    run(&mut host, "reset_loop", "8042").context("test guest `reset_loop` with the keyboard controller")?;
+    check_witness(&mut host)?;
+    host.power_off()
+}
+
+/// Starts a guest beside which others misbehave.
+pub fn start_witness(host: &mut Host) -> Result<()> {
+    tiny::create(host, "witness", "linger=yes", "")?;
+    let mut console = host.attach("witness")?;
+    console.expect("tick 1", GUEST_BOOT_LIMIT)?;
+    console.leave()
+}
+
+/// Sees that guest still run: two more ticks.
+pub fn check_witness(host: &mut Host) -> Result<()> {
+    ensure!(host.state("witness")?.as_deref() == Some("running"), "the other guest has stopped");
+    host.emulator().send("vm console witness\r")?;
+    // What has been kept is shown at once; a new tick follows within seconds.
+    host.emulator().expect("tick", COMMAND_LIMIT)?;
+    std::thread::sleep(Duration::from_secs(1));
+    host.emulator().skip();
+    host.emulator().expect("tick", COMMAND_LIMIT).context("the other guest stands still")?;
+    host.emulator().send("\x1d")?;
+    host.emulator().expect(PROMPT, COMMAND_LIMIT).map(|_| ())
+}
+
+fn run(host: &mut Host, name: &str, words: &str) -> Result<()> {
+    host.ask(&format!("vm create {name} --kernel {name} --cmdline \"{words}\" --memory 128M --disk scratch --start"))?;
+    let mut console = host.attach(name)?;
+    match Ending::of(name) {
+        Ending::Off => {
+            let (which, _) = console.expect_any(&["\ndone", "not ok ", "Bail out!"], LIMIT)?;
+            ensure!(which == 0, console.emulator().failure("it did not get what hardware gives"));
+            console.leave()?;
+            host.wait_state(name, "stopped", LIMIT)?;
+        }
+        Ending::Spins(says) | Ending::ShutsDown(says) => {
+            console.expect(says, LIMIT)?;
+            console.leave()?;
+        }
+        Ending::Resets(says) => {
+            for _ in 0..3 {
+                console.expect(says, LIMIT)?;
+            }
+            console.leave()?;
+        }
+    }
+    if host.state(name)?.as_deref() == Some("running") {
+        host.ask(&format!("vm kill {name}"))?;
+    }
+    host.ask(&format!("vm delete {name}")).map(|_| ())
+}

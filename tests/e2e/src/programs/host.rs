@@ -1,0 +1,59 @@
+//! The host by itself: it comes up, says what it has, and answers mistakes.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::Artifacts;
+
+/// The prompt comes, `help` and `host` answer, and the host switches itself off.
+pub fn prompt(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("prompt")?)?;
+    let help = host.command("help")?;
+    for word in ["vm", "disk", "net", "log", "trace", "stat", "poweroff"] {
+        ensure!(help.contains(word), "`help` does not mention `{word}`: {help}");
+    }
+    let report = host.ask("host")?;
+    ensure!(report["backend"] == "svm", "the back end is {}", report["backend"]);
+    ensure!(report["cpus"] == 2, "{} CPUs were started and not 2", report["cpus"]);
+    ready(&report["disks"]).context("disks")?;
+    ready(&report["nics"]).context("NICs")?;
+    host.power_off()
+}
+
+fn ready(devices: &serde_json::Value) -> Result<()> {
+    let ready = devices.as_array().is_some_and(|list| list.iter().any(|device| device["status"] == "ready"));
+    ensure!(ready, "none is ready: {devices}");
+    Ok(())
+}
+
+/// One CPU carries the shell and a guest.
+pub fn one_cpu(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("one_cpu")?.cpus(1))?;
+    super::tiny::run_selftest(&mut host, "t", "clock", "")?;
+    host.power_off()
+}
+
+/// A CPU without AMD-V: the report says so, the shell comes up, and a VM is refused with the reason.
+pub fn no_svm(artifacts: &Artifacts) -> Result<()> {
+    let launch = artifacts.fast("no_svm")?.accel(crate::Accel::Tcg).cpu("EPYC,-svm,+x2apic");
+    let mut host = artifacts.boot(&launch)?;
+    let report = host.ask("host")?;
+    ensure!(report["backend"] == "none", "the back end is {}", report["backend"]);
+    let reason = report["backend_reason"].as_str().context("`host` does not say why no guest can run")?;
+    ensure!(reason.to_lowercase().contains("svm") || reason.contains("AMD-V"), "the reason is {reason:?}");
+    host.refusal("vm create t --kernel linux --start")?;
+    host.power_off()
+}
+
+/// Mistakes get one line with the remedy, and leave the prompt working.
+pub fn mistakes(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("mistakes")?)?;
+    for line in ["vm crate x", "vm create", "vm start nobody", "vm create t --kernel nothing --start", "nonsense"] {
+        let answer = host.command(line)?;
+        ensure!(!answer.is_empty() && answer.lines().count() <= 2, "`{line}` is answered by {answer:?}");
+    }
+    for line in ["vm start nobody", "vm create t --kernel linux --memory 12X", "disk show nothing"] {
+        host.refusal(line)?;
+    }
+    ensure!(host.state("t")?.is_none(), "a VM of a refused command is listed");
+    host.power_off()
+}

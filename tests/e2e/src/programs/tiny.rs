@@ -1,0 +1,119 @@
+//! The small Linux guest: devices, states and ends of a VM.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, LINUX, SCRATCH_DISK, TINY_INITRD};
+
+/// For a guest that has powered itself off to be listed as stopped.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Creates and starts a VM with the small guest; `words` go on its kernel's command line, `options` on `vm create`.
+pub fn create(host: &mut Host, vm: &str, words: &str, options: &str) -> Result<()> {
+    host.ask(&format!(
+        "vm create {vm} --kernel {LINUX} --initrd {TINY_INITRD} --cmdline \"console=ttyS0 quiet {words}\" {options} --start"
+    ))?;
+    Ok(())
+}
+
+/// Runs the guest's own test of `parts`, then sees it power itself off.
+pub fn run_selftest(host: &mut Host, vm: &str, parts: &str, options: &str) -> Result<()> {
+    create(host, vm, &format!("selftest={parts}"), options)?;
+    let mut console = host.attach(vm)?;
+    let (which, _) = console.expect_any(&["SELFTEST ok", "SELFTEST FAILED", "Kernel panic"], GUEST_BOOT_LIMIT)?;
+    ensure!(which == 0, console.emulator().failure("the guest's own test failed"));
+    console.leave()?;
+    host.wait_state(vm, "stopped", STOP_LIMIT)
+}
+
+/// Disk, NIC, random numbers and clock of one guest.
+pub fn selftest(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("selftest")?)?;
+    run_selftest(&mut host, "t", "disk,nic,rng,clock", &format!("--disk {SCRATCH_DISK} --nic"))?;
+    host.ask("vm delete t")?;
+    ensure!(host.state("t")?.is_none(), "a deleted VM is listed");
+    host.power_off()
+}
+
+/// A paused guest prints nothing more, and goes on where it stood.
+pub fn pause_resume(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("pause_resume")?)?;
+    create(&mut host, "t", "linger=yes", "")?;
+    let mut console = host.attach("t")?;
+    console.expect("tick 2", GUEST_BOOT_LIMIT)?;
+    console.leave()?;
+    host.ask("vm pause t")?;
+    ensure!(host.state("t")?.as_deref() == Some("paused"), "the VM is not paused");
+    let last = last_tick(&mut host)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let still = last_tick(&mut host)?;
+    ensure!(last == still, "a paused guest went from tick {last} to {still}");
+    host.ask("vm resume t")?;
+    host.attach("t")?.expect(&format!("tick {}\r", last + 1), GUEST_BOOT_LIMIT)?;
+    Ok(())
+}
+
+/// The last tick in what the console has kept.
+fn last_tick(host: &mut Host) -> Result<u32> {
+    let mut console = host.attach("t")?;
+    // What has been kept is printed before anything is typed.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = console.emulator().transcript();
+    console.leave()?;
+    let last = before.rsplit("tick ").next().unwrap_or_default();
+    let digits: String = last.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().map_err(|_| host.emulator().failure("no tick was seen"))
+}
+
+/// `vm reset` starts the guest again from its kernel.
+pub fn reset(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("reset")?)?;
+    create(&mut host, "t", "linger=yes", "")?;
+    for _ in 0..2 {
+        let mut console = host.attach("t")?;
+        console.expect("BENCH boot_to_user_s", GUEST_BOOT_LIMIT)?;
+        console.expect("tick 1\r", GUEST_BOOT_LIMIT)?;
+        console.leave()?;
+        host.ask("vm reset t")?;
+    }
+    host.ask("vm kill t")?;
+    host.wait_state("t", "stopped", STOP_LIMIT)?;
+    host.power_off()
+}
+
+/// `poweroff` of the host ends although a guest ignores its power button.
+pub fn power_button(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("power_button")?)?;
+    create(&mut host, "t", "linger=yes", "")?;
+    host.attach("t")?.expect("tick 1", GUEST_BOOT_LIMIT)?;
+    host.emulator().send("\x1d")?;
+    host.power_off()
+}
+
+/// What is not a Linux kernel is refused, and the next VM starts.
+pub fn malformed_kernel(artifacts: &Artifacts) -> Result<()> {
+    fs::create_dir_all(&artifacts.logs)?;
+    let mut cut = fs::read(&artifacts.linux)?;
+    cut.truncate(5000);
+    let mut wild = fs::read(&artifacts.linux)?;
+    // setup_sects, init_size and the preferred address of the setup header (Linux Documentation/arch/x86/boot.rst).
+    wild[0x1f1] = 0xff;
+    wild[0x258..0x264].fill(0xff);
+    let files = [("cut", cut), ("wild", wild), ("empty", Vec::new()), ("text", b"not a kernel\n".repeat(100))];
+    let mut paths = Vec::new();
+    for (name, bytes) in &files {
+        let path = artifacts.logs.join(format!("malformed-{name}"));
+        fs::write(&path, bytes)?;
+        paths.push((path, *name));
+    }
+    let modules: Vec<_> =
+        paths.iter().filter(|(_, name)| *name != "empty").map(|(path, name)| (path.as_path(), *name)).collect();
+    let mut host = artifacts.boot(&artifacts.fast_with("malformed_kernel", &modules)?)?;
+    for (_, name) in &modules {
+        host.refusal(&format!("vm create {name} --kernel {name} --start"))?;
+    }
+    run_selftest(&mut host, "t", "clock", "")?;
+    host.power_off()
+}

@@ -1,0 +1,58 @@
+//! Fills memory with patterns, again and again, and checks each against what was written a round before.
+//!
+//! Words on the command line: `mib=N` memory to use (64), `rounds=N` rounds until it ends (8; 0 is never). Each round
+//! prints `HASH round value`: the same in every run with the same memory, whatever happens to the machine meanwhile.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "`guest!` exports a symbol, and the memory is no Rust object's")]
+
+use guests::random::Random;
+use guests::{boot, guest, mmio, println, tap};
+
+guest!(memory_hash);
+
+const PAGE_BYTES: u64 = 4096;
+
+fn memory_hash() {
+    let (start, bytes) = boot::free_memory();
+    let pages = (boot::number("mib").unwrap_or(64) << 20).min(bytes) / PAGE_BYTES;
+    let rounds = boot::number("rounds").unwrap_or(8);
+    println!("# {pages} pages from {start:#x}");
+    let mut round = 0;
+    let mut is_intact = true;
+    while rounds == 0 || round < rounds {
+        let mut hash = 0xcbf2_9ce4_8422_2325;
+        for page in 0..pages {
+            let at = start + page * PAGE_BYTES;
+            if round > 0 && !holds(at, round - 1, page) {
+                println!("# round {round}: page {page} changed");
+                is_intact = false;
+            }
+            hash = fill(at, round, page, hash);
+        }
+        println!("HASH {round} {hash:016x}");
+        round += 1;
+    }
+    tap::check(is_intact, "memory keeps what was written");
+}
+
+fn pattern(round: u64, page: u64) -> Random {
+    Random::new((round << 32 | page).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+fn holds(at: u64, round: u64, page: u64) -> bool {
+    let mut pattern = pattern(round, page);
+    // SAFETY: free memory, mapped one to one.
+    (0..PAGE_BYTES).step_by(8).all(|offset| unsafe { mmio::read(at + offset, 8) } == pattern.next())
+}
+
+fn fill(at: u64, round: u64, page: u64, mut hash: u64) -> u64 {
+    let mut pattern = pattern(round, page);
+    for offset in (0..PAGE_BYTES).step_by(8) {
+        let word = pattern.next();
+        // SAFETY: as `holds`.
+        unsafe { mmio::write(at + offset, 8, word) };
+        hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash
+}
