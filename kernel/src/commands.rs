@@ -15,7 +15,7 @@ use config::{Name, VmSpec};
 use core::sync::atomic::Ordering;
 use shell::{
     Command, DiskInfo, DiskIo, ExitStat, HostReport, Invocation, LogLine, Memory, ModuleInfo, NicIo, PortInfo, Reply,
-    TraceLine, VmAction, VmDetail, VmStat, VmState, VmSummary,
+    TraceLine, VmAction, VmDetail, VmStat, VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.

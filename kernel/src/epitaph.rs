@@ -1,8 +1,6 @@
 //! The last words: what a panic or an exception of the host's own code leaves on the serial line.
 
 use crate::host;
-use alloc::format;
-use alloc::string::String;
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -66,9 +64,14 @@ struct Words(Option<SerialPort>);
 
 impl Write for Words {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        // Nothing is allocated here: the heap may be what failed.
         if let Some(line) = &mut self.0 {
-            let text: String = format!("{text}").replace('\n', "\r\n");
-            line.drain(text.as_bytes());
+            for (index, part) in text.split('\n').enumerate() {
+                if index > 0 {
+                    line.drain(b"\r\n");
+                }
+                line.drain(part.as_bytes());
+            }
         }
         Ok(())
     }

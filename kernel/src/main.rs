@@ -41,7 +41,7 @@ fn start(boot: Result<BootInfo, &'static str>) -> ! {
     let backend = backend::Backend::detect();
     backend.enable(0);
     let config = probe::read_config(&boot);
-    let (storage, network) = probe::devices(&config);
+    let (storage, network) = probe::devices();
     probe::route_serial_line(&platform);
     let host = host::init(Host::new(boot, platform, clock, backend, config, storage, network));
     start_other_processors(host);

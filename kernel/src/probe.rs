@@ -39,7 +39,7 @@ pub fn read_config(boot: &BootInfo) -> Config {
 }
 
 /// Starts the drivers of everything on the PCI bus.
-pub fn devices(_config: &Config) -> (Storage, Network) {
+pub fn devices() -> (Storage, Network) {
     let (mut storage, mut network) = (Storage::default(), Network::new());
     let own = local_apic::id();
     for function in pci::enumerate() {

@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use e2e::{Accel, Artifacts};
 
-use crate::guest::{self, Guests};
 use crate::image::{self, Contents};
-use crate::kernel;
-use crate::paths;
+use crate::{guest, kernel, paths};
 
 /// Where Debian's package ovmf puts the two halves of the firmware, newest name first.
 const OVMF: [(&str, &str); 2] = [
@@ -23,23 +21,14 @@ pub fn build(accel: Accel) -> Result<Artifacts> {
     let guests = guest::guests()?;
     let image = paths::target().join("pollux.img");
     image::build(&kernel.elf, &Contents::demonstration(&guests), &image)?;
-    Ok(Artifacts { guests: kernel::build_guests()?, ..assemble(guests, kernel.elf32, image, accel)? })
-}
-
-/// What boots without Pollux: the guests alone. The kernel and the image are named but not built.
-pub fn guests_only() -> Result<Artifacts> {
-    assemble(guest::guests()?, PathBuf::new(), PathBuf::new(), Accel::Tcg)
-}
-
-fn assemble(guests: Guests, kernel32: PathBuf, image: PathBuf, accel: Accel) -> Result<Artifacts> {
     Ok(Artifacts {
-        kernel32,
+        kernel32: kernel.elf32,
         image,
         datastore: guests.datastore,
         linux: guests.linux,
         debian_initrd: guests.debian_initrd,
         tiny_initrd: guests.tiny_initrd,
-        guests: Vec::new(),
+        guests: kernel::build_guests()?,
         ovmf: ovmf()?,
         accel,
         logs: paths::e2e_logs(),

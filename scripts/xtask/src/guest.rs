@@ -39,7 +39,7 @@ chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.t
 rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/machine-id"; : > "$1/etc/machine-id""#;
 
 /// Modules of the small guest, in the order in which they load.
-const TINY_MODULES: [&str; 11] = [
+pub const TINY_MODULES: [&str; 11] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -247,13 +247,7 @@ fn build_tiny(folder: &Path, modules: &Path, busybox: &[u8]) -> Result<()> {
         archive.folder(path);
     }
     add_busybox(&mut archive, busybox)?;
-    let mut order = String::new();
-    for name in TINY_MODULES {
-        let Ok(module) = fs::read(modules.join(format!("{name}.ko"))) else { continue };
-        archive.file(&format!("modules/{name}.ko"), &module);
-        order += &format!("{name}\n");
-    }
-    archive.file("modules/order", order.as_bytes());
+    add_modules(&mut archive, modules, &TINY_MODULES)?;
     for (name, source) in TINY_PROGRAMS {
         archive.file(&format!("bin/{name}"), &compile(folder, name, source)?);
     }
@@ -273,6 +267,21 @@ pub fn add_busybox(archive: &mut Archive, busybox: &[u8]) -> Result<()> {
     for command in list.lines().filter(|command| *command != "busybox") {
         archive.link(&format!("bin/{command}"), "busybox");
     }
+    Ok(())
+}
+
+/// Adds kernel modules by name and the order in which they load. One that is not there is built into the kernel.
+pub fn add_modules(archive: &mut Archive, folder: &Path, names: &[&str]) -> Result<()> {
+    let mut order = String::new();
+    for name in names {
+        let path = folder.join(format!("{name}.ko"));
+        if path.exists() {
+            let module = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            archive.file(&format!("modules/{name}.ko"), &module);
+            order += &format!("{name}\n");
+        }
+    }
+    archive.file("modules/order", order.as_bytes());
     Ok(())
 }
 

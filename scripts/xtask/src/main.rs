@@ -2,6 +2,7 @@
 //! subcommand has a module of its name; `steps` and `paths` serve them all, and the `e2e` crate drives the emulators.
 
 mod artifacts;
+mod bench;
 mod cpio;
 mod demo;
 mod fuzz;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::Options),
     /// Show without a person what the image does
     Demo(demo::Options),
+    /// Measure Pollux against the bare emulator and against nested KVM + QEMU
+    Bench(bench::Options),
     /// Run the fuzz targets
     Fuzz(fuzz::Options),
 }
@@ -60,6 +63,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(options) => run::command(&options),
         Command::Test(options) => test::command(&options),
         Command::Demo(options) => demo::command(&options),
+        Command::Bench(options) => bench::command(&options),
         Command::Fuzz(options) => fuzz::command(&options),
     }
 }

@@ -81,7 +81,7 @@ fn launch(artifacts: &Artifacts, options: &Options) -> Launch {
 
 fn introduction(accel: Accel) -> String {
     let with = match accel {
-        Accel::Tcg => "emulated AMD-V: everything takes several times as long as on a real machine",
+        Accel::Tcg | Accel::Counting => "emulated AMD-V: everything takes several times as long as on a real machine",
         Accel::Kvm => "this machine's AMD-V",
     };
     format!(

@@ -34,7 +34,7 @@ pub struct Artifacts {
     pub debian_initrd: PathBuf,
     /// The small guest: busybox and virtio modules.
     pub tiny_initrd: PathBuf,
-    /// Bare test guests by name, loadable as Linux kernels.
+    /// Bare test guests by name, as Linux kernels.
     pub guests: Vec<(String, PathBuf)>,
     /// OVMF's code and variables.
     pub ovmf: (PathBuf, PathBuf),

@@ -15,6 +15,8 @@ use crate::Emulator;
 pub enum Accel {
     /// QEMU's own emulation, which includes AMD-V with nested paging.
     Tcg,
+    /// The same with virtual time that counts instructions, one nanosecond each, so that a run repeats itself exactly.
+    Counting,
     /// The machine's own AMD-V, nested.
     Kvm,
 }
@@ -30,10 +32,18 @@ impl Accel {
         if opens && nests { Self::Kvm } else { Self::Tcg }
     }
 
-    fn arguments(self) -> [&'static str; 4] {
+    fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,+x2apic"],
-            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => &["-accel", "tcg,thread=multi"],
+            Self::Counting => &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"],
+            Self::Kvm => &["-accel", "kvm"],
+        }
+    }
+
+    fn cpu(self) -> &'static str {
+        match self {
+            Self::Tcg | Self::Counting => "EPYC,+svm,+npt,+x2apic",
+            Self::Kvm => "host",
         }
     }
 }
@@ -53,7 +63,7 @@ pub enum Medium {
 pub struct Launch {
     name: String,
     accel: Accel,
-    cpu_arguments: Option<String>,
+    cpu_model: Option<String>,
     memory_mib: u32,
     cpus: u32,
     arguments: Vec<OsString>,
@@ -68,7 +78,7 @@ impl Launch {
         Self {
             name: name.to_owned(),
             accel: Accel::Tcg,
-            cpu_arguments: None,
+            cpu_model: None,
             memory_mib: 2048,
             cpus: 2,
             arguments: Vec::new(),
@@ -87,7 +97,7 @@ impl Launch {
     /// Replaces the CPU model, in QEMU's syntax (`EPYC,-svm`).
     #[must_use]
     pub fn cpu(mut self, model: &str) -> Self {
-        self.cpu_arguments = Some(model.to_owned());
+        self.cpu_model = Some(model.to_owned());
         self
     }
 
@@ -153,10 +163,20 @@ impl Launch {
 
     /// Adds a virtio disk whose writes are kept in a temporary file and forgotten.
     #[must_use]
-    pub fn disk(mut self, image: &Path) -> Self {
+    pub fn disk(self, image: &Path) -> Self {
+        self.drive(image, "snapshot=on")
+    }
+
+    /// Adds a virtio disk whose writes go to the image: for measuring, where a temporary file would be measured too.
+    #[must_use]
+    pub fn kept_disk(self, image: &Path) -> Self {
+        self.drive(image, "snapshot=off")
+    }
+
+    fn drive(mut self, image: &Path, option: &str) -> Self {
         let id = format!("disk{}", self.drives);
         self.drives += 1;
-        self.argument("-drive", format!("if=none,id={id},format=raw,snapshot=on,file={}", escape(image)))
+        self.argument("-drive", format!("if=none,id={id},format=raw,{option},file={}", escape(image)))
             .argument("-device", format!("virtio-blk-pci,drive={id}"))
     }
 
@@ -208,8 +228,8 @@ impl Launch {
     fn base(&self) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
-        let [option, accel, cpu_option, cpu] = self.accel.arguments();
-        command.args([option, accel, cpu_option, self.cpu_arguments.as_deref().unwrap_or(cpu)]);
+        command.args(self.accel.arguments());
+        command.arg("-cpu").arg(self.cpu_model.as_deref().unwrap_or(self.accel.cpu()));
         command.arg("-m").arg(format!("{}M", self.memory_mib)).arg("-smp").arg(self.cpus.to_string());
         command.args(&self.arguments);
         command

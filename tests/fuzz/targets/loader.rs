@@ -7,7 +7,7 @@ use guestmem::heap::guest_memory;
 use libfuzzer_sys::fuzz_target;
 use loader::Linux;
 
-const MEMORY_BYTES: u64 = 16 << 20;
+const MEMORY_BYTES: u64 = 8 << 20;
 const KERNEL_BYTES: usize = 0x1000;
 /// Fields of the setup header of a kernel that is relocatable to 2 MiB (Linux 6.12, Documentation/arch/x86/boot.rst):
 /// offset, and the bytes there.

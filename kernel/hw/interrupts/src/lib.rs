@@ -65,8 +65,9 @@ static IDT: Once<InterruptDescriptorTable> = Once::new();
 static HOOK: Once<ExceptionHook> = Once::new();
 static NEXT_DEVICE_VECTOR: RwLock<u8> = RwLock::new(DEVICES.start);
 
-/// Makes the interrupt table. Called once, before [`table`].
+/// Makes the interrupt table, and silences the 8259 pair. Called once, before [`table`] and the local APICs.
 pub fn init(hook: ExceptionHook) {
+    silence_8259();
     unsafe extern "C" {
         static interrupt_stubs: u8;
     }
@@ -79,6 +80,16 @@ pub fn init(hook: ExceptionHook) {
         }
         idt
     });
+}
+
+/// Masks both 8259s, which firmware leaves with the timer's line open. Their output must fall while the local APIC still
+/// listens: QEMU keeps a line that rose before for pending, and then finds no vector for it.
+fn silence_8259() {
+    // SAFETY: the mask registers of the PC's interrupt controllers, which nothing in the host uses.
+    unsafe {
+        cpu::port_out8(0x21, 0xff);
+        cpu::port_out8(0xa1, 0xff);
+    }
 }
 
 /// The table, for [`cpu::tables::load`].

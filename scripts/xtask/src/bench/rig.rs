@@ -1,0 +1,202 @@
+//! Runs one guest under one of the three systems and collects the figures it prints. The main type is [`Rig`].
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Accel, Artifacts, Console, Emulator, Launch, SCRATCH_DISK, TINY_INITRD};
+
+use super::Figures;
+use super::kvm_host::KvmHost;
+use super::server::Server;
+use crate::{artifacts, guest, paths, steps};
+
+/// For a guest to have measured everything, under the slowest system on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(900);
+/// The disk that is measured: one partition of this size, written through to a file.
+const DISK_MIB: u64 = 130;
+/// Memory of the guest under every system, and of the host around it.
+const GUEST_MIB: u32 = 512;
+const HOST_MIB: u32 = 2048;
+
+/// What a guest runs under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum System {
+    /// Pollux in the emulator.
+    Pollux,
+    /// The emulator itself.
+    Bare,
+    /// Linux KVM and QEMU in the emulator.
+    Kvm,
+}
+
+impl System {
+    /// All three, in the order in which they take turns.
+    pub const ALL: [Self; 3] = [Self::Pollux, Self::Bare, Self::Kvm];
+
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pollux => "pollux",
+            Self::Bare => "bare",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// Everything that is measured with, built once.
+pub struct Rig {
+    artifacts: Artifacts,
+    kvm_host: KvmHost,
+    server: Server,
+    disk: PathBuf,
+    folder: PathBuf,
+}
+
+impl Rig {
+    /// Builds it all.
+    pub fn build() -> Result<Self> {
+        let folder = paths::target().join("bench");
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let disk = folder.join("disk.img");
+        make_disk(&disk)?;
+        // Figures are compared within one emulator; the machine's own AMD-V would compare something else.
+        let artifacts = artifacts::build(Accel::Tcg)?;
+        Ok(Self { artifacts, kvm_host: KvmHost::build(guest::guests()?)?, server: Server::start()?, disk, folder })
+    }
+
+    /// Boots the small Linux guest, which measures `parts` (of boot, exits, disk, net).
+    pub fn linux(&self, system: System, parts: &str) -> Result<Figures> {
+        let words = format!("console=ttyS0 quiet panic=-1 bench={parts} server={}", self.server.guest_address());
+        let linux = &self.artifacts.linux;
+        let name = format!("bench-{}-{}", system.name(), parts.replace(',', "-"));
+        match system {
+            System::Pollux => {
+                let launch = self.pollux(&name, Accel::Tcg, &[])?;
+                self.under_pollux(&launch, &format!("--kernel linux --initrd {TINY_INITRD}"), &words)
+            }
+            System::Bare => {
+                let launch = Launch::new(&name).memory_mib(GUEST_MIB).linux(linux, &self.artifacts.tiny_initrd, &words);
+                self.alone(&launch.kept_disk(&self.disk).nic(""))
+            }
+            System::Kvm => self.under_kvm(&name, Accel::Tcg, "linux", linux, &words),
+        }
+    }
+
+    /// Boots a bare guest. With `counting`, virtual time counts instructions.
+    pub fn bare_guest(&self, system: System, name: &str, counting: bool) -> Result<Figures> {
+        let accel = if counting { Accel::Counting } else { Accel::Tcg };
+        let log = format!("bench-{}-{name}{}", system.name(), if counting { "-counted" } else { "" });
+        let elf = self.artifacts.guest(name)?.with_extension("");
+        match system {
+            System::Pollux => {
+                let launch = self.pollux(&log, accel, &[(self.artifacts.guest(name)?, name)])?;
+                self.under_pollux(&launch, &format!("--kernel {name}"), "")
+            }
+            System::Bare => self.alone(&Launch::new(&log).accel(accel).memory_mib(GUEST_MIB).argument("-kernel", elf)),
+            System::Kvm => self.under_kvm(&log, accel, name, &elf, ""),
+        }
+    }
+
+    /// Pollux's own memory without and with a VM, and how long it took from its first instruction to the prompt.
+    pub fn memory(&self, system: System) -> Result<Figures> {
+        let mut figures = Figures::new();
+        if system != System::Pollux {
+            return Ok(figures);
+        }
+        let mut host = self.artifacts.boot(&self.pollux("bench-pollux-memory", Accel::Tcg, &[])?)?;
+        let report = host.ask("host")?;
+        let own_mib =
+            |report: &serde_json::Value| report["memory"]["own_bytes"].as_f64().map(|bytes| bytes / 1_048_576.0);
+        let before = own_mib(&report).context("`host --json` does not give Pollux's own memory")?;
+        let uptime_ns = report["uptime_ns"].as_f64().context("`host --json` does not give the uptime")?;
+        figures.insert("start_to_prompt_ms".into(), uptime_ns / 1e6);
+        figures.insert("own_MiB".into(), before);
+        host.ask(&format!(
+            "vm create t --kernel linux --initrd {TINY_INITRD} --cmdline \"console=ttyS0 quiet linger=yes\" --memory {GUEST_MIB}M --nic --start"
+        ))?;
+        let mut console = host.attach("t")?;
+        console.expect("tick 1", LIMIT)?;
+        console.leave()?;
+        let after = own_mib(&host.ask("host")?).context("`host --json` does not give Pollux's own memory")?;
+        figures.insert("one_vm_more_MiB".into(), after - before);
+        Ok(figures)
+    }
+
+    fn pollux(&self, name: &str, accel: Accel, modules: &[(&Path, &str)]) -> Result<Launch> {
+        let mut all = vec![(self.artifacts.linux.clone(), e2e::LINUX.to_owned())];
+        all.push((self.artifacts.tiny_initrd.clone(), TINY_INITRD.to_owned()));
+        all.extend(modules.iter().map(|(path, name)| (path.to_path_buf(), (*name).to_owned())));
+        let launch =
+            Launch::new(name).accel(accel).memory_mib(HOST_MIB).multiboot(&self.artifacts.kernel32, "", &all)?;
+        Ok(launch.kept_disk(&self.disk).nic(""))
+    }
+
+    fn under_pollux(&self, launch: &Launch, kernel: &str, words: &str) -> Result<Figures> {
+        let mut host = self.artifacts.boot(launch)?;
+        host.ask(&format!(
+            "vm create b {kernel} --cmdline \"{words}\" --memory {GUEST_MIB}M --disk {SCRATCH_DISK} --nic --start"
+        ))?;
+        let mut console = host.attach("b")?;
+        collect(console.emulator())
+    }
+
+    fn alone(&self, launch: &Launch) -> Result<Figures> {
+        collect(Console::new(&mut launch.spawn(&self.artifacts.logs)?).emulator())
+    }
+
+    fn under_kvm(&self, name: &str, accel: Accel, guest: &str, kernel: &Path, words: &str) -> Result<Figures> {
+        let initrd = self.folder.join(format!("{name}.initrd"));
+        self.kvm_host.initrd(&initrd, guest, kernel, words)?;
+        let host_words = format!("console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 guest={guest}");
+        let launch = Launch::new(name).accel(accel).memory_mib(HOST_MIB);
+        let launch = launch.linux(&self.artifacts.linux, &initrd, &host_words).disk(&self.kvm_host.disk);
+        let figures = self.alone(&launch.kept_disk(&self.disk).nic(""));
+        fs::remove_file(&initrd).with_context(|| format!("removing {}", initrd.display()))?;
+        figures
+    }
+}
+
+/// Waits for the guest's last line and reads the figures before it: `BENCH name value`.
+fn collect(emulator: &mut Emulator) -> Result<Figures> {
+    let ends = ["BENCH_DONE", "\ndone", "BENCH FAILED", "HOST_DONE", "Kernel panic"];
+    let (which, _) = emulator.expect_any(&ends, LIMIT)?;
+    ensure!(which < 2, emulator.failure("the guest did not measure everything"));
+    let figures = parse(&emulator.transcript());
+    ensure!(!figures.is_empty(), emulator.failure("the guest printed no figures"));
+    Ok(figures)
+}
+
+fn parse(transcript: &str) -> Figures {
+    let figure = |line: &str| {
+        let mut words = line.trim().strip_prefix("BENCH ")?.split_whitespace();
+        Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+    };
+    transcript.lines().filter_map(figure).collect()
+}
+
+/// A disk with one partition, filled, so that every system reads what lies in the file.
+fn make_disk(path: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    drop(file);
+    let fill = format!("if=/dev/zero of={} bs=1M count={DISK_MIB}", path.display());
+    steps::output(Command::new("dd").args(fill.split(' '))).context("filling the disk to measure")?;
+    let mut command = Command::new("sgdisk");
+    command.args(["--clear", "--new=1:2048:0", &format!("--change-name=1:{SCRATCH_DISK}")]).arg(path);
+    steps::output(&mut command).context("partitioning the disk to measure").map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_among_other_lines() {
+        let figures =
+            parse("boot\r\nBENCH cpuid 45000.5\r\nBENCH FAILED: disk\r\n BENCH boot_to_user_s 2.4\r\ntick 1\r\n");
+        assert_eq!(figures.len(), 2);
+        assert_eq!(figures["cpuid"], 45000.5);
+    }
+}
