@@ -36,13 +36,22 @@ impl Host {
     /// # Errors
     /// If the prompt does not return.
     pub fn command(&mut self, line: &str) -> Result<String> {
-        self.emulator.skip();
-        self.emulator.send(&format!("{line}\r"))?;
-        // The line editor redraws the prompt in the echo; only a prompt at the start of a later line ends the answer.
-        self.emulator.expect("\n", COMMAND_LIMIT).with_context(|| format!("`{line}` was not echoed"))?;
+        self.enter(line)?;
         let mut answer = self.emulator.expect(PROMPT, COMMAND_LIMIT).with_context(|| format!("`{line}` hangs"))?;
         answer.retain(|character| character != '\r');
         Ok(strip_escapes(&answer).trim_end().to_owned())
+    }
+
+    /// Types a line and waits for its echo. A message of the host's meanwhile makes the editor draw the prompt and what
+    /// has been typed again, and a long line scrolls; but its end followed by a new line is seen once, when it is taken.
+    fn enter(&mut self, line: &str) -> Result<()> {
+        self.emulator.skip();
+        self.emulator.send(&format!("{line}\r"))?;
+        let end = line.char_indices().rev().nth(9).map_or(line, |(index, _)| &line[index..]);
+        self.emulator
+            .expect(&format!("{end}\r\n"), COMMAND_LIMIT)
+            .with_context(|| format!("`{line}` was not echoed"))?;
+        Ok(())
     }
 
     /// Carries out a command that must succeed and gives the value of its JSON reply, which is an object with one key.
@@ -111,9 +120,7 @@ impl Host {
     /// # Errors
     /// If the emulator has ended.
     pub fn attach(&mut self, vm: &str) -> Result<Console<'_>> {
-        self.emulator.skip();
-        self.emulator.send(&format!("vm console {vm}\r"))?;
-        self.emulator.expect("\n", COMMAND_LIMIT)?;
+        self.enter(&format!("vm console {vm}"))?;
         Ok(Console::new(&mut self.emulator))
     }
 

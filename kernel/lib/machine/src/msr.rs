@@ -32,6 +32,7 @@ const X2APIC_LAST: u32 = 0x8ff;
 const EFER: u32 = 0xc000_0080;
 const SYSTEM_CONFIGURATION: u32 = 0xc001_0010;
 const HARDWARE_CONFIGURATION: u32 = 0xc001_0015;
+const NORTHBRIDGE_CONFIGURATION: u32 = 0xc001_001f;
 const INTERRUPT_PENDING: u32 = 0xc001_0055;
 const DECODE_CONFIGURATION: u32 = 0xc001_1029;
 
@@ -45,6 +46,9 @@ const FAST_STRINGS: u64 = 1;
 const LFENCE_SERIALISES: u64 = 1 << 1;
 /// HWCR bits that system software sets and that change nothing a guest sees: SLOWFENCE, CACHEFLSH, MONMWAIT, TSC rate.
 const HARDWARE_CONFIGURATION_BITS: u64 = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 24;
+
+/// NB_CFG: extended configuration space through port 0CF8h, which is always there.
+const EXTENDED_CONFIGURATION: u64 = 1 << 46;
 
 /// Registers that only keep what was written.
 #[derive(Clone, Debug)]
@@ -82,6 +86,7 @@ impl Machine {
             PATCH_LEVEL => PATCH_LEVEL_NONE,
             SYSTEM_CONFIGURATION | INTERRUPT_PENDING if self.profile.is_amd() => 0,
             HARDWARE_CONFIGURATION if self.profile.is_amd() => thread.kept.hardware_configuration,
+            NORTHBRIDGE_CONFIGURATION if self.profile.is_amd() => EXTENDED_CONFIGURATION,
             DECODE_CONFIGURATION if self.profile.is_amd() => LFENCE_SERIALISES,
             _ => match fixed_mtrr(index) {
                 Some(fixed) => thread.kept.mtrr_fixed[fixed],
@@ -132,6 +137,7 @@ impl Machine {
                 check(value & !HARDWARE_CONFIGURATION_BITS == 0)?;
                 thread.kept.hardware_configuration = value;
             }
+            NORTHBRIDGE_CONFIGURATION if self.profile.is_amd() => check(value == EXTENDED_CONFIGURATION)?,
             DECODE_CONFIGURATION if self.profile.is_amd() => check(value == LFENCE_SERIALISES)?,
             _ => match fixed_mtrr(index) {
                 Some(fixed) => {

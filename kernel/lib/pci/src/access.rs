@@ -22,8 +22,9 @@ impl fmt::Display for Bdf {
     }
 }
 
-/// Bits of the address latch that exist: enable, bus, device, function, register (3.2.2.3.2).
-const LATCH_BITS: u32 = 0x80ff_fffc;
+/// Bits of the address latch that exist: enable, bus, device, function, register (3.2.2.3.2), and the upper register
+/// bits of AMD's extension (BKDG family 10h, 2.7.1).
+const LATCH_BITS: u32 = 0x8fff_fffc;
 const LATCH_ENABLE: u32 = 1 << 31;
 
 /// Configuration mechanism #1: an address latch at 0xCF8 and a data window at 0xCFC..=0xCFF.
@@ -51,9 +52,9 @@ impl ConfigPort {
         if self.latch & LATCH_ENABLE == 0 || byte + u16::from(size) > 4 {
             return None;
         }
-        let [register, device_function, bus, _] = self.latch.to_le_bytes();
+        let [register, device_function, bus, extension] = self.latch.to_le_bytes();
         let bdf = Bdf { bus, device: device_function >> 3, function: device_function & 7 };
-        Some((bdf, u16::from(register) + byte))
+        Some((bdf, u16::from(extension & 0xf) << 8 | u16::from(register) + byte))
     }
 }
 
@@ -74,8 +75,10 @@ mod tests {
         let mut port = ConfigPort::default();
         assert_eq!(port.decode(0xcfc, 4), None, "disabled after reset");
         port.write_address(0xff00_0000 | 0x02 << 16 | 0x1f << 11 | 3 << 8 | 0x41);
-        assert_eq!(port.read_address(), 0x8002_fb40, "reserved bits read zero");
+        assert_eq!(port.read_address(), 0x8f02_fb40, "reserved bits read zero");
         let bdf = Bdf { bus: 2, device: 31, function: 3 };
+        assert_eq!(port.decode(0xcfc, 4), Some((bdf, 0xf40)), "AMD's extension selects the upper registers");
+        port.write_address(0x8002_fb40);
         assert_eq!(port.decode(0xcfc, 4), Some((bdf, 0x40)));
         assert_eq!(port.decode(0xcfe, 2), Some((bdf, 0x42)));
         assert_eq!(port.decode(0xcff, 2), None);
