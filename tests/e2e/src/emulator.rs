@@ -16,6 +16,8 @@ use crate::transcript::{Found, Missing, Transcript};
 
 /// How much of a transcript a failure shows.
 const TAIL_BYTES: usize = 3000;
+/// For a machine that stops to say why.
+const EPITAPH: Duration = Duration::from_secs(1);
 
 /// A running QEMU. Dropping it kills the process and collects it.
 pub struct Emulator {
@@ -26,6 +28,8 @@ pub struct Emulator {
     /// Everything before this byte has been matched or skipped.
     position: usize,
     started: Instant,
+    /// Text after which nothing else will come.
+    fatal: Option<&'static str>,
     log: PathBuf,
     qemu_log: PathBuf,
     _permit: Permit,
@@ -66,6 +70,7 @@ impl Emulator {
             reader: Some(reader),
             position: 0,
             started: Instant::now(),
+            fatal: None,
             log,
             qemu_log,
             _permit: permit,
@@ -94,7 +99,12 @@ impl Emulator {
     /// # Errors
     /// As [`Emulator::expect`].
     pub fn expect_any(&mut self, patterns: &[&str], limit: Duration) -> Result<(usize, String)> {
-        match self.transcript.wait(self.position, patterns, limit) {
+        let watched: Vec<&str> = patterns.iter().copied().chain(self.fatal).collect();
+        match self.transcript.wait(self.position, &watched, limit) {
+            Ok(Found { pattern, .. }) if pattern == patterns.len() => {
+                thread::sleep(EPITAPH);
+                Err(self.failure(&format!("{}: not seen before the machine stopped", quote(patterns))))
+            }
             Ok(Found { pattern, start, end }) => {
                 let before = self.transcript.text(self.position, start);
                 self.position = end;
@@ -108,6 +118,11 @@ impl Emulator {
                 Err(self.failure(&format!("{}: {reason}", quote(patterns))))
             }
         }
+    }
+
+    /// From now on, `text` ends every wait with an error: a machine that says it has nothing more to say.
+    pub fn fail_on(&mut self, text: &'static str) {
+        self.fatal = Some(text);
     }
 
     /// Forgets what has arrived, so that the next wait sees only what comes after.
@@ -159,8 +174,9 @@ impl Emulator {
             start += 1;
         }
         let said = fs::read_to_string(&self.qemu_log).unwrap_or_default();
-        // Its first line is the command line.
-        let said: String = said.lines().skip(1).map(|line| format!("qemu: {line}\n")).collect();
+        // Its first line is the command line. What the emulated CPU lacks is known and said again at every start.
+        let lines = said.lines().skip(1).filter(|line| !line.contains("doesn't support requested feature"));
+        let said: String = lines.map(|line| format!("qemu: {line}\n")).collect();
         anyhow!(
             "{what}\n--- end of {} ---\n{}\n---\n{said}log: {}",
             self.log.display(),
@@ -219,6 +235,14 @@ pub(crate) mod tests {
         for part in ["\"absent\"", "ended", "the last words", "qemu: complaint", "missing.log"] {
             assert!(error.contains(part), "{part:?} is missing in {error}");
         }
+    }
+
+    #[test]
+    fn a_machine_that_says_it_has_stopped_is_not_waited_for() {
+        let mut emulator = start("fatal", "echo it stopped: why; exec sleep 600");
+        emulator.fail_on("it stopped");
+        let error = emulator.expect("never", LIMIT).unwrap_err().to_string();
+        assert!(error.contains("the machine stopped") && error.contains("why"), "{error}");
     }
 
     #[test]

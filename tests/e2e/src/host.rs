@@ -10,6 +10,8 @@ use crate::{Console, Emulator};
 
 /// The shell's prompt.
 pub const PROMPT: &str = "pollux> ";
+/// How the epitaph of a panic begins.
+const EPITAPH: &str = "Pollux stopped: ";
 /// From power-on to the prompt, firmware and boot loader included. Generous: the machine may be loaded.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// For one command to answer.
@@ -26,8 +28,8 @@ impl Host {
     /// # Errors
     /// If it does not come, with the transcript's end.
     pub fn wait_for_prompt(mut emulator: Emulator) -> Result<Self> {
-        let (which, _) = emulator.expect_any(&[PROMPT, "panic"], BOOT_LIMIT).context("the prompt did not come")?;
-        ensure!(which == 0, emulator.failure("the host panicked while starting"));
+        emulator.fail_on(EPITAPH);
+        emulator.expect(PROMPT, BOOT_LIMIT).context("the prompt did not come")?;
         Ok(Self { emulator })
     }
 

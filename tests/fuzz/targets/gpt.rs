@@ -7,6 +7,22 @@ use fuzz::Input;
 use libfuzzer_sys::fuzz_target;
 
 const SECTOR: usize = SECTOR_BYTES as usize;
+/// A good table from the second sector on (UEFI 2.10, 5.3.2 and 5.3.3), to which the fuzzer's changes are made: header
+/// and two entries, each as offset and bytes there.
+const GOOD: [(usize, &[u8]); 12] = [
+    (8, &[0, 0, 1, 0, 92]),
+    (24, &[1]),
+    (32, &[79]),
+    (40, &[34]),
+    (48, &[60]),
+    (56, &[7; 16]),
+    (72, &[2, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 128]),
+    (SECTOR, &[1; 32]),
+    (SECTOR + 32, &[34, 0, 0, 0, 0, 0, 0, 0, 40]),
+    (SECTOR + 56, b"a\0b"),
+    (SECTOR + 128, &[2; 32]),
+    (SECTOR + 160, &[41, 0, 0, 0, 0, 0, 0, 0, 60]),
+];
 /// A scan that asks more often than this never ends.
 const READS_MAX: usize = 2000;
 
@@ -16,9 +32,16 @@ fuzz_target!(|data: &[u8]| {
     let block_bytes = if flags & 1 == 0 { 512 } else { u32::from(input.u16()) };
     let sectors = if flags & 2 == 0 { 80 } else { input.u64() };
     let mut disk = vec![0; 80 * SECTOR];
-    let content = input.rest();
-    let bytes = content.len().min(disk.len() - SECTOR);
-    disk[SECTOR..SECTOR + bytes].copy_from_slice(&content[..bytes]);
+    // The protective MBR: one partition of type 0xee (UEFI 2.10, 5.2.3).
+    disk[450] = 0xee;
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    for (offset, bytes) in GOOD {
+        disk[SECTOR + offset..SECTOR + offset + bytes.len()].copy_from_slice(bytes);
+    }
+    while !input.is_empty() {
+        let offset = SECTOR + usize::from(input.u16()) % (8 * SECTOR);
+        disk[offset] = input.u8();
+    }
     if flags & 4 == 0 {
         seal(&mut disk);
     }
@@ -32,7 +55,9 @@ fn scan(disk: &[u8], sectors: u64, block_bytes: u32) {
             Step::Read { sector, sectors: count } => {
                 assert!(sector.checked_add(count.into()).is_some_and(|end| end <= sectors), "a read outside the disk");
                 assert!(count > 0);
-                match disk.get(sector as usize * SECTOR..(sector as usize).saturating_add(count as usize) * SECTOR) {
+                match disk.get(
+                    (sector as usize).saturating_mul(SECTOR)..(sector as usize + count as usize).saturating_mul(SECTOR),
+                ) {
                     Some(bytes) => scan.supply(bytes),
                     None => scan.fail(),
                 }

@@ -38,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("boot", &[]),
     ("cpu", &[]),
     ("interrupts", &["addr", "cpu"]),
-    ("memory", &["addr", "boot", "cpu", "guestmem"]),
+    ("memory", &["addr", "boot", "cpu", "guestmem", "nested"]),
     ("platform", &["addr", "cpu", "interrupts", "memory"]),
     ("smp", &["addr", "cpu", "interrupts", "memory"]),
     ("svm", &["addr", "cpu", "vcpu"]),

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod fpu;
 pub mod msr;
 pub mod percpu;
 pub mod tables;

@@ -10,8 +10,20 @@ pub const PAT: u32 = 0x277;
 pub const TSC_DEADLINE: u32 = 0x6e0;
 /// EFER.
 pub const EFER: u32 = 0xc000_0080;
+/// STAR.
+pub const STAR: u32 = 0xc000_0081;
+/// LSTAR.
+pub const LSTAR: u32 = 0xc000_0082;
+/// CSTAR.
+pub const CSTAR: u32 = 0xc000_0083;
+/// SFMASK, which Intel calls IA32_FMASK.
+pub const SFMASK: u32 = 0xc000_0084;
+/// FS.base.
+pub const FS_BASE: u32 = 0xc000_0100;
 /// GS.base.
 pub const GS_BASE: u32 = 0xc000_0101;
+/// KernelGSbase.
+pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 /// TSC_AUX.
 pub const TSC_AUX: u32 = 0xc000_0103;
 /// AMD VM_CR (APM volume 2, 15.30.1).

@@ -114,7 +114,7 @@ pub fn enable(index: usize) {
             msr::write(msr::VM_HSAVE_PA, &raw const *save_area as u64);
             asm!("vmsave rax", in("rax") &raw mut *state, options(nostack, preserves_flags));
         }
-        crate::fpu::enable();
+        cpu::fpu::enable();
         Host { state, _save_area: save_area, next_asid: AtomicU32::new(1), asid_round: AtomicU64::new(1) }
     });
 }

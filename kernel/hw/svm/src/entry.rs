@@ -2,11 +2,11 @@
 
 use crate::enable::{Features, Host, host};
 use crate::exit;
-use crate::fpu::Area;
 use crate::vmcb::{Vmcb, clean, misc1, misc2, virtual_interrupt};
 use addr::Hpa;
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
+use cpu::fpu::Area;
 use vcpu::{Event, Exit, Gpr, VcpuState};
 
 /// A virtual CPU on SVM.
@@ -63,6 +63,7 @@ const PAUSE_FILTER_THRESHOLD: u16 = 128;
 
 global_asm!(
     // svm_enter(gprs: rdi, vmcb: rsi): RAX and RSP are in the VMCB; VMRUN itself keeps the host's RAX, RSP and RIP.
+    ".section .text",
     ".global svm_enter",
     "svm_enter:",
     "push rbx",
@@ -328,7 +329,16 @@ fn intercepts_2() -> u32 {
 const fn msr_map() -> [u8; 2 * 4096] {
     /// SYSENTER_CS, ESP, EIP; STAR, LSTAR, CSTAR, SFMASK; FS, GS and kernel GS base; TSC_AUX.
     const OWN: [u32; 11] = [
-        0x174, 0x175, 0x176, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100, 0xc000_0101, 0xc000_0102,
+        0x174,
+        0x175,
+        0x176,
+        0xc000_0081,
+        0xc000_0082,
+        0xc000_0083,
+        0xc000_0084,
+        0xc000_0100,
+        0xc000_0101,
+        0xc000_0102,
         0xc000_0103,
     ];
     let mut map = [0xff; 2 * 4096];

@@ -11,7 +11,6 @@ extern crate alloc;
 mod enable;
 mod entry;
 mod exit;
-mod fpu;
 mod state;
 mod vmcb;
 

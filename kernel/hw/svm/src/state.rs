@@ -1,11 +1,9 @@
 //! The guest's state in the VMCB, in and out: the verbs of [`Vcpu`].
 
 use crate::entry::{Svm, event};
-use crate::fpu;
 use crate::vmcb::{VmcbSegment, clean, misc1, virtual_interrupt};
-use vcpu::{
-    Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Vcpu, VcpuState, efer, rflags,
-};
+use cpu::fpu;
+use vcpu::{Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Vcpu, VcpuState, efer, rflags};
 
 /// DR6.BS: a single step.
 const DR6_SINGLE_STEP: u64 = 1 << 14;

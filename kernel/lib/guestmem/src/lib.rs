@@ -52,15 +52,9 @@ pub struct HostRun {
 
 /// A piece of the guest-physical address space that is memory.
 struct Slot {
-    start: Gpa,
-    /// One large frame for each [`LARGE_PAGE_BYTES`] from `start` on.
+    range: GpaRange,
+    /// One large frame for each [`LARGE_PAGE_BYTES`] of the range.
     frames: Vec<Hpa>,
-}
-
-impl Slot {
-    fn range(&self) -> GpaRange {
-        GpaRange::new(self.start, self.frames.len() as u64 * LARGE_PAGE_BYTES).expect("checked when the slot was added")
-    }
 }
 
 /// The memory of one guest.
@@ -82,20 +76,20 @@ impl GuestMemory {
     pub fn add_slot(&mut self, start: Gpa, frames: Vec<Hpa>) {
         assert!(start.is_aligned(LARGE_PAGE_BYTES) && frames.iter().all(|frame| frame.is_aligned(LARGE_PAGE_BYTES)));
         let range = GpaRange::new(start, frames.len() as u64 * LARGE_PAGE_BYTES).expect("a slot does not wrap");
-        assert!(self.slots.iter().all(|slot| !slot.range().overlaps(range)), "slots do not overlap");
-        self.slots.push(Slot { start, frames });
-        self.slots.sort_by_key(|slot| slot.start);
+        assert!(self.slots.iter().all(|slot| !slot.range.overlaps(range)), "slots do not overlap");
+        self.slots.push(Slot { range, frames });
+        self.slots.sort_by_key(|slot| slot.range.start());
     }
 
     /// The ranges that are memory, in order.
     pub fn ranges(&self) -> impl Iterator<Item = GpaRange> + '_ {
-        self.slots.iter().map(Slot::range)
+        self.slots.iter().map(|slot| slot.range)
     }
 
     /// The frames behind the guest's memory: guest-physical address and large frame, in order.
     pub fn frames(&self) -> impl Iterator<Item = (Gpa, Hpa)> + '_ {
         self.slots.iter().flat_map(|slot| {
-            let gpas = (0..).map(|index| slot.start.wrapping_add(index * LARGE_PAGE_BYTES));
+            let gpas = (0..).map(|index| slot.range.start().wrapping_add(index * LARGE_PAGE_BYTES));
             gpas.zip(slot.frames.iter().copied())
         })
     }
@@ -197,19 +191,19 @@ impl GuestMemory {
         let mut next = range.start();
         while next < range.end() {
             let slot = self.slot_at(next).ok_or(Outside { at: next })?;
-            next = slot.range().end();
+            next = slot.range.end();
         }
         Ok(())
     }
 
     fn slot_at(&self, at: Gpa) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.range().contains(at))
+        self.slots.iter().find(|slot| slot.range.contains(at))
     }
 
     /// The rest of the large frame behind `at`.
     fn run_at(&self, at: Gpa) -> Option<HostRun> {
         let slot = self.slot_at(at)?;
-        let offset = at.as_u64() - slot.start.as_u64();
+        let offset = at.as_u64() - slot.range.start().as_u64();
         let inside = offset % LARGE_PAGE_BYTES;
         let frame = slot.frames[(offset / LARGE_PAGE_BYTES) as usize];
         Some(HostRun { start: frame.wrapping_add(inside), bytes: LARGE_PAGE_BYTES - inside })

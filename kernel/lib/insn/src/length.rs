@@ -5,7 +5,7 @@
 
 use addr::{Gpa, PAGE_BYTES};
 use iced_x86::Mnemonic;
-use vcpu::{Access, Exit, SegmentName};
+use vcpu::{Access, Exit, Paging, SegmentName};
 
 use crate::fetch;
 use crate::paging::{self, Privilege};
@@ -82,13 +82,25 @@ impl Opcode {
     }
 }
 
+/// Where the code of an earlier exit lay, so that a guest which exits again and again from one page costs one walk.
+///
+/// A page table that changed meanwhile is not noticed while the old page still holds the expected instruction at the
+/// same offset. The exit itself says which instruction ran, so that only a prefix on it could be missed then; processors
+/// with next-RIP, which is all of today's silicon, never come here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CodePage {
+    paging: Paging,
+    linear: u64,
+    gpa: Gpa,
+}
+
 /// The RIP after the instruction at RIP, wrapped to 32 bits outside 64-bit mode.
 ///
 /// Changes nothing in the guest: the accessed bits of the code's page are the processor's to set, and it has.
 ///
 /// # Errors
 /// [`Fault::Unsupported`] when `expected` is not there (another vCPU changed the code), or what its fetch raises.
-pub fn next_rip<C: Context>(context: &C, expected: Opcode) -> Result<u64, Fault> {
+pub fn next_rip<C: Context>(context: &C, expected: Opcode, page: &mut Option<CodePage>) -> Result<u64, Fault> {
     let code = context.segment(SegmentName::Cs);
     let paging = context.paging();
     let code_size = CodeSize::of(&paging, code);
@@ -97,8 +109,18 @@ pub fn next_rip<C: Context>(context: &C, expected: Opcode) -> Result<u64, Fault>
         CodeSize::Bits64 => rip,
         CodeSize::Bits16 | CodeSize::Bits32 => code_size.wrap(code.base.wrapping_add(rip)),
     };
-    if start % PAGE_BYTES <= PAGE_BYTES - 8 {
+    let (linear, offset) = (start - start % PAGE_BYTES, start % PAGE_BYTES);
+    if let Some(page) = page
+        && (page.linear, page.paging) == (linear, paging)
+        && offset <= PAGE_BYTES - 8
+        && let Some(bytes) = context.ram_u64(page.gpa.wrapping_add(offset))
+        && let Some(length) = expected.plain_length(bytes)
+    {
+        return Ok(code_size.wrap(rip.wrapping_add(length)));
+    }
+    if offset <= PAGE_BYTES - 8 {
         let gpa: Gpa = paging::probe(context, start, Access::Fetch, Privilege::of(&paging))?;
+        *page = Some(CodePage { paging, linear, gpa: gpa.align_down(PAGE_BYTES) });
         if let Some(length) = context.ram_u64(gpa).and_then(|bytes| expected.plain_length(bytes)) {
             return Ok(code_size.wrap(rip.wrapping_add(length)));
         }

@@ -1,6 +1,7 @@
 //! The board: chipset, PCI bus and devices behind one lock, and who answers at which port and address.
 
 use crate::console::Console;
+use crate::function::PciFunction;
 use crate::input::InputMode;
 use crate::mail::Mail;
 use crate::network::{Card, NicConfig};
@@ -14,45 +15,6 @@ use guestmem::GuestMemory;
 use pci::{Bdf, ConfigPort, ConfigSpace};
 use virtio::{Function, Rng, Signal};
 
-/// A virtio function, whatever its device.
-pub trait PciFunction {
-    fn config_read(&mut self, offset: u16, size: u8, signals: &mut Vec<Signal>) -> u32;
-    fn config_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>);
-    fn port_hit(&self, port: u16) -> Option<u16>;
-    fn port_read(&mut self, offset: u16, size: u8) -> u32;
-    fn port_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>);
-    fn mmio_hit(&self, gpa: Gpa) -> Option<u32>;
-    fn mmio_read(&mut self, offset: u32, size: u8, signals: &mut Vec<Signal>) -> u64;
-    fn mmio_write(&mut self, offset: u32, size: u8, value: u64, signals: &mut Vec<Signal>);
-}
-
-impl<D: virtio::Device> PciFunction for Function<D> {
-    fn config_read(&mut self, offset: u16, size: u8, signals: &mut Vec<Signal>) -> u32 {
-        self.config_read(offset, size, signals)
-    }
-    fn config_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>) {
-        self.config_write(offset, size, value, signals);
-    }
-    fn port_hit(&self, port: u16) -> Option<u16> {
-        self.port_hit(port)
-    }
-    fn port_read(&mut self, offset: u16, size: u8) -> u32 {
-        self.port_read(offset, size)
-    }
-    fn port_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>) {
-        self.port_write(offset, size, value, signals);
-    }
-    fn mmio_hit(&self, gpa: Gpa) -> Option<u32> {
-        self.mmio_hit(gpa)
-    }
-    fn mmio_read(&mut self, offset: u32, size: u8, signals: &mut Vec<Signal>) -> u64 {
-        self.mmio_read(offset, size, signals)
-    }
-    fn mmio_write(&mut self, offset: u32, size: u8, value: u64, signals: &mut Vec<Signal>) {
-        self.mmio_write(offset, size, value, signals);
-    }
-}
-
 /// Where functions are placed before the guest starts, as firmware does it.
 const IO_BARS: u16 = 0xc000;
 const IO_BAR_STRIDE: u16 = 0x20;
@@ -61,6 +23,9 @@ const MMIO_BAR_STRIDE: u32 = 0x1_0000;
 
 /// How many random bytes a request gets at most.
 const RANDOM_BYTES_MAX: usize = 64;
+
+/// How many functions there can be: one a device number, but the host bridge's.
+const FUNCTIONS_MAX: usize = 31;
 
 /// Which function answers at a PCI device number; 0 is the host bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,6 +48,8 @@ pub struct Board {
     pub(crate) cards: Vec<Card>,
     /// Device numbers from 1 on.
     slots: Vec<Slot>,
+    /// The level of each device number's interrupt pin.
+    pins: u32,
     /// What the chipset wants done; drained by [`Machine::carry_out`].
     pub(crate) effects: Vec<Effect>,
     /// What a function wants done; drained by [`Board::settle`].
@@ -97,6 +64,7 @@ impl Board {
         let mut slots = alloc::vec![Slot::Console, Slot::Rng];
         slots.extend((0..disks.len()).map(Slot::Disk));
         slots.extend((0..nics.len()).map(Slot::Card));
+        assert!(slots.len() <= FUNCTIONS_MAX, "a machine of {} functions does not fit one bus", slots.len());
         let mut board = Self {
             input_mode: InputMode::Solo,
             chipset: Chipset::new(wall_unix_ns, ram_bytes),
@@ -107,6 +75,7 @@ impl Board {
             disks: disks.into_iter().map(Disk::new).collect(),
             cards: nics.into_iter().map(Card::new).collect(),
             slots,
+            pins: 0,
             effects: Vec::new(),
             signals: Vec::new(),
             kicked: Vec::new(),
@@ -117,7 +86,7 @@ impl Board {
     }
 
     /// Reads a port; all ones where nobody answers.
-    pub fn port_read(&mut self, memory: &GuestMemory, port: u16, size: u8, clock: Clock) -> u32 {
+    pub fn port_read(&mut self, port: u16, size: u8, clock: Clock) -> u32 {
         let ones = u32::MAX >> (32 - 8 * u32::from(size));
         if let Some(value) = self.chipset.port_read(port, size, clock, &mut self.effects) {
             self.console.feed_uart(&mut self.chipset, &mut self.effects);
@@ -127,7 +96,7 @@ impl Board {
             return self.config_port.read_address();
         }
         if let Some((bdf, offset)) = self.config_port.decode(port, size) {
-            return self.config_read(memory, bdf, offset, size);
+            return self.config_read(bdf, offset, size);
         }
         for index in 0..self.slots.len() {
             let function = self.function(self.slots[index]);
@@ -139,7 +108,7 @@ impl Board {
     }
 
     /// Writes a port; nothing happens where nobody answers.
-    pub fn port_write(&mut self, memory: &GuestMemory, port: u16, size: u8, value: u32, clock: Clock) {
+    pub fn port_write(&mut self, port: u16, size: u8, value: u32, clock: Clock) {
         if self.chipset.port_write(port, size, value, clock, &mut self.effects) {
             return;
         }
@@ -147,43 +116,50 @@ impl Board {
             return self.config_port.write_address(value);
         }
         if let Some((bdf, offset)) = self.config_port.decode(port, size) {
-            return self.config_write(memory, bdf, offset, size, value);
+            return self.config_write(bdf, offset, size, value);
         }
         for index in 0..self.slots.len() {
             let slot = self.slots[index];
             if let Some(offset) = self.function(slot).port_hit(port) {
-                self.with_function(memory, slot, |function, signals| function.port_write(offset, size, value, signals));
+                self.with_function(slot, |function, signals| function.port_write(offset, size, value, signals));
                 return;
             }
         }
     }
 
     /// Reads a guest-physical address that is no memory; all ones where nobody answers.
-    pub fn mmio_read(&mut self, memory: &GuestMemory, gpa: Gpa, size: u8) -> u64 {
+    pub fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64 {
         if let Some(value) = self.chipset.mmio_read(gpa, size) {
             return value;
         }
         if let Some((bdf, offset)) = ecam(gpa) {
-            return self.config_read(memory, bdf, offset, size.min(4)).into();
+            let low = u64::from(self.config_read(bdf, offset, size.min(4)));
+            // Registers are 32 bits wide: a wider access is two.
+            let high = if size == 8 { self.config_read(bdf, offset + 4, 4) } else { 0 };
+            return low | u64::from(high) << 32;
         }
         match self.mmio_slot(gpa) {
             Some((slot, offset)) => {
-                self.with_function(memory, slot, |function, signals| function.mmio_read(offset, size, signals))
+                self.with_function(slot, |function, signals| function.mmio_read(offset, size, signals))
             }
             None => u64::MAX >> (64 - 8 * u32::from(size)),
         }
     }
 
     /// Writes a guest-physical address that is no memory.
-    pub fn mmio_write(&mut self, memory: &GuestMemory, gpa: Gpa, size: u8, value: u64) {
+    pub fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64) {
         if self.chipset.mmio_write(gpa, size, value, &mut self.effects) {
             return;
         }
         if let Some((bdf, offset)) = ecam(gpa) {
-            return self.config_write(memory, bdf, offset, size.min(4), value as u32);
+            self.config_write(bdf, offset, size.min(4), value as u32);
+            if size == 8 {
+                self.config_write(bdf, offset + 4, 4, (value >> 32) as u32);
+            }
+            return;
         }
         if let Some((slot, offset)) = self.mmio_slot(gpa) {
-            self.with_function(memory, slot, |function, signals| function.mmio_write(offset, size, value, signals));
+            self.with_function(slot, |function, signals| function.mmio_write(offset, size, value, signals));
         }
     }
 
@@ -205,7 +181,9 @@ impl Board {
             random(bytes);
             self.rng.fill(memory, head, bytes, &mut self.signals);
         }
-        self.settle(memory, Slot::Rng);
+        // A ring that broke ends the batch without a fill.
+        self.rng.flush(&mut self.signals);
+        self.settle(Slot::Rng);
     }
 
     /// Somebody pressed the power button.
@@ -214,36 +192,30 @@ impl Board {
     }
 
     /// Calls `act` on a function and sees to what it signals.
-    pub fn with_function<R>(
-        &mut self,
-        memory: &GuestMemory,
-        slot: Slot,
-        act: impl FnOnce(&mut dyn PciFunction, &mut Vec<Signal>) -> R,
-    ) -> R {
+    pub fn with_function<R>(&mut self, slot: Slot, act: impl FnOnce(&mut dyn PciFunction, &mut Vec<Signal>) -> R) -> R {
         let mut signals = core::mem::take(&mut self.signals);
         let result = act(self.function(slot), &mut signals);
         self.signals = signals;
-        self.settle(memory, slot);
+        self.settle(slot);
         result
     }
 
     /// Sees to what a function signalled.
-    pub fn settle(&mut self, _memory: &GuestMemory, slot: Slot) {
+    pub fn settle(&mut self, slot: Slot) {
         for index in 0..self.signals.len() {
             match self.signals[index] {
                 Signal::Msi(msi) => {
                     self.effects.extend(Message::from_msi(msi.address, msi.data).map(Effect::Interrupt));
                 }
-                Signal::Line(asserted) => {
-                    let gsi = firmware::layout::pci_gsi(self.device_number(slot), 0) as u8;
-                    self.chipset.set_gsi(gsi, asserted, &mut self.effects);
-                }
+                Signal::Line(asserted) => self.set_pin(slot, asserted),
                 Signal::Kicked(queue) if self.kicked.contains(&(slot, queue)) => {}
                 Signal::Kicked(queue) => self.kicked.push((slot, queue)),
                 Signal::Reset => {
                     self.kicked.retain(|(kicked, _)| *kicked != slot);
-                    if let Slot::Disk(disk) = slot {
-                        self.disks[disk].reset();
+                    match slot {
+                        Slot::Disk(disk) => self.disks[disk].reset(),
+                        Slot::Console => self.console.note_reset(),
+                        Slot::Rng | Slot::Card(_) => {}
                     }
                 }
             }
@@ -260,22 +232,30 @@ impl Board {
         }
     }
 
-    fn config_read(&mut self, memory: &GuestMemory, bdf: Bdf, offset: u16, size: u8) -> u32 {
+    /// Drives a function's interrupt pin. Every eighth device shares its GSI, which has the OR of their levels.
+    fn set_pin(&mut self, slot: Slot, asserted: bool) {
+        let gsi_of = |device| firmware::layout::pci_gsi(device, 0) as u8;
+        let device = self.device_number(slot);
+        self.pins = self.pins & !(1 << device) | u32::from(asserted) << device;
+        let gsi = gsi_of(device);
+        let level = (0..32).any(|other| self.pins & 1 << other != 0 && gsi_of(other) == gsi);
+        self.chipset.set_gsi(gsi, level, &mut self.effects);
+    }
+
+    fn config_read(&mut self, bdf: Bdf, offset: u16, size: u8) -> u32 {
         match self.slot_at(bdf) {
             None if is_bridge(bdf) => self.bridge.read(offset, size),
             None => u32::MAX >> (32 - 8 * u32::from(size)),
-            Some(slot) => {
-                self.with_function(memory, slot, |function, signals| function.config_read(offset, size, signals))
-            }
+            Some(slot) => self.with_function(slot, |function, signals| function.config_read(offset, size, signals)),
         }
     }
 
-    fn config_write(&mut self, memory: &GuestMemory, bdf: Bdf, offset: u16, size: u8, value: u32) {
+    fn config_write(&mut self, bdf: Bdf, offset: u16, size: u8, value: u32) {
         match self.slot_at(bdf) {
             None if is_bridge(bdf) => drop(self.bridge.write(offset, size, value)),
             None => {}
             Some(slot) => {
-                self.with_function(memory, slot, |function, signals| {
+                self.with_function(slot, |function, signals| {
                     function.config_write(offset, size, value, signals);
                 });
             }

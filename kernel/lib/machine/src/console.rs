@@ -32,20 +32,25 @@ impl Console {
         self.virtio_spoke = false;
     }
 
+    /// The virtio console lost its driver.
+    pub fn note_reset(&mut self) {
+        self.virtio_spoke = false;
+    }
+
     /// Moves waiting keys into the UART, as far as they fit.
     pub fn feed_uart(&mut self, chipset: &mut Chipset, effects: &mut Vec<Effect>) {
         if self.virtio_spoke || self.waiting.is_empty() {
             return;
         }
-        let (front, _) = self.waiting.as_slices();
-        let taken = chipset.console_input(front, effects);
+        let taken = chipset.console_input(self.waiting.make_contiguous(), effects);
         self.waiting.drain(..taken);
     }
 
     fn feed_virtio(&mut self, memory: &GuestMemory, signals: &mut Vec<Signal>) {
         if self.virtio_spoke && !self.waiting.is_empty() {
-            let (front, _) = self.waiting.as_slices();
-            let taken = self.function.input(memory, front, signals);
+            // All of it at once: the driver announces more room only after it ran out.
+            let keys = self.waiting.make_contiguous();
+            let taken = self.function.input(memory, keys, signals);
             self.waiting.drain(..taken);
         }
     }
@@ -61,7 +66,7 @@ impl Board {
             console.virtio_spoke = true;
         }
         console.feed_virtio(memory, &mut self.signals);
-        self.settle(memory, Slot::Console);
+        self.settle(Slot::Console);
     }
 
     pub(crate) fn console_input(&mut self, memory: &GuestMemory, bytes: &[u8]) -> usize {
@@ -69,7 +74,7 @@ impl Board {
         self.console.waiting.extend(&bytes[..taken]);
         self.console.feed_uart(&mut self.chipset, &mut self.effects);
         self.console.feed_virtio(memory, &mut self.signals);
-        self.settle(memory, Slot::Console);
+        self.settle(Slot::Console);
         taken
     }
 }

@@ -64,7 +64,7 @@ impl Context for Cpu<'_> {
         if let Some(offset) = self.lapic_offset(gpa) {
             return Ok(self.lapic.mmio_read(offset, size, self.clock).into());
         }
-        Ok(self.machine.board.lock().mmio_read(&self.machine.memory, gpa, size))
+        Ok(self.machine.board.lock().mmio_read(gpa, size))
     }
 
     fn store(&mut self, gpa: Gpa, size: u8, value: u64) -> Result<(), Unavailable> {
@@ -73,7 +73,7 @@ impl Context for Cpu<'_> {
         }
         match self.lapic_offset(gpa) {
             Some(offset) => self.lapic.mmio_write(offset, size, value as u32, self.clock, self.effects),
-            None => self.machine.board.lock().mmio_write(&self.machine.memory, gpa, size, value),
+            None => self.machine.board.lock().mmio_write(gpa, size, value),
         }
         Ok(())
     }
@@ -94,10 +94,10 @@ impl Context for Cpu<'_> {
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
-        self.machine.board.lock().port_read(&self.machine.memory, port, size, self.clock)
+        self.machine.board.lock().port_read(port, size, self.clock)
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) {
-        self.machine.board.lock().port_write(&self.machine.memory, port, size, value, self.clock);
+        self.machine.board.lock().port_write(port, size, value, self.clock);
     }
 }

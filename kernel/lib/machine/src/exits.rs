@@ -76,10 +76,10 @@ impl Machine {
         match direction {
             PortDirection::Out => {
                 let value = (rax & mask) as u32;
-                self.board.lock().port_write(&self.memory, port, size, value, clock);
+                self.board.lock().port_write(port, size, value, clock);
             }
             PortDirection::In => {
-                let value = self.board.lock().port_read(&self.memory, port, size, clock);
+                let value = self.board.lock().port_read(port, size, clock);
                 // A four-byte IN clears the upper half; shorter ones keep what is above them.
                 let kept = if size == 4 { 0 } else { rax & !mask };
                 thread.vcpu.gprs_mut()[Gpr::Rax as usize] = kept | u64::from(value) & mask;
@@ -169,7 +169,10 @@ impl Machine {
         let Some(opcode) = Opcode::of(&exit) else {
             return crash(thread, "an exit whose instruction cannot be found");
         };
-        match insn::next_rip(&mut self.cpu(thread, clock), opcode) {
+        let mut code_page = thread.code_page;
+        let next_rip = insn::next_rip(&self.cpu(thread, clock), opcode, &mut code_page);
+        thread.code_page = code_page;
+        match next_rip {
             Ok(next_rip) => {
                 thread.vcpu.retire(next_rip);
                 Next::Run
@@ -192,13 +195,7 @@ impl Machine {
     }
 
     fn cpu<'a>(&'a self, thread: &'a mut Thread, clock: Clock) -> Cpu<'a> {
-        Cpu {
-            machine: self,
-            vcpu: &mut *thread.vcpu,
-            lapic: &mut thread.lapic,
-            clock,
-            effects: &mut thread.effects,
-        }
+        Cpu { machine: self, vcpu: &mut *thread.vcpu, lapic: &mut thread.lapic, clock, effects: &mut thread.effects }
     }
 }
 

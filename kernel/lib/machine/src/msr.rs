@@ -5,8 +5,8 @@
 
 use crate::run::Thread;
 use crate::{Machine, paravirt};
-use chipset::{Clock, Effect, GeneralProtection};
 use alloc::vec::Vec;
+use chipset::{Clock, Effect, GeneralProtection};
 use vcpu::{cr0, efer};
 
 const TSC: u32 = 0x10;

@@ -52,7 +52,7 @@ impl Board {
             QUEUE_CONTROL => function.control(memory, &mut self.signals),
             _ => {}
         }
-        self.settle(memory, Slot::Card(card));
+        self.settle(Slot::Card(card));
         more
     }
 
@@ -68,7 +68,7 @@ impl Board {
 
     pub(crate) fn frames_settle(&mut self, memory: &GuestMemory, card: usize) {
         self.cards[card].function.notify_receive(memory, &mut self.signals);
-        self.settle(memory, Slot::Card(card));
+        self.settle(Slot::Card(card));
     }
 
     pub(crate) fn nic_offloads(&self, card: usize) -> switch::Offloads {

@@ -38,6 +38,8 @@ pub struct Thread {
     pub(crate) effects: Vec<Effect>,
     /// The last exit reached the board, which may want something done.
     pub(crate) board_touched: bool,
+    /// Where the last exit's code was found.
+    pub(crate) code_page: Option<insn::CodePage>,
     halted: bool,
     mail: Vec<Mail>,
     counters: ExitCounters,
@@ -63,6 +65,7 @@ impl Thread {
             timer_changed: true,
             effects: Vec::new(),
             board_touched: false,
+            code_page: None,
             halted: false,
             mail: Vec::new(),
             counters: ExitCounters::new(),

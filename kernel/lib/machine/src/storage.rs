@@ -93,7 +93,7 @@ impl Board {
 
     pub(crate) fn disk_settle(&mut self, memory: &GuestMemory, disk: usize) {
         self.disks[disk].function.notify_if_needed(memory, &mut self.signals);
-        self.settle(memory, Slot::Disk(disk));
+        self.settle(Slot::Disk(disk));
     }
 }
 

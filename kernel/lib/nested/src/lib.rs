@@ -1,11 +1,12 @@
 //! Second-stage page tables: from guest-physical to host-physical addresses, over an entry format.
 //!
 //! [`Tables`] maps pages of 4 KiB, 2 MiB and 1 GiB, splits a large one when a part of it must differ, and gives its
-//! frames back when it goes. [`npt`] is AMD's format; Intel's joins it with VMX. The tables' memory is reached through
+//! frames back when it goes. [`npt`] is AMD's format and [`ept`] Intel's. The tables' memory is reached through
 //! [`TableMemory`], so that the walk is tested on the host.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod ept;
 pub mod npt;
 
 use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};

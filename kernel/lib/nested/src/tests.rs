@@ -1,3 +1,4 @@
+use super::ept::Ept;
 use super::npt::Npt;
 use super::*;
 use std::cell::RefCell;
@@ -44,9 +45,8 @@ fn model(frames: u64) -> Model {
     model
 }
 
-#[test]
-fn pages_of_every_size_translate() {
-    let mut tables = Tables::<Npt, _>::new(model(16)).unwrap();
+fn pages_of_every_size_translate<F: Format>() {
+    let mut tables = Tables::<F, _>::new(model(16)).unwrap();
     tables.map(Gpa::new(0x20_0000), Hpa::new(0x4000_0000), PageSize::Large).unwrap();
     tables.map(Gpa::new(1 << 30), Hpa::new(3 << 30), PageSize::Huge).unwrap();
     tables.map(Gpa::new(0x1000), Hpa::new(0x7000), PageSize::Small).unwrap();
@@ -56,9 +56,8 @@ fn pages_of_every_size_translate() {
     assert_eq!(tables.translate(Gpa::new(0x2000)), None);
 }
 
-#[test]
-fn a_large_page_is_split_into_equal_parts() {
-    let mut tables = Tables::<Npt, _>::new(model(16)).unwrap();
+fn a_large_page_is_split_into_equal_parts<F: Format>() {
+    let mut tables = Tables::<F, _>::new(model(16)).unwrap();
     tables.map(Gpa::new(0), Hpa::new(1 << 30), PageSize::Huge).unwrap();
     tables.unmap(Gpa::new(0x20_3000), PageSize::Small).unwrap();
     assert_eq!(tables.translate(Gpa::new(0x20_3000)), None);
@@ -66,13 +65,43 @@ fn a_large_page_is_split_into_equal_parts() {
     assert_eq!(tables.translate(Gpa::new(0x40_0000)), Some((Hpa::new((1 << 30) + 0x40_0000), PageSize::Large)));
 }
 
-#[test]
-fn every_frame_comes_back_even_after_running_out() {
+fn every_frame_comes_back_even_after_running_out<F: Format>() {
     let memory = model(3);
-    let mut tables = Tables::<Npt, _>::new(memory.clone()).unwrap();
+    let mut tables = Tables::<F, _>::new(memory.clone()).unwrap();
     tables.map(Gpa::new(0), Hpa::new(0), PageSize::Large).unwrap();
     assert_eq!(tables.map(Gpa::new(0x1000), Hpa::new(0), PageSize::Small), Err(OutOfMemory));
     assert_eq!(tables.translate(Gpa::new(0x1000)), Some((Hpa::new(0x1000), PageSize::Large)));
     drop(tables);
     assert!(memory.0.borrow().tables.is_empty());
+}
+
+/// Every test above, for each format.
+macro_rules! for_each_format {
+    ($($test:ident),*) => {
+        mod npt_tables {
+            $(#[test] fn $test() { super::$test::<super::Npt>(); })*
+        }
+        mod ept_tables {
+            $(#[test] fn $test() { super::$test::<super::Ept>(); })*
+        }
+    };
+}
+
+for_each_format!(
+    pages_of_every_size_translate,
+    a_large_page_is_split_into_equal_parts,
+    every_frame_comes_back_even_after_running_out
+);
+
+/// Bits that must be zero are what the processor calls a misconfiguration (SDM volume 3, 29.3.3.1).
+#[test]
+fn ept_entries_are_as_the_manual_has_them() {
+    let frame = Hpa::new(0x12_3456_7000);
+    assert_eq!(Ept::table(frame), 0x12_3456_7007);
+    assert_eq!(Ept::page(frame, false), 0x12_3456_7077);
+    assert_eq!(Ept::page(Hpa::new(0x4020_0000), true), 0x4020_00f7);
+    assert!(!Ept::is_present(0) && Ept::is_present(Ept::table(frame)));
+    assert!(!Ept::is_large(Ept::table(frame)) && !Ept::is_large(Ept::page(frame, false)));
+    // The processor sets accessed and dirty, bits 8 and 9.
+    assert_eq!(Ept::frame(Ept::page(frame, false) | 3 << 8), frame);
 }

@@ -5,7 +5,7 @@ use crate::testing::{CODE, Mock, NX, P, U, W};
 
 fn length(mock: &mut Mock, code: &[u8], expected: Opcode) -> Result<u64, Fault> {
     mock.put_code(code);
-    next_rip(mock, expected).map(|rip| rip - CODE)
+    next_rip(mock, expected, &mut None).map(|rip| rip - CODE)
 }
 
 #[test]
@@ -46,17 +46,17 @@ fn rip_wraps_to_the_code_size() {
     long.map(0xffff_ffff_ffff_f000, CODE, P | W | U);
     long.poke(CODE + 0xffe, 2, 0xa20f);
     long.rip = 0xffff_ffff_ffff_fffe;
-    assert_eq!(next_rip(&long, Opcode::Cpuid), Ok(0));
+    assert_eq!(next_rip(&long, Opcode::Cpuid, &mut None), Ok(0));
     // EIP has 32 bits; IP goes past 64 KiB, where the limit of CS stops it.
     let mut flat = Mock::flat32();
     flat.segments[SegmentName::Cs as usize].base = CODE + 2;
     flat.put_code(&[0x0f, 0xa2]);
     flat.rip = 0xffff_fffe;
-    assert_eq!(next_rip(&flat, Opcode::Cpuid), Ok(0));
+    assert_eq!(next_rip(&flat, Opcode::Cpuid, &mut None), Ok(0));
     let mut real = Mock::real();
     real.poke(0xffff, 1, 0xf4);
     real.rip = 0xffff;
-    assert_eq!(next_rip(&real, Opcode::Hlt), Ok(0x1_0000));
+    assert_eq!(next_rip(&real, Opcode::Hlt, &mut None), Ok(0x1_0000));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn the_segment_base_counts_outside_64_bit_mode_only() {
     real.segments[SegmentName::Cs as usize].base = CODE;
     real.poke(CODE + 0x10, 1, 0xf4);
     real.rip = 0x10;
-    assert_eq!(next_rip(&real, Opcode::Hlt), Ok(0x11));
+    assert_eq!(next_rip(&real, Opcode::Hlt, &mut None), Ok(0x11));
     let mut long = Mock::long();
     long.segments[SegmentName::Cs as usize].base = 0x5000;
     assert_eq!(length(&mut long, &[0xf4], Opcode::Hlt), Ok(1));
@@ -80,12 +80,12 @@ fn instruction_across_a_page_edge() {
     mock.poke(CODE + 0xfff, 1, 0x0f);
     mock.poke(0x3_0000, 1, 0xa2);
     mock.rip = TEXT + 0xfff;
-    assert_eq!(next_rip(&mock, Opcode::Cpuid), Ok(TEXT + 0x1001));
+    assert_eq!(next_rip(&mock, Opcode::Cpuid, &mut None), Ok(TEXT + 0x1001));
     // One that ends at the edge does not touch the next page; one that goes on faults there.
     mock.map(TEXT + 0x1000, 0, 0);
-    assert_eq!(next_rip(&mock, Opcode::Cpuid), Err(Exception::page_fault(0x10, TEXT + 0x1000).into()));
+    assert_eq!(next_rip(&mock, Opcode::Cpuid, &mut None), Err(Exception::page_fault(0x10, TEXT + 0x1000).into()));
     mock.poke(CODE + 0xfff, 1, 0xf4);
-    assert_eq!(next_rip(&mock, Opcode::Hlt), Ok(TEXT + 0x1000));
+    assert_eq!(next_rip(&mock, Opcode::Hlt, &mut None), Ok(TEXT + 0x1000));
 }
 
 #[test]
@@ -95,13 +95,13 @@ fn the_fetch_has_its_own_rights_and_changes_nothing() {
     mock.put_code(&[0xf4]);
     mock.map(TEXT, CODE, P | NX);
     mock.rip = TEXT;
-    assert_eq!(next_rip(&mock, Opcode::Hlt), Err(Exception::page_fault(0x11, TEXT).into()));
+    assert_eq!(next_rip(&mock, Opcode::Hlt, &mut None), Err(Exception::page_fault(0x11, TEXT).into()));
     mock.map(TEXT, CODE, P | U);
     mock.paging.cr4 |= cr4::SMEP;
-    assert_eq!(next_rip(&mock, Opcode::Hlt), Err(Exception::page_fault(0x11, TEXT).into()));
+    assert_eq!(next_rip(&mock, Opcode::Hlt, &mut None), Err(Exception::page_fault(0x11, TEXT).into()));
     let leaf = mock.map(TEXT, CODE, P);
     let before = mock.peek(leaf, 8);
-    assert_eq!(next_rip(&mock, Opcode::Hlt), Ok(TEXT + 1));
+    assert_eq!(next_rip(&mock, Opcode::Hlt, &mut None), Ok(TEXT + 1));
     assert_eq!(mock.peek(leaf, 8), before);
 }
 

@@ -1,12 +1,12 @@
 //! The guest's floating-point state. It stays in the processor's registers while Pollux runs, which uses none of them,
 //! and is saved only when another guest needs them.
 //!
-//! APM volume 2, chapter 11 and 11.5. Every component that the processor has is switched, whatever the guest enabled,
-//! so that nothing of one guest is left for another to find.
+//! SDM volume 1, chapter 13; APM volume 2, 11.5. Every component that the processor has is switched, whatever the guest
+//! enabled, so that nothing of one guest is left for another to find.
 
+use crate::cpuid;
 use alloc::boxed::Box;
 use core::arch::asm;
-use cpu::cpuid;
 
 const CR0_EM_TS: u64 = 1 << 2 | 1 << 3;
 const CR4_OSFXSR_OSXMMEXCPT_OSXSAVE: u64 = 1 << 9 | 1 << 10 | 1 << 18;
