@@ -9,6 +9,8 @@
 mod multiboot1;
 mod multiboot2;
 
+use core::ops::Deref;
+
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
 
 /// Names the kernel's main function, `fn(BootInfo) -> !`.
@@ -40,11 +42,44 @@ pub struct Region {
     pub usable: bool,
 }
 
+/// Bytes of a text that are kept.
+const TEXT_BYTES: usize = 120;
+
+/// A text of the boot loader's, copied: where loaders leave texts is memory that is handed out later. What is longer
+/// than fits is cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Text {
+    bytes: [u8; TEXT_BYTES],
+    length: usize,
+}
+
+impl Text {
+    const EMPTY: Self = Self { bytes: [0; TEXT_BYTES], length: 0 };
+
+    fn new(text: &str) -> Self {
+        let mut length = text.len().min(TEXT_BYTES);
+        while !text.is_char_boundary(length) {
+            length -= 1;
+        }
+        let mut bytes = [0; TEXT_BYTES];
+        bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+        Self { bytes, length }
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        core::str::from_utf8(&self.bytes[..self.length]).unwrap_or("")
+    }
+}
+
 /// A file that the boot loader read into memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Module {
     /// The last word of its command line.
-    pub name: &'static str,
+    pub name: Text,
     /// Its bytes.
     pub bytes: &'static [u8],
 }
@@ -56,11 +91,11 @@ pub struct BootInfo {
     modules: [Module; MODULES_MAX],
     module_count: usize,
     /// The kernel's command line.
-    pub command_line: &'static str,
+    pub command_line: Text,
     /// The ACPI root pointer's address, where the loader passes one (UEFI).
     pub rsdp: Option<u64>,
     /// The boot loader's own name.
-    pub loader: &'static str,
+    pub loader: Text,
     /// Regions and modules that found no room here.
     pub dropped: usize,
     /// Where the information itself lies, which must not be overwritten while it is in use.
@@ -77,11 +112,11 @@ impl BootInfo {
         let mut boot = Self {
             regions: [Region::default(); REGIONS_MAX],
             region_count: 0,
-            modules: [Module::default(); MODULES_MAX],
+            modules: [Module { name: Text::EMPTY, bytes: &[] }; MODULES_MAX],
             module_count: 0,
-            command_line: "",
+            command_line: Text::EMPTY,
             rsdp: None,
-            loader: "",
+            loader: Text::EMPTY,
             dropped: 0,
             own: Region::default(),
         };
@@ -132,14 +167,14 @@ impl BootInfo {
         self.region_count += 1;
     }
 
-    fn add_module(&mut self, command_line: &'static str, bytes: &'static [u8]) {
+    fn add_module(&mut self, command_line: &str, bytes: &'static [u8]) {
         if self.module_count == MODULES_MAX {
             self.dropped += 1;
             return;
         }
         let name = command_line.split_ascii_whitespace().next_back().unwrap_or("");
         let name = name.rsplit('/').next().unwrap_or(name);
-        self.modules[self.module_count] = Module { name, bytes };
+        self.modules[self.module_count] = Module { name: Text::new(name), bytes };
         self.module_count += 1;
     }
 }

@@ -1,6 +1,6 @@
 //! Multiboot 1, as QEMU's `-kernel` passes it: a flat structure of physical addresses.
 
-use crate::{BootInfo, Region};
+use crate::{BootInfo, Region, Text};
 use core::ffi::CStr;
 
 /// What EAX holds.
@@ -50,10 +50,10 @@ pub unsafe fn read(info: u32, boot: &mut BootInfo) -> Result<(), &'static str> {
     // SAFETY: the loader put the structure there, and it is read before any memory is reused.
     let header = unsafe { (info as usize as *const Information).read_unaligned() };
     boot.own = Region { start: info.into(), end: u64::from(info) + size_of::<Information>() as u64, usable: true };
-    boot.loader = "multiboot 1";
+    boot.loader = Text::new("multiboot 1");
     if header.flags & HAS_COMMAND_LINE != 0 {
         // SAFETY: a string of the loader's.
-        boot.command_line = unsafe { text(header.command_line) };
+        boot.command_line = Text::new(unsafe { text(header.command_line) });
     }
     if header.flags & HAS_MODULES != 0 {
         for index in 0..header.module_count as usize {
@@ -83,8 +83,8 @@ pub unsafe fn read(info: u32, boot: &mut BootInfo) -> Result<(), &'static str> {
 /// A zero-terminated string of the loader's; what is not UTF-8 counts as empty.
 ///
 /// # Safety
-/// `at` is 0 or the address of such a string that outlives the kernel.
-unsafe fn text(at: u32) -> &'static str {
+/// `at` is 0 or the address of such a string, which is not overwritten while the result is in use.
+unsafe fn text<'a>(at: u32) -> &'a str {
     if at == 0 {
         return "";
     }

@@ -1,8 +1,7 @@
 //! Multiboot2, as GRUB passes it: a list of tags, read through the `multiboot2` crate.
 
-use crate::{BootInfo, Region};
+use crate::{BootInfo, Region, Text};
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
-use spin::Once;
 
 /// What EAX holds.
 pub const MAGIC: u32 = multiboot2::MAGIC;
@@ -12,15 +11,12 @@ pub const MAGIC: u32 = multiboot2::MAGIC;
 /// # Safety
 /// As [`BootInfo::read`].
 pub unsafe fn read(info: u32, boot: &mut BootInfo) -> Result<(), &'static str> {
-    // SAFETY: the loader put the tags there, and they stay: the frame allocator leaves `own` alone.
-    let tags: BootInformation<'static> = unsafe { BootInformation::load(info as usize as *const BootInformationHeader) }
+    // SAFETY: the loader put the tags there, and they are read before any memory is reused.
+    let tags = unsafe { BootInformation::load(info as usize as *const BootInformationHeader) }
         .map_err(|_| "the boot loader's multiboot2 information is malformed")?;
     boot.own = Region { start: tags.start_address() as u64, end: tags.end_address() as u64, usable: true };
-    // The tags lend out references for as long as this value lives.
-    static TAGS: Once<BootInformation<'static>> = Once::new();
-    let tags = TAGS.call_once(|| tags);
-    boot.loader = tags.boot_loader_name_tag().and_then(|tag| tag.name().ok()).unwrap_or("multiboot2");
-    boot.command_line = tags.command_line_tag().and_then(|tag| tag.cmdline().ok()).unwrap_or("");
+    boot.loader = Text::new(tags.boot_loader_name_tag().and_then(|tag| tag.name().ok()).unwrap_or("multiboot2"));
+    boot.command_line = Text::new(tags.command_line_tag().and_then(|tag| tag.cmdline().ok()).unwrap_or(""));
     let rsdp_v2 = tags.rsdp_v2_tag().map(|tag| &raw const *tag as u64);
     let rsdp_v1 = tags.rsdp_v1_tag().map(|tag| &raw const *tag as u64);
     // The tag holds a copy of the root pointer behind its eight bytes of header.

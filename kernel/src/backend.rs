@@ -1,10 +1,11 @@
 //! Which vendor's virtualisation runs the guests: decided once, here, and named nowhere else.
 
-use addr::{Gpa, Hpa};
+use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use memory::TableFrames;
+use nested::ept::Ept;
 use nested::npt::Npt;
 use nested::{OutOfMemory, PageSize, Tables};
 use vcpu::Vcpu;
@@ -13,22 +14,36 @@ use vcpu::Vcpu;
 pub enum Backend {
     /// AMD-V.
     Svm(svm::Features),
+    /// Intel VT-x.
+    Vmx(vmx::Features),
     /// Nothing, and why.
     None(String),
 }
 
 /// A guest's second-stage page tables, in the backend's format.
-pub struct SecondStage(Tables<Npt, TableFrames>);
+pub enum SecondStage {
+    /// AMD's.
+    Npt(Tables<Npt, TableFrames>),
+    /// Intel's; pages of 1 GiB are not everywhere.
+    Ept {
+        /// The tables.
+        tables: Tables<Ept, TableFrames>,
+        /// Whether they may hold such pages.
+        has_huge_pages: bool,
+    },
+}
 
 impl Backend {
     /// Looks at the processor.
     pub fn detect() -> Self {
-        match svm::check() {
-            Ok(features) => Self::Svm(features),
-            Err(svm::Unavailable::Missing) if has_vmx() => {
-                Self::None("this processor has Intel VT-x, which Pollux does not drive yet".to_string())
+        match (svm::check(), vmx::check()) {
+            (Ok(features), _) => Self::Svm(features),
+            (_, Ok(features)) => Self::Vmx(features),
+            (Err(svm::Unavailable::Missing), Err(vmx::Unavailable::Missing)) => {
+                Self::None("this processor has neither AMD-V nor Intel VT-x".to_string())
             }
-            Err(why) => Self::None(why.to_string()),
+            (Err(svm::Unavailable::Missing), Err(why)) => Self::None(why.to_string()),
+            (Err(why), Err(_)) => Self::None(why.to_string()),
         }
     }
 
@@ -36,29 +51,60 @@ impl Backend {
     pub fn enable(&self, index: usize) {
         match self {
             Self::Svm(_) => svm::enable(index),
+            Self::Vmx(_) => vmx::enable(index),
             Self::None(_) => {}
         }
     }
 
     /// Tables for a guest.
     pub fn second_stage(&self) -> Result<SecondStage, OutOfMemory> {
-        Ok(SecondStage(Tables::new(TableFrames)?))
+        match self {
+            Self::Vmx(features) => Ok(SecondStage::Ept {
+                tables: Tables::new(TableFrames)?,
+                has_huge_pages: features.contains(vmx::Features::EPT_1_GIB_PAGES),
+            }),
+            Self::Svm(_) | Self::None(_) => Ok(SecondStage::Npt(Tables::new(TableFrames)?)),
+        }
     }
 
     /// A vCPU behind those tables, or why there is none.
     pub fn vcpu(&self, second_stage: &SecondStage) -> Result<Box<dyn Vcpu>, String> {
         match self {
-            Self::Svm(features) => Ok(Box::new(svm::Svm::new(*features, second_stage.0.root()))),
+            Self::Svm(features) => Ok(Box::new(svm::Svm::new(*features, second_stage.root()))),
+            Self::Vmx(features) => Ok(Box::new(vmx::Vmx::new(*features, second_stage.root()))),
             Self::None(why) => Err(why.clone()),
+        }
+    }
+
+    /// What the report calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Svm(_) => "AMD-V",
+            Self::Vmx(_) => "VT-x",
+            Self::None(_) => "none",
+        }
+    }
+
+    /// The same for the shell's replies.
+    pub fn reply(&self) -> shell::Backend {
+        match self {
+            Self::Svm(_) => shell::Backend::Svm,
+            Self::Vmx(_) => shell::Backend::Vmx,
+            Self::None(why) => shell::Backend::None { reason: why.clone() },
         }
     }
 
     /// The features that matter and whether they are there, for the report.
     pub fn features(&self) -> Vec<(String, bool)> {
+        let readable = |name: &str| name.to_lowercase().replace('_', " ");
         match self {
             Self::Svm(features) => svm::Features::all()
                 .iter_names()
-                .map(|(name, feature)| (name.to_lowercase().replace('_', " "), features.contains(feature)))
+                .map(|(name, feature)| (readable(name), features.contains(feature)))
+                .collect(),
+            Self::Vmx(features) => vmx::Features::all()
+                .iter_names()
+                .map(|(name, feature)| (readable(name), features.contains(feature)))
                 .collect(),
             Self::None(_) => Vec::new(),
         }
@@ -68,10 +114,22 @@ impl Backend {
 impl SecondStage {
     /// Maps a page of guest memory.
     pub fn map(&mut self, gpa: Gpa, hpa: Hpa, size: PageSize) -> Result<(), OutOfMemory> {
-        self.0.map(gpa, hpa, size)
+        match self {
+            Self::Npt(tables) => tables.map(gpa, hpa, size),
+            Self::Ept { tables, has_huge_pages: false } if size == PageSize::Huge => {
+                let parts = (0..HUGE_PAGE_BYTES).step_by(LARGE_PAGE_BYTES as usize);
+                parts.into_iter().try_for_each(|offset| {
+                    tables.map(gpa.wrapping_add(offset), hpa.wrapping_add(offset), PageSize::Large)
+                })
+            }
+            Self::Ept { tables, .. } => tables.map(gpa, hpa, size),
+        }
     }
-}
 
-fn has_vmx() -> bool {
-    cpu::cpuid(1, 0).ecx & 1 << 5 != 0
+    fn root(&self) -> Hpa {
+        match self {
+            Self::Npt(tables) => tables.root(),
+            Self::Ept { tables, .. } => tables.root(),
+        }
+    }
 }

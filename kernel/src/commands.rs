@@ -74,9 +74,7 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
     match answer {
         Answer::Reply(reply, json) => Some(Answer::Reply(reply.clone(), *json)),
         Answer::Attach(vm) => Some(Answer::Attach(vm.clone())),
-        Answer::End(vm, reply, json) => {
-            vm.running().is_none().then(|| Answer::Reply(reply.clone(), *json))
-        }
+        Answer::End(vm, reply, json) => vm.running().is_none().then(|| Answer::Reply(reply.clone(), *json)),
         Answer::Power { off, at_ns } => {
             let all_off = host.vms.lock().iter().all(|vm| vm.running().is_none());
             if !all_off && host.clock.now_ns() < *at_ns {
@@ -164,7 +162,6 @@ fn host_report(host: &Host) -> HostReport {
         (frames.free_bytes(), frames.total_bytes())
     };
     let image = boot::BootInfo::image();
-    let modules_bytes: u64 = host.modules().iter().map(|module| module.bytes.len() as u64).sum();
     HostReport {
         name: host.config.host.name.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -176,7 +173,7 @@ fn host_report(host: &Host) -> HostReport {
         memory: Memory {
             total_bytes: host.memory_bytes(),
             free_bytes,
-            own_bytes: total_bytes - free_bytes - guests_bytes + (image.end - image.text) + modules_bytes,
+            own_bytes: total_bytes - free_bytes - guests_bytes + (image.end - image.text),
             guests_bytes,
         },
         disks: probe::disks(),
@@ -266,11 +263,7 @@ fn ports(host: &Host) -> Vec<PortInfo> {
 }
 
 fn log_line(message: &Message) -> LogLine {
-    LogLine {
-        time_ns: message.time_ns,
-        level: message.level.as_str().to_lowercase(),
-        message: message.text.clone(),
-    }
+    LogLine { time_ns: message.time_ns, level: message.level.as_str().to_lowercase(), message: message.text.clone() }
 }
 
 fn trace(host: &Host, cpu: Option<u32>, lines: usize, vm: Option<Name>) -> Reply {

@@ -82,7 +82,8 @@ impl CpuLoop {
         let others = self.host.cpus.queue(self.index).lock().len() > 1;
         let slice_end_ns = others.then_some(start_ns + SLICE_NS);
         let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).min();
-        let mut host = GuestHost { cpu: self.index, host: self.host, running, forwarder: &mut self.forwarder, limit_ns };
+        let mut host =
+            GuestHost { cpu: self.index, host: self.host, running, forwarder: &mut self.forwarder, limit_ns };
         host.arm_limit();
         host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: 0 });
         let pause = running.machine.run(&mut running.thread.lock(), &mut self.outbox, &mut host);

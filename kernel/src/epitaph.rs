@@ -52,7 +52,8 @@ fn die(words: impl FnOnce(&mut Words)) -> ! {
     for index in 0..CPUS_MAX {
         let Some(ring) = host::trace_of(index).try_lock() else { continue };
         for entry in ring.iter().rev().take(TRACE_LINES) {
-            let _ = writeln!(out, "cpu {index} {:#x} {}", entry.time_tsc, entry.event.describe(&vcpu::Exit::KIND_NAMES));
+            let _ =
+                writeln!(out, "cpu {index} {:#x} {}", entry.time_tsc, entry.event.describe(&vcpu::Exit::KIND_NAMES));
         }
     }
     let _ = writeln!(out, "the machine is halted; reset it to start again");

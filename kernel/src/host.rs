@@ -76,7 +76,7 @@ impl Host {
 
     /// The boot module with this name.
     pub fn module(&self, name: &str) -> Option<&'static [u8]> {
-        self.modules().iter().find(|module| module.name == name).map(|module| module.bytes)
+        self.modules().iter().find(|module| *module.name == *name).map(|module| module.bytes)
     }
 
     /// The VM with this name.

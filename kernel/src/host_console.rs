@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::log_ring;
 use crate::vm::Vm;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use drivers::uart::SerialPort;
@@ -51,7 +51,7 @@ impl Names for HostNames<'_> {
                 let partitions = storage.datastores().iter().flat_map(block::Datastore::partitions);
                 partitions.map(|(partition, _)| partition.name.clone()).collect()
             }
-            NameKind::Module => self.0.modules().iter().map(|module| module.name.into()).collect(),
+            NameKind::Module => self.0.modules().iter().map(|module| module.name.to_string()).collect(),
         }
     }
 }

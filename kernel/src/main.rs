@@ -31,7 +31,7 @@ fn start(boot: Result<BootInfo, &'static str>) -> ! {
     log_ring::init();
     let boot = boot.unwrap_or_else(|error| panic!("{error}"));
     memory::init(&boot);
-    log::info!("Pollux {} starts, loaded by {}", env!("CARGO_PKG_VERSION"), boot.loader);
+    log::info!("Pollux {} starts, loaded by {}", env!("CARGO_PKG_VERSION"), &*boot.loader);
     let platform = Platform::read(boot.rsdp);
     memory::protect(&boot);
     interrupts::init(epitaph::exception);

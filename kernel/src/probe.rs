@@ -28,7 +28,7 @@ static DEVICES: Mutex<(Vec<Device>, Vec<Device>)> = Mutex::new((Vec::new(), Vec:
 
 /// Reads the configuration that travelled on the image. A wrong one is reported, and the defaults hold.
 pub fn read_config(boot: &BootInfo) -> Config {
-    let Some(module) = boot.modules().iter().find(|module| module.name == CONFIG_MODULE) else {
+    let Some(module) = boot.modules().iter().find(|module| *module.name == *CONFIG_MODULE) else {
         return Config::default();
     };
     let parsed = core::str::from_utf8(module.bytes).map_err(|_| "it is not UTF-8".to_string());
@@ -87,15 +87,15 @@ pub fn report(host: &Host) {
     );
     host.platform.notes.iter().for_each(|note| log::warn!("{note}"));
     match &host.backend {
-        HostBackend::Svm(_) => {
+        HostBackend::None(why) => log::error!("no guest can run: {why}"),
+        backend => {
             let list = |wanted: bool| {
-                let features = host.backend.features().into_iter().filter(|(_, present)| *present == wanted);
+                let features = backend.features().into_iter().filter(|(_, present)| *present == wanted);
                 features.map(|(name, _)| name).collect::<Vec<_>>().join(", ")
             };
-            log::info!("AMD-V: ready; {}", list(true));
-            log::info!("AMD-V: not there: {}", list(false));
+            log::info!("{}: ready; {}", backend.name(), list(true));
+            log::info!("{}: not there: {}", backend.name(), list(false));
         }
-        HostBackend::None(why) => log::error!("no guest can run: {why}"),
     }
     let devices = DEVICES.lock();
     for device in devices.0.iter().chain(&devices.1) {
@@ -127,10 +127,7 @@ pub fn cpu_model() -> String {
 
 /// What runs guests.
 pub fn backend(host: &Host) -> Backend {
-    match &host.backend {
-        HostBackend::Svm(_) => Backend::Svm,
-        HostBackend::None(why) => Backend::None { reason: why.clone() },
-    }
+    host.backend.reply()
 }
 
 /// The processor's features that matter.

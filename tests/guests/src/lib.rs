@@ -20,6 +20,7 @@ pub mod serial;
 pub mod start;
 pub mod tap;
 pub mod virtio_blk;
+pub mod world_switch;
 
 /// Makes `main`, a `fn()`, the guest's program. When it returns, the guest says `done` and powers off.
 #[macro_export]

@@ -54,7 +54,7 @@ pub struct Board {
     pub(crate) effects: Vec<Effect>,
     /// What a function wants done; drained by [`Board::settle`].
     pub(crate) signals: Vec<Signal>,
-    /// Functions with work that a kick announced, one bit a slot and queue.
+    /// Queues with work, each once.
     kicked: Vec<(Slot, u16)>,
     pub(crate) end: Option<End>,
 }
@@ -170,7 +170,14 @@ impl Board {
 
     /// Notes that a queue has work left.
     pub fn kick_again(&mut self, slot: Slot, queue: u16) {
-        self.kicked.push((slot, queue));
+        if !self.kicked.contains(&(slot, queue)) {
+            self.kicked.push((slot, queue));
+        }
+    }
+
+    /// Whether something waits for a vCPU that exits.
+    pub fn has_work(&self) -> bool {
+        !self.kicked.is_empty() || !self.effects.is_empty() || self.end.is_some()
     }
 
     /// Sees to the random number device's queue, with bytes from `random`.
@@ -208,8 +215,7 @@ impl Board {
                     self.effects.extend(Message::from_msi(msi.address, msi.data).map(Effect::Interrupt));
                 }
                 Signal::Line(asserted) => self.set_pin(slot, asserted),
-                Signal::Kicked(queue) if self.kicked.contains(&(slot, queue)) => {}
-                Signal::Kicked(queue) => self.kicked.push((slot, queue)),
+                Signal::Kicked(queue) => self.kick_again(slot, queue),
                 Signal::Reset => {
                     self.kicked.retain(|(kicked, _)| *kicked != slot);
                     match slot {
@@ -339,7 +345,7 @@ impl Machine {
         (0..self.mailboxes.len()).for_each(|vcpu| self.post(vcpu, mail, host));
     }
 
-    fn post(&self, vcpu: usize, mail: Mail, host: &mut dyn Host) {
+    pub(crate) fn post(&self, vcpu: usize, mail: Mail, host: &mut dyn Host) {
         self.mailboxes[vcpu].post(mail);
         host.kick(vcpu);
     }

@@ -57,8 +57,11 @@ impl Console {
 }
 
 impl Board {
-    /// Sees to a queue of the virtio console that was kicked.
-    pub(crate) fn pump_console(&mut self, memory: &GuestMemory, outbox: &mut Outbox) {
+    /// Sees to the queues of the virtio console; says whether bytes must leave before it can go on.
+    pub(crate) fn pump_console(&mut self, memory: &GuestMemory, outbox: &mut Outbox) -> bool {
+        if outbox.is_console_full() {
+            return true;
+        }
         let console = &mut self.console;
         let before = outbox.console().len();
         console.function.take_output(memory, outbox.console_mut(), &mut self.signals);
@@ -67,6 +70,7 @@ impl Board {
         }
         console.feed_virtio(memory, &mut self.signals);
         self.settle(Slot::Console);
+        false
     }
 
     pub(crate) fn console_input(&mut self, memory: &GuestMemory, bytes: &[u8]) -> usize {

@@ -20,6 +20,8 @@ pub struct Leaf {
 #[derive(Clone, Debug)]
 pub struct CpuProfile {
     basic: [Leaf; BASIC_LEAVES],
+    /// Leaf 4: Intel's caches.
+    caches: [Leaf; CACHES_MAX],
     /// Subleaf 0 of leaf 7 is in `basic`; these are those of leaf 0Dh.
     xsave: [Leaf; XSAVE_SUBLEAVES],
     extended: [Leaf; EXTENDED_LEAVES],
@@ -28,6 +30,7 @@ pub struct CpuProfile {
 }
 
 const BASIC_LEAVES: usize = 0xe;
+const CACHES_MAX: usize = 4;
 const EXTENDED_LEAVES: usize = 0x1b;
 const XSAVE_SUBLEAVES: usize = 10;
 const EXTENDED: u32 = 0x8000_0000;
@@ -57,8 +60,11 @@ const FEATURES_1_ECX: u32 = 1 << 0
 /// Leaf 1 ECX, whatever the host has: x2APIC, TSC deadline, hypervisor present.
 const ALWAYS_1_ECX: u32 = 1 << 21 | 1 << 24 | 1 << 31;
 const OSXSAVE: u32 = 1 << 27;
-/// Leaf 1 EDX: FPU to CX8, APIC, SEP to PSE36, CLFSH, MMX, FXSR, SSE, SSE2. Not: DS, ACPI, SS, HTT, TM, PBE.
-const FEATURES_1_EDX: u32 = 0x0783_fbff;
+/// Leaf 1 EDX: FPU to CX8, APIC, SEP to PSE36, CLFSH, MMX, FXSR, SSE, SSE2. Not: DS, ACPI, SS, TM, PBE.
+const FEATURES_1_EDX: u32 = 0x078b_fbff;
+/// Leaf 1 EDX: the package has several logical processors. AMD's leaf 8000_0001 ECX: they are cores, not threads.
+const HTT: u32 = 1 << 28;
+const CMP_LEGACY: u32 = 1 << 1;
 
 /// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, AVX-512 F and DQ, RDSEED, ADX, SMAP, IFMA, CLFLUSHOPT,
 /// CLWB, AVX-512 CD, SHA, BW, VL.
@@ -119,13 +125,19 @@ const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24;
 impl CpuProfile {
     /// What a guest with `vcpus` vCPUs sees on a host whose CPUID is `host` (leaf, subleaf), with a TSC of `tsc_khz`.
     pub fn new(host: impl Fn(u32, u32) -> Leaf, vcpus: u32, tsc_khz: u32) -> Self {
+        let (basic_last, extended_last) = (host(0, 0).eax, host(EXTENDED, 0).eax);
+        // Past its last leaf an Intel processor repeats another one.
+        let host = |leaf: u32, subleaf: u32| {
+            let last = if leaf < EXTENDED { basic_last } else { extended_last };
+            if leaf <= last { host(leaf, subleaf) } else { Leaf::default() }
+        };
         let mut basic = [Leaf::default(); BASIC_LEAVES];
-        for index in [0, 1, 2, 4, 7] {
+        for index in [0, 1, 2, 7] {
             basic[index] = host(index as u32, 0);
         }
         basic[0].eax = BASIC_LEAVES as u32 - 1;
         basic[1].ecx = basic[1].ecx & FEATURES_1_ECX | ALWAYS_1_ECX;
-        basic[1].edx &= FEATURES_1_EDX;
+        basic[1].edx = basic[1].edx & FEATURES_1_EDX | if vcpus > 1 { HTT } else { 0 };
         // The APIC timer does not stop in sleep; no other power management is offered.
         basic[6].eax = 1 << 2;
         let seven = basic[7];
@@ -140,22 +152,31 @@ impl CpuProfile {
         for index in [0, 1, 2, 3, 4, 5, 6, 7, 8, 0x19, 0x1a] {
             extended[index] = host(EXTENDED + index as u32, 0);
         }
-        extended[0].eax = EXTENDED + EXTENDED_LEAVES as u32 - 1;
+        extended[0].eax = extended_last.min(EXTENDED + EXTENDED_LEAVES as u32 - 1);
         extended[1].ecx &= FEATURES_EXTENDED_ECX;
         extended[1].edx &= FEATURES_EXTENDED_EDX;
         extended[7] = Leaf { edx: extended[7].edx & INVARIANT_TSC, ..Leaf::default() };
         let eight = extended[8];
-        extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: vcpus - 1, edx: 0 };
-        Self { basic, xsave, extended, vcpus, tsc_khz }
+        extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: 0, edx: 0 };
+        let caches = core::array::from_fn(|index| cache_leaf(host(4, index as u32), vcpus));
+        let mut profile = Self { basic, caches, xsave, extended, vcpus, tsc_khz };
+        if profile.is_amd() && vcpus > 1 {
+            // How many cores there are, and how many bits of the APIC ID number them.
+            profile.extended[1].ecx |= CMP_LEGACY;
+            profile.extended[8].ecx = id_bits(vcpus) << 12 | (vcpus - 1) & 0xff;
+        }
+        profile
     }
 
     /// What vCPU `id` sees at a leaf, with control registers and XCR0 as they are.
     pub fn leaf(&self, leaf: u32, subleaf: u32, id: u32, paging: &Paging, xcr0: u64) -> Leaf {
         match leaf {
             1 => self.leaf_1(id, paging),
-            4 | 7 if subleaf != 0 => Leaf::default(),
+            4 => self.caches.get(subleaf as usize).copied().unwrap_or_default(),
+            7 if subleaf != 0 => Leaf::default(),
             0xb => self.topology(subleaf, id),
             0xd if subleaf == 0 => Leaf { ebx: self.xsave_bytes(xcr0), ..self.xsave[0] },
+            0xd if subleaf == 1 => Leaf { ebx: self.xsave_compacted_bytes(xcr0), ..self.xsave[1] },
             0xd => self.xsave.get(subleaf as usize).copied().unwrap_or_default(),
             0..0xe => self.basic[leaf as usize],
             HYPERVISOR => signature(HYPERVISOR_TIMING, b"KVMKVMKVM\0\0\0"),
@@ -194,7 +215,7 @@ impl CpuProfile {
 
     /// The guest's physical address width.
     pub fn physical_address_bits(&self) -> u32 {
-        self.extended[8].eax & 0xff
+        (self.extended[8].eax & 0xff).clamp(36, 52)
     }
 
     /// Whether the processor is one of AMD's.
@@ -211,15 +232,14 @@ impl CpuProfile {
     fn leaf_1(&self, id: u32, paging: &Paging) -> Leaf {
         let leaf = self.basic[1];
         let osxsave = if paging.cr4 & cr4::OSXSAVE != 0 { OSXSAVE } else { 0 };
-        Leaf { ebx: leaf.ebx & 0xff00 | self.vcpus << 16 | id << 24, ecx: leaf.ecx | osxsave, ..leaf }
+        Leaf { ebx: leaf.ebx & 0xff00 | self.vcpus.min(0xff) << 16 | id << 24, ecx: leaf.ecx | osxsave, ..leaf }
     }
 
     /// Leaf 0Bh: no threads, and every vCPU a core of one package.
     fn topology(&self, subleaf: u32, id: u32) -> Leaf {
-        let bits = self.vcpus.next_power_of_two().trailing_zeros();
         match subleaf {
             0 => Leaf { eax: 0, ebx: 1, ecx: 1 << 8, edx: id },
-            1 => Leaf { eax: bits, ebx: self.vcpus, ecx: 2 << 8 | 1, edx: id },
+            1 => Leaf { eax: id_bits(self.vcpus), ebx: self.vcpus, ecx: 2 << 8 | 1, edx: id },
             _ => Leaf { eax: 0, ebx: 0, ecx: subleaf & 0xff, edx: id },
         }
     }
@@ -230,6 +250,37 @@ impl CpuProfile {
         let ends = enabled.map(|index| self.xsave[index].eax + self.xsave[index].ebx);
         ends.max().unwrap_or(0).max(XSAVE_BASE_BYTES)
     }
+
+    /// The same in the compacted form, in which components follow each other, some aligned to 64 bytes. Nothing where
+    /// XSAVEC, which writes it, is not offered.
+    fn xsave_compacted_bytes(&self, xcr0: u64) -> u32 {
+        const XSAVEC: u32 = 1 << 1;
+        const ALIGNED: u32 = 1 << 1;
+        if self.xsave[1].eax & XSAVEC == 0 {
+            return 0;
+        }
+        let enabled = (2..XSAVE_SUBLEAVES).filter(|index| xcr0 & 1 << index != 0).map(|index| self.xsave[index]);
+        enabled.fold(XSAVE_BASE_BYTES, |end, component| {
+            let start = if component.ecx & ALIGNED != 0 { end.next_multiple_of(64) } else { end };
+            start + component.eax
+        })
+    }
+}
+
+/// A cache in leaf 4, shared by all vCPUs from the third level on, in a package of as many cores.
+fn cache_leaf(host: Leaf, vcpus: u32) -> Leaf {
+    let (kind, level) = (host.eax & 0x1f, host.eax >> 5 & 7);
+    if kind == 0 {
+        return Leaf::default();
+    }
+    let others = (1 << id_bits(vcpus)) - 1;
+    let sharers = if level >= 3 { others } else { 0 };
+    Leaf { eax: host.eax & 0x3fff | sharers << 14 | others.min(0x3f) << 26, ..host }
+}
+
+/// How many bits of an APIC ID number the vCPUs.
+fn id_bits(vcpus: u32) -> u32 {
+    vcpus.next_power_of_two().trailing_zeros()
 }
 
 fn xsave_leaf(host: &impl Fn(u32, u32) -> Leaf, index: u32) -> Leaf {

@@ -106,7 +106,8 @@ impl Machine {
 
     /// Carries out the instruction at RIP, which touches a device.
     fn emulate(&self, thread: &mut Thread, clock: Clock) -> Next {
-        thread.timer_changed = true;
+        // In xAPIC mode it may be the timer's register.
+        thread.timer_changed |= thread.lapic.mmio_base().is_some();
         thread.board_touched = true;
         let mut cpu = self.cpu(thread, clock);
         match insn::step(&mut cpu, STRING_BUDGET) {

@@ -4,8 +4,11 @@
 //! bytes come through the run loop, which asks here for the moment. In [`InputMode::Solo`], the only mode so far, an
 //! input is applied at once, under the board's lock.
 
+use crate::board::Board;
+use crate::mail::Mail;
 use crate::{Host, Machine, Moment};
 use chipset::Clock;
+use spin::MutexGuard;
 use switch::Offload;
 use virtio::blk::Outcome;
 
@@ -25,14 +28,14 @@ impl Machine {
     pub fn disk_done(&self, disk: usize, id: u64, outcome: Outcome, host: &mut dyn Host) {
         let mut board = self.enter();
         board.disk_done(&self.memory, disk, id, outcome);
-        self.carry_out(&mut board, None, host);
+        self.leave(&mut board, host);
     }
 
     /// Tells the guest of the transfers that ended since the last call.
     pub fn disks_settle(&self, disk: usize, host: &mut dyn Host) {
         let mut board = self.enter();
         board.disk_settle(&self.memory, disk);
-        self.carry_out(&mut board, None, host);
+        self.leave(&mut board, host);
     }
 
     /// A frame arrived for a network card. [`frames_settle`](Self::frames_settle) ends the batch.
@@ -44,7 +47,7 @@ impl Machine {
     pub fn frames_settle(&self, nic: usize, host: &mut dyn Host) {
         let mut board = self.enter();
         board.frames_settle(&self.memory, nic);
-        self.carry_out(&mut board, None, host);
+        self.leave(&mut board, host);
     }
 
     /// What a card's guest takes unfinished now.
@@ -56,7 +59,7 @@ impl Machine {
     pub fn console_input(&self, bytes: &[u8], host: &mut dyn Host) -> usize {
         let mut board = self.enter();
         let taken = board.console_input(&self.memory, bytes);
-        self.carry_out(&mut board, None, host);
+        self.leave(&mut board, host);
         taken
     }
 
@@ -64,7 +67,7 @@ impl Machine {
     pub fn power_button(&self, host: &mut dyn Host) {
         let mut board = self.enter();
         board.press_power_button();
-        self.carry_out(&mut board, None, host);
+        self.leave(&mut board, host);
     }
 
     /// The moment as the guest sees it.
@@ -73,10 +76,18 @@ impl Machine {
     }
 
     /// The board, for an input to be applied to.
-    fn enter(&self) -> spin::MutexGuard<'_, crate::board::Board> {
+    fn enter(&self) -> MutexGuard<'_, Board> {
         let board = self.board.lock();
         match board.input_mode {
             InputMode::Solo => board,
+        }
+    }
+
+    /// Ends an input: its interrupts leave at once, what needs an outbox is left to the boot vCPU.
+    fn leave(&self, board: &mut Board, host: &mut dyn Host) {
+        self.carry_out(board, None, host);
+        if board.has_work() {
+            self.post(0, Mail::Board, host);
         }
     }
 }

@@ -39,6 +39,7 @@ pub use storage::DiskConfig;
 use alloc::string::String;
 use alloc::vec::Vec;
 use board::Board;
+use core::sync::atomic::{Ordering, fence};
 use guestmem::GuestMemory;
 use mail::Mailbox;
 use spin::Mutex;
@@ -77,7 +78,7 @@ pub trait Host {
 pub struct MachineConfig {
     /// Which machine it is in traces.
     pub id: u16,
-    /// How many vCPUs.
+    /// How many vCPUs, at least one. Only the first runs so far.
     pub vcpus: u32,
     /// Its memory, zeroed: one slot from 0 on, and what does not fit below [`firmware`]'s PCI window from 4 GiB on.
     pub memory: GuestMemory,
@@ -115,6 +116,9 @@ pub struct Machine {
 
 impl Machine {
     /// A machine that was not started.
+    ///
+    /// # Panics
+    /// With more disks and cards than one PCI bus takes besides console and random numbers: 29.
     pub fn new(config: MachineConfig) -> Self {
         let MachineConfig { id, vcpus, memory, profile, disks, nics, wall_unix_ns } = config;
         let board = Board::new(wall_unix_ns, memory.total_bytes(), disks, nics);
@@ -136,11 +140,13 @@ impl Machine {
 
     /// Exits by kind of one vCPU, as of the last time that it let go of its CPU.
     pub fn counters(&self, vcpu: usize) -> ExitCounters {
-        self.counters[vcpu].lock().clone()
+        *self.counters[vcpu].lock()
     }
 
-    /// Whether a vCPU that sleeps has a reason to run.
+    /// Whether a vCPU that sleeps has a reason to run. Whoever puts it to sleep notes so first and asks then: with the
+    /// fence, either this sees the mail or the poster's wake-up comes after the note.
     pub fn has_mail(&self, vcpu: usize) -> bool {
+        fence(Ordering::SeqCst);
         self.mailboxes[vcpu].has_mail()
     }
 }

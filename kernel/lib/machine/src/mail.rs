@@ -1,4 +1,4 @@
-//! What others leave for a vCPU while it runs or sleeps: interrupt messages, at its next look.
+//! What others leave for a vCPU while it runs or sleeps: interrupt messages and work, for its next look.
 
 use alloc::vec::Vec;
 use chipset::Message;
@@ -12,7 +12,13 @@ pub enum Mail {
     Message(Message),
     /// The 8259 pair's output changed to this level.
     PicLine(bool),
+    /// The board has work that an input left to whoever has an outbox.
+    Board,
 }
+
+/// How many messages wait at most: a multiple of the vectors there are. Only a guest whose processors invent ever new
+/// destinations while this vCPU does not run gets there; it loses interrupts.
+const MAIL_MAX: usize = 1024;
 
 /// The mail of one vCPU.
 #[derive(Default)]
@@ -22,14 +28,14 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// Leaves something. A message that waits there already is not doubled: a local APIC holds each vector once too,
-    /// which also bounds the box.
+    /// Leaves something. What waits there already is not doubled: a local APIC holds each vector once, too.
     pub fn post(&self, item: Mail) {
         let mut mail = self.mail.lock();
         match item {
             Mail::PicLine(_) => mail.retain(|other| !matches!(other, Mail::PicLine(_))),
-            Mail::Message(_) if mail.contains(&item) => return,
-            Mail::Message(_) => {}
+            Mail::Message(_) | Mail::Board if mail.contains(&item) => return,
+            Mail::Message(_) if mail.len() >= MAIL_MAX => return,
+            Mail::Message(_) | Mail::Board => {}
         }
         mail.push(item);
         self.waiting.store(true, Ordering::Release);

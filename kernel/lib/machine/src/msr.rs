@@ -29,6 +29,8 @@ const MTRR_DEFAULT: u32 = 0x2ff;
 const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC: u32 = 0x800;
 const X2APIC_LAST: u32 = 0x8ff;
+/// Those on which the timer depends: spurious vector (which masks), timer entry, initial count, divider.
+const X2APIC_TIMER: [u32; 4] = [0x80f, 0x832, 0x838, 0x83e];
 const EFER: u32 = 0xc000_0080;
 const SYSTEM_CONFIGURATION: u32 = 0xc001_0010;
 const HARDWARE_CONFIGURATION: u32 = 0xc001_0015;
@@ -38,10 +40,13 @@ const DECODE_CONFIGURATION: u32 = 0xc001_1029;
 
 /// MTRRCAP: eight variable ranges, fixed ranges, write-combining.
 const MTRR_CAPABILITIES: u64 = 0x508;
-/// The revision that a processor without a loaded patch shows.
-const PATCH_LEVEL_NONE: u64 = 0x0100_0065;
-/// MISC_ENABLE: fast strings, which Linux takes for a condition of fast short REP MOV.
-const FAST_STRINGS: u64 = 1;
+/// The revision of microcode on AMD's processors, and on Intel's, which have it in the upper half.
+const PATCH_LEVEL_AMD: u64 = 0x0100_0065;
+const PATCH_LEVEL_INTEL: u64 = 1 << 32;
+/// MISC_ENABLE: fast strings, which Linux takes for a condition of fast short REP MOV and a guest may turn off.
+const FAST_STRINGS: u64 = 1 << 0;
+/// MISC_ENABLE: no branch trace store, no processor event-based sampling. Read-only.
+const NO_TRACES: u64 = 1 << 11 | 1 << 12;
 /// LFENCE serialises.
 const LFENCE_SERIALISES: u64 = 1 << 1;
 /// HWCR bits that system software sets and that change nothing a guest sees: SLOWFENCE, CACHEFLSH, MONMWAIT, TSC rate.
@@ -56,6 +61,7 @@ pub struct Kept {
     mtrr_variable: [u64; 16],
     mtrr_fixed: [u64; 11],
     mtrr_default: u64,
+    misc_enable: u64,
     hardware_configuration: u64,
 }
 
@@ -66,6 +72,7 @@ impl Default for Kept {
             mtrr_fixed: [0x0606_0606_0606_0606; 11],
             // Enabled, fixed ranges too, write-back: what firmware leaves for memory.
             mtrr_default: 0xc06,
+            misc_enable: FAST_STRINGS | NO_TRACES,
             hardware_configuration: 1 << 24,
         }
     }
@@ -81,9 +88,10 @@ impl Machine {
             MTRR_CAP => MTRR_CAPABILITIES,
             MTRR_DEFAULT => thread.kept.mtrr_default,
             MTRR_VARIABLE..=MTRR_VARIABLE_LAST => thread.kept.mtrr_variable[(index - MTRR_VARIABLE) as usize],
-            MISC_ENABLE => FAST_STRINGS,
+            MISC_ENABLE if !self.profile.is_amd() => thread.kept.misc_enable,
             MCG_CAP | MCG_STATUS | DEBUG_CTL => 0,
-            PATCH_LEVEL => PATCH_LEVEL_NONE,
+            PATCH_LEVEL if self.profile.is_amd() => PATCH_LEVEL_AMD,
+            PATCH_LEVEL => PATCH_LEVEL_INTEL,
             SYSTEM_CONFIGURATION | INTERRUPT_PENDING if self.profile.is_amd() => 0,
             HARDWARE_CONFIGURATION if self.profile.is_amd() => thread.kept.hardware_configuration,
             NORTHBRIDGE_CONFIGURATION if self.profile.is_amd() => EXTENDED_CONFIGURATION,
@@ -105,13 +113,13 @@ impl Machine {
     ) -> Result<(), GeneralProtection> {
         match index {
             APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => {
-                thread.timer_changed = true;
+                thread.timer_changed |= !matches!(index, X2APIC..=X2APIC_LAST) || X2APIC_TIMER.contains(&index);
                 thread.lapic.write_msr(index, value, clock, effects)?;
             }
             TSC => {
                 thread.vcpu.set_tsc(value);
                 thread.timer_changed = true;
-                self.update_clock(thread);
+                self.update_clock(thread, Clock { tsc: value, ..clock });
             }
             EFER => self.write_efer(thread, value)?,
             PAT => {
@@ -130,7 +138,12 @@ impl Machine {
                 check(value & reserved == 0 && (!is_base || is_memory_type(value as u8)))?;
                 thread.kept.mtrr_variable[(index - MTRR_VARIABLE) as usize] = value;
             }
-            MISC_ENABLE => check(value & !FAST_STRINGS == 0)?,
+            MISC_ENABLE if !self.profile.is_amd() => {
+                check((value ^ thread.kept.misc_enable) & !FAST_STRINGS == 0)?;
+                thread.kept.misc_enable = value;
+            }
+            // Software writes zero there before CPUID loads the revision again (SDM volume 3, 10.11.7.1).
+            PATCH_LEVEL if !self.profile.is_amd() => check(value == 0)?,
             MCG_STATUS | DEBUG_CTL => check(value == 0)?,
             SYSTEM_CONFIGURATION | INTERRUPT_PENDING if self.profile.is_amd() => check(value == 0)?,
             HARDWARE_CONFIGURATION if self.profile.is_amd() => {

@@ -14,8 +14,12 @@ pub enum OutputMode {
     Pass,
 }
 
-/// How many frames wait at most; then they leave before the next are taken from the guest.
+/// How much waits at most; then it leaves before more is taken from the guest. Of console bytes and runs of transfers
+/// the last to come may go beyond.
 const FRAMES_MAX: usize = 16;
+const TRANSFERS_MAX: usize = 64;
+const RUNS_MAX: usize = 1024;
+const CONSOLE_BYTES_MAX: usize = 64 << 10;
 
 /// A disk transfer that leaves the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +101,16 @@ impl Outbox {
         match self.mode {
             OutputMode::Pass => self.console.extend_from_slice(bytes),
         }
+    }
+
+    /// Whether console bytes must leave before more come.
+    pub(crate) fn is_console_full(&self) -> bool {
+        self.console.len() >= CONSOLE_BYTES_MAX
+    }
+
+    /// Whether transfers must leave before more come.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.transfers.len() >= TRANSFERS_MAX || self.runs.len() >= RUNS_MAX
     }
 
     pub(crate) fn console_mut(&mut self) -> &mut Vec<u8> {

@@ -7,6 +7,8 @@ use crate::Machine;
 use crate::run::Thread;
 use addr::Gpa;
 use chipset::{Clock, GeneralProtection};
+use core::sync::atomic::{Ordering, fence};
+use guestmem::Outside;
 
 const WALL_CLOCK: u32 = 0x4b56_4d00;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
@@ -15,13 +17,19 @@ const PV_EOI: u32 = 0x4b56_4d04;
 /// The low bit of a registration.
 const ENABLE: u64 = 1;
 
+/// The size of the clock in guest memory.
+const CLOCK_BYTES: u64 = 32;
+
 /// The clock does not jump between vCPUs.
 const TSC_STABLE: u8 = 1 << 0;
 
 /// What a vCPU's guest registered.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Registered {
+    wall_clock: u64,
     system_time: u64,
+    /// The version of the clock in guest memory, even while it is not being changed.
+    system_time_version: u32,
     pv_eoi: u64,
     /// The flag in guest memory says that an interrupt may be ended there.
     eoi_offered: bool,
@@ -32,8 +40,7 @@ pub fn read_msr(thread: &mut Thread, index: u32) -> Result<u64, GeneralProtectio
     match index {
         SYSTEM_TIME => Ok(thread.registered.system_time),
         PV_EOI => Ok(thread.registered.pv_eoi),
-        // The guest reads the wall clock from memory; KVM gives back what was written, which nobody keeps here.
-        WALL_CLOCK => Ok(0),
+        WALL_CLOCK => Ok(thread.registered.wall_clock),
         _ => Err(GeneralProtection),
     }
 }
@@ -48,28 +55,41 @@ impl Machine {
     ) -> Result<(), GeneralProtection> {
         let at = Gpa::new(value & !ENABLE);
         match index {
-            WALL_CLOCK => self.write_wall_clock(Gpa::new(value)),
+            WALL_CLOCK => {
+                self.write_wall_clock(Gpa::new(value)).map_err(|_| GeneralProtection)?;
+                thread.registered.wall_clock = value;
+            }
             SYSTEM_TIME => {
+                if value & ENABLE != 0 {
+                    self.memory.check(at, CLOCK_BYTES).map_err(|_| GeneralProtection)?;
+                }
                 thread.registered.system_time = value;
-                if value & ENABLE == 0 { Ok(()) } else { self.write_system_time(at, clock) }
+                self.update_clock(thread, clock);
             }
             PV_EOI => {
-                thread.registered.pv_eoi = value;
-                thread.registered.eoi_offered = false;
-                if value & ENABLE == 0 || at.is_aligned(4) && self.memory.check(at, 4).is_ok() {
-                    Ok(())
-                } else {
-                    Err(GeneralProtection)
+                let usable = at.is_aligned(4) && self.memory.check(at, 4).is_ok();
+                if value & ENABLE != 0 && !usable {
+                    return Err(GeneralProtection);
                 }
+                // No offer is out: those end with each exit.
+                thread.registered.pv_eoi = value;
             }
-            _ => Err(GeneralProtection),
+            _ => return Err(GeneralProtection),
         }
+        Ok(())
     }
 
-    /// Writes the clock anew after the TSC was set.
-    pub(crate) fn update_clock(&self, thread: &mut Thread) {
-        // The guest's clock is a function of the TSC; until it registers again it reads what it had, as under KVM.
-        thread.registered.eoi_offered = false;
+    /// Writes the guest's clock, after it was registered or the TSC was set.
+    pub(crate) fn update_clock(&self, thread: &mut Thread, clock: Clock) {
+        let Registered { system_time, system_time_version, .. } = &mut thread.registered;
+        if *system_time & ENABLE == 0 {
+            return;
+        }
+        *system_time_version = system_time_version.wrapping_add(2);
+        let written = self.write_system_time(Gpa::new(*system_time & !ENABLE), *system_time_version, clock);
+        if written.is_err() {
+            *system_time = 0;
+        }
     }
 
     /// Before an entry: lets the guest end the interrupt in service by clearing a flag, where that is all it takes.
@@ -96,26 +116,29 @@ impl Machine {
     }
 
     /// struct pvclock_wall_clock: UTC at machine time 0.
-    fn write_wall_clock(&self, at: Gpa) -> Result<(), GeneralProtection> {
+    fn write_wall_clock(&self, at: Gpa) -> Result<(), Outside> {
         let mut bytes = [0; 12];
         bytes[0..4].copy_from_slice(&2u32.to_le_bytes());
         bytes[4..8].copy_from_slice(&((self.wall_unix_ns / 1_000_000_000) as u32).to_le_bytes());
         bytes[8..12].copy_from_slice(&((self.wall_unix_ns % 1_000_000_000) as u32).to_le_bytes());
-        self.memory.write(at, &bytes).map_err(|_| GeneralProtection)
+        self.memory.write(at, &bytes)
     }
 
-    /// struct pvclock_vcpu_time_info: machine time as a function of the TSC, which runs at one rate for ever.
-    fn write_system_time(&self, at: Gpa, clock: Clock) -> Result<(), GeneralProtection> {
+    /// struct pvclock_vcpu_time_info: machine time as a function of the TSC, which runs at one rate for ever. Other vCPUs
+    /// may be reading it: the version is odd meanwhile.
+    fn write_system_time(&self, at: Gpa, version: u32, clock: Clock) -> Result<(), Outside> {
         let (multiplier, shift) = scale(self.profile.tsc_khz().into());
-        let mut bytes = [0; 32];
-        // An even version: not being changed.
-        bytes[0..4].copy_from_slice(&2u32.to_le_bytes());
+        let mut bytes = [0; CLOCK_BYTES as usize];
         bytes[8..16].copy_from_slice(&clock.tsc.to_le_bytes());
         bytes[16..24].copy_from_slice(&clock.ns.to_le_bytes());
         bytes[24..28].copy_from_slice(&multiplier.to_le_bytes());
         bytes[28] = shift as u8;
         bytes[29] = TSC_STABLE;
-        self.memory.write(at, &bytes).map_err(|_| GeneralProtection)
+        self.memory.store(at, 4, u64::from(version | 1))?;
+        fence(Ordering::Release);
+        self.memory.write(at.wrapping_add(4), &bytes[4..])?;
+        fence(Ordering::Release);
+        self.memory.store(at, 4, u64::from(version))
     }
 }
 
@@ -144,7 +167,7 @@ mod tests {
             let (multiplier, shift) = scale(khz);
             let ticks = u128::from(khz) * 1000;
             let shifted = if shift >= 0 { ticks << shift } else { ticks >> -shift };
-            let ns = shifted * u128::from(multiplier) >> 32;
+            let ns = (shifted * u128::from(multiplier)) >> 32;
             assert!(ns.abs_diff(1_000_000_000) < 10, "{khz} kHz gives {ns} ns a second");
             assert!(multiplier >= 1 << 31, "{khz} kHz wastes digits");
         }

@@ -99,6 +99,9 @@ impl Machine {
         loop {
             self.take_mail(thread);
             self.run_timers(thread, now, host);
+            if let Some(end) = self.finish_exit(thread, outbox, host) {
+                return Pause::Ended(end);
+            }
             if thread.halted && !self.wakes(thread) {
                 return Pause::Idle(self.deadline_ns(thread, now));
             }
@@ -128,7 +131,7 @@ impl Machine {
         }
     }
 
-    /// Everything that an exit caused: interrupts, device work, output, and perhaps the machine's end.
+    /// Everything that an exit caused, or an input left to it: interrupts, device work, output, and perhaps the machine's end.
     fn finish_exit(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Option<End> {
         if !thread.board_touched && thread.effects.is_empty() {
             return None;
@@ -141,7 +144,10 @@ impl Machine {
             if !board.effects.is_empty() {
                 self.carry_out(&mut board, Some(outbox), host);
             }
-            let end = board.end.take();
+            if thread.index == 0 && board.chipset.deadline_ns() != thread.board_deadline_ns {
+                thread.timer_changed = true;
+            }
+            let end = if more { None } else { board.end.take() };
             drop(board);
             if !outbox.is_empty() {
                 host.flush(outbox);
@@ -175,12 +181,13 @@ impl Machine {
         random: &mut dyn FnMut(&mut [u8]),
     ) -> bool {
         match slot {
-            Slot::Console => board.pump_console(&self.memory, outbox),
+            Slot::Console => return board.pump_console(&self.memory, outbox),
             Slot::Rng => board.pump_rng(&self.memory, random),
             Slot::Disk(disk) => {
-                board.disks[disk].pump(&self.memory, disk, outbox);
+                let more = board.disks[disk].pump(&self.memory, disk, outbox);
                 // Requests that were answered at once have no completion to wait for.
                 board.disk_settle(&self.memory, disk);
+                return more;
             }
             Slot::Card(card) => return board.pump_card(&self.memory, card, queue, outbox),
         }
@@ -192,6 +199,7 @@ impl Machine {
         for index in 0..thread.mail.len() {
             match thread.mail[index] {
                 Mail::PicLine(asserted) => thread.lapic.set_lint0(asserted),
+                Mail::Board => thread.board_touched = true,
                 Mail::Message(message) if thread.lapic.addressed_by(&message) => {
                     // Start-up of other vCPUs comes with them; one vCPU ignores INIT and STARTUP to itself.
                     match thread.lapic.accept(&message) {
@@ -236,7 +244,9 @@ impl Machine {
     /// Whether a halted vCPU has a reason to go on.
     fn wakes(&self, thread: &Thread) -> bool {
         let open = thread.vcpu.rflags() & vcpu::rflags::IF != 0;
-        thread.lapic.nmi_pending() || open && thread.lapic.pending_interrupt().is_some()
+        let nmi = thread.lapic.nmi_pending() && !thread.vcpu.nmi_blocked();
+        // An event that waits already is a trap that HLT itself left.
+        nmi || thread.vcpu.ready_for() == ReadyFor::Nothing || open && thread.lapic.pending_interrupt().is_some()
     }
 
     /// Puts the next event into the entry, or asks for an exit as soon as it can go in.
@@ -264,6 +274,8 @@ impl Machine {
                 let vector = board.chipset.acknowledge_pic(&mut board.effects);
                 thread.lapic.acknowledge_ext_int();
                 self.carry_out(board, None, host);
+                // The line falls with the acknowledgement: the question below must not see it as it was.
+                self.take_mail(thread);
                 vector
             }
             Pending::Nmi => return,

@@ -2,11 +2,14 @@
 //!
 //! A request's guest buffers are resolved to host memory here, so that the host's disk reads and writes them without a
 //! copy. A transfer's id carries the disk's epoch: what was in flight when the driver reset its device completes into
-//! nothing, and the reset itself ends only when the host no longer touches the guest's memory for it.
+//! nothing, and the reset itself ends only when the host no longer touches the guest's memory for it. For a driver that
+//! knows no flush, each write is followed by one before it completes (Virtio 1.2, 5.2.6.2).
 
 use crate::board::{Board, Slot};
 use crate::output::{OutTransfer, Outbox};
+use alloc::vec::Vec;
 use block::HostRun;
+use core::convert::Infallible;
 use guestmem::{GuestMemory, Outside};
 use virtio::blk::{BlkConfig, Op, Outcome, Request};
 use virtio::{Blk, Function};
@@ -32,63 +35,109 @@ pub struct Disk {
     in_flight: u32,
     /// Transfers of earlier epochs that the host still works on.
     stale: u32,
+    /// The heads of writes that were done and must be made stable.
+    unflushed: Vec<u16>,
 }
 
-const HEAD_BITS: u32 = 16;
+/// A transfer's id: the request's head in the low 16 bits, whether a flush must follow, and the epoch.
+const FLUSH_FOLLOWS: u64 = 1 << 16;
+const EPOCH_SHIFT: u32 = 17;
+
+/// The one queue of virtio-blk.
+const QUEUE: u16 = 0;
 
 impl Disk {
     pub fn new(config: DiskConfig) -> Self {
         let DiskConfig { sectors, read_only, discard, serial } = config;
         let blk = BlkConfig { read_only, discard, serial, ..BlkConfig::new(sectors) };
-        Self { function: Function::new(Blk::new(blk)), request: Request::default(), epoch: 0, in_flight: 0, stale: 0 }
+        Self {
+            function: Function::new(Blk::new(blk)),
+            request: Request::default(),
+            epoch: 0,
+            in_flight: 0,
+            stale: 0,
+            unflushed: Vec::new(),
+        }
     }
 
     /// The driver reset the device.
     pub fn reset(&mut self) {
         self.epoch += 1;
         self.stale += core::mem::take(&mut self.in_flight);
+        self.unflushed.clear();
         if self.stale > 0 {
             self.function.hold_reset();
         }
     }
 
-    /// Takes requests off the queue until there are none.
-    pub fn pump(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox) {
-        while self.function.next_request(memory, &mut self.request) {
-            let request = &self.request;
-            let id = self.epoch << HEAD_BITS | u64::from(request.id);
-            let transfer = OutTransfer::new(index, id, op_of(request.op), request.sector, request.sectors as u32);
-            let queued = outbox.push_transfer(transfer, |runs| {
-                request.pieces.iter().try_for_each(|&(gpa, bytes)| {
-                    memory.each_run(gpa, bytes.into(), |run| {
-                        runs.push(HostRun { start: run.start, bytes: run.bytes as u32 });
-                    })
-                })
-            });
-            match queued {
-                Ok(()) => self.in_flight += 1,
-                // virtio-blk checked the pieces, and a guest's memory does not shrink.
-                Err(Outside { .. }) => self.function.complete(memory, self.request.id, Outcome::IoError),
+    /// Takes requests off the queue until there are none; says whether transfers must leave before it can go on.
+    pub fn pump(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox) -> bool {
+        loop {
+            if outbox.is_disk_full() {
+                return true;
+            }
+            if let Some(head) = self.unflushed.pop() {
+                let flush = OutTransfer::new(index, self.transfer_id(head), block::Op::Flush, 0, 0);
+                let Ok(()) = outbox.push_transfer(flush, |_| Ok::<(), Infallible>(()));
+                self.in_flight += 1;
+            } else if self.function.next_request(memory, &mut self.request) {
+                self.start(memory, index, outbox);
+            } else {
+                return false;
             }
         }
     }
 
-    fn done(&mut self, memory: &GuestMemory, id: u64, outcome: Outcome) {
-        if id >> HEAD_BITS == self.epoch {
-            self.in_flight -= 1;
+    /// Puts the request at hand into the outbox.
+    fn start(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox) {
+        let request = &self.request;
+        let writes = matches!(request.op, Op::Write | Op::WriteZeroes { .. });
+        let follows = if writes && self.function.device.write_through() { FLUSH_FOLLOWS } else { 0 };
+        let id = self.transfer_id(request.id) | follows;
+        let transfer = OutTransfer::new(index, id, op_of(request.op), request.sector, request.sectors as u32);
+        let queued = outbox.push_transfer(transfer, |runs| {
+            request.pieces.iter().try_for_each(|&(gpa, bytes)| {
+                memory.each_run(gpa, bytes.into(), |run| {
+                    runs.push(HostRun { start: run.start, bytes: run.bytes as u32 });
+                })
+            })
+        });
+        match queued {
+            Ok(()) => self.in_flight += 1,
+            // virtio-blk checked the pieces, and a guest's memory does not shrink.
+            Err(Outside { .. }) => self.function.complete(memory, self.request.id, Outcome::IoError),
+        }
+    }
+
+    fn transfer_id(&self, head: u16) -> u64 {
+        self.epoch << EPOCH_SHIFT | u64::from(head)
+    }
+
+    /// A transfer ended; says whether a flush must follow.
+    fn done(&mut self, memory: &GuestMemory, id: u64, outcome: Outcome) -> bool {
+        if id >> EPOCH_SHIFT != self.epoch {
+            self.stale -= 1;
+            if self.stale == 0 {
+                self.function.finish_reset();
+            }
+            return false;
+        }
+        self.in_flight -= 1;
+        let follows = id & FLUSH_FOLLOWS != 0 && outcome == Outcome::Ok;
+        if follows {
+            self.unflushed.push(id as u16);
+        } else {
             self.function.complete(memory, id as u16, outcome);
-            return;
         }
-        self.stale -= 1;
-        if self.stale == 0 {
-            self.function.finish_reset();
-        }
+        follows
     }
 }
 
 impl Board {
     pub(crate) fn disk_done(&mut self, memory: &GuestMemory, disk: usize, id: u64, outcome: Outcome) {
-        self.disks[disk].done(memory, id, outcome);
+        if self.disks[disk].done(memory, id, outcome) {
+            self.kick_again(Slot::Disk(disk), QUEUE);
+        }
     }
 
     pub(crate) fn disk_settle(&mut self, memory: &GuestMemory, disk: usize) {

@@ -1,1 +1,15 @@
-use super::*;
+//! A whole machine on a made-up processor and host: what a guest does goes in as exits, what it sees comes back.
+
+mod bench;
+mod clock;
+mod console;
+mod cpuid;
+mod driver;
+mod ends;
+mod hostile;
+mod inputs;
+mod interrupts;
+mod msr;
+mod network;
+mod ports;
+mod storage;

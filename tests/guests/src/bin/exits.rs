@@ -1,4 +1,5 @@
-//! Times what leaves the guest: prints `BENCH name cycles`, the best of five rounds of a thousand, per operation.
+//! Times what leaves the guest: prints `BENCH name cycles`, the best of five rounds of a thousand, per operation. Run
+//! directly on an emulator with SVM, it times the bare world switch too, the floor under all of them.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "`guest!` exports a symbol, and what is timed are bare instructions")]
@@ -6,7 +7,7 @@
 use core::hint::black_box;
 use guests::apic;
 use guests::interrupts::{self, APIC_VECTOR};
-use guests::{cpu, guest, mmio, println, tap};
+use guests::{cpu, guest, mmio, println, tap, world_switch};
 
 guest!(exits);
 
@@ -20,6 +21,12 @@ const IPI_VECTOR: u8 = APIC_VECTOR + 1;
 
 fn exits() {
     apic::start();
+    if world_switch::is_available() {
+        // SAFETY: once, and nothing else here uses SVM.
+        unsafe { world_switch::prepare() };
+        bench("world_switch", world_switch::round_trip);
+        tap::check(world_switch::ended_by_cpuid(), "the floor was measured around CPUID");
+    }
     bench("nothing", || {
         black_box(0);
     });

@@ -1,0 +1,550 @@
+//! Into the guest and out again: [`Vmx`], and what VM entry leaves to software.
+
+use crate::checks;
+use crate::control_registers::{CR0_GUEST, CR4_GUEST};
+use crate::controls::Controls;
+use crate::enable::{Features, Host, host};
+use crate::event::Encoded;
+use crate::exit::{self, Reason};
+use crate::host_state;
+use crate::vmcs::{Field, Vmcs, interruptibility, processor, secondary};
+use addr::Hpa;
+use alloc::boxed::Box;
+use core::arch::{asm, global_asm};
+use core::cell::Cell;
+use cpu::fpu::Area;
+use cpu::msr;
+use vcpu::{Event, Exit, Gpr, VcpuState, rflags};
+
+/// A virtual CPU on VMX.
+///
+/// Its state is in one of two places. While [`loaded`](Vmx::loaded) it is in the VMCS, which is then this processor's
+/// current one, and in registers that the host does not use; else it is in `saved`.
+pub struct Vmx {
+    pub(crate) vmcs: Vmcs,
+    pub(crate) loaded: bool,
+    launched: bool,
+    pub(crate) saved: VcpuState,
+    pub(crate) gprs: [u64; 16],
+    /// What changes at most exits: as it shall be, and as the VMCS has it.
+    pub(crate) hot: Hot,
+    written: Hot,
+    pub(crate) features: Features,
+    controls: Controls,
+    pub(crate) ept_root: Hpa,
+    pub(crate) fpu: Box<Area>,
+    pub(crate) xcr0: u64,
+    /// Where the virtual TPR is: nothing else of the page is used (30.1.1).
+    virtual_apic: Box<Page>,
+    /// The last exit.
+    pub(crate) reason: Reason,
+    /// Where the instruction that caused it ends.
+    pub(crate) next_rip: Option<u64>,
+    /// What goes in at the next entry.
+    pub(crate) event: Option<Encoded>,
+    /// An event whose delivery an exit interrupted; it goes first.
+    pub(crate) interrupted: Option<Encoded>,
+    /// An NMI was held back: an exit shall follow as soon as it could go in.
+    pub(crate) nmi_waits: Cell<bool>,
+    /// The four page-directory pointers in the VMCS are not those of the guest's CR3.
+    pub(crate) pointers_stale: bool,
+    pub(crate) ept_changed: bool,
+    /// Where the VPID is valid: processor and round of its VPIDs.
+    vpid_of: Option<(usize, u64)>,
+    vpid: u16,
+}
+
+/// Fields of the VMCS that are read after every exit or change often; only those that differ are written back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Hot {
+    pub rip: u64,
+    pub rsp: u64,
+    pub rflags: u64,
+    pub interruptibility: u64,
+    pub processor_controls: u64,
+    pub tsc_offset: u64,
+}
+
+#[repr(align(4096))]
+struct Page(#[expect(dead_code, reason = "only the processor uses it")] [u8; 4096]);
+
+/// Two bits an MSR: every access exits but those to registers that are switched with the vCPU (25.6.9).
+static MSR_MAP: Page = Page(msr_map());
+
+/// Registers that no field of the VMCS holds, switched when the vCPU comes and goes: the host uses none of them.
+const SWITCHED: [u32; 5] = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::SFMASK, msr::KERNEL_GS_BASE];
+
+const EXCEPTION_DEBUG: u64 = 1 << 1;
+const EXCEPTION_ALIGNMENT: u64 = 1 << 17;
+const EXCEPTION_MACHINE_CHECK: u64 = 1 << 18;
+
+/// Cycles between two PAUSEs of one loop, and how long a loop may last (25.6.13).
+const PAUSE_LOOP_GAP: u64 = 128;
+const PAUSE_LOOP_WINDOW: u64 = 4096;
+
+/// A link pointer that points nowhere (25.4.2).
+const NO_LINK: u64 = u64::MAX;
+/// A pending debug exception: the single step (table 25-4).
+const PENDING_SINGLE_STEP: u64 = 1 << 14;
+const DEBUGCTL_BRANCH_STEP: u64 = 1 << 1;
+
+global_asm!(
+    // vmx_enter(gprs: rdi, launched: rsi) -> eax: 0 after an exit, 1 when the entry failed with a VM-instruction error.
+    // RSP is in the VMCS, whose host RSP points at the saved RDI.
+    ".global vmx_enter",
+    "vmx_enter:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "push rdi",
+    "mov eax, 0x6c14",
+    "vmwrite rax, rsp",
+    // MOV leaves the flags alone.
+    "test sil, sil",
+    "mov rax, [rdi]",
+    "mov rcx, [rdi + 8]",
+    "mov rdx, [rdi + 16]",
+    "mov rbx, [rdi + 24]",
+    "mov rbp, [rdi + 40]",
+    "mov rsi, [rdi + 48]",
+    "mov r8, [rdi + 64]",
+    "mov r9, [rdi + 72]",
+    "mov r10, [rdi + 80]",
+    "mov r11, [rdi + 88]",
+    "mov r12, [rdi + 96]",
+    "mov r13, [rdi + 104]",
+    "mov r14, [rdi + 112]",
+    "mov r15, [rdi + 120]",
+    "mov rdi, [rdi + 56]",
+    "jnz 2f",
+    "vmlaunch",
+    "jmp 3f",
+    "2:",
+    "vmresume",
+    "3:",
+    "pop rdi",
+    "mov eax, 1",
+    "jmp 4f",
+    ".global vmx_exit",
+    "vmx_exit:",
+    "push rax",
+    "mov rax, [rsp + 8]",
+    "mov [rax + 8], rcx",
+    "mov [rax + 16], rdx",
+    "mov [rax + 24], rbx",
+    "mov [rax + 40], rbp",
+    "mov [rax + 48], rsi",
+    "mov [rax + 56], rdi",
+    "mov [rax + 64], r8",
+    "mov [rax + 72], r9",
+    "mov [rax + 80], r10",
+    "mov [rax + 88], r11",
+    "mov [rax + 96], r12",
+    "mov [rax + 104], r13",
+    "mov [rax + 112], r14",
+    "mov [rax + 120], r15",
+    "pop rcx",
+    "mov [rax], rcx",
+    "pop rdi",
+    "xor eax, eax",
+    "4:",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+);
+
+unsafe extern "sysv64" {
+    fn vmx_enter(gprs: *mut [u64; 16], launched: bool) -> u32;
+    static vmx_exit: u8;
+}
+
+impl Vmx {
+    /// A virtual CPU in the state after reset whose guest-physical addresses go through the tables at `ept_root`.
+    ///
+    /// # Panics
+    /// Where [`check`](crate::check) did not say that VMX can be used.
+    pub fn new(features: Features, ept_root: Hpa) -> Self {
+        let mut controls = Controls::adjusted().expect("check said so");
+        if !features.contains(Features::VPID) {
+            controls.secondary &= !secondary::VPID;
+        }
+        let hot = Hot { processor_controls: controls.processor.into(), ..Hot::default() };
+        let mut vmx = Self {
+            vmcs: Vmcs::new(),
+            loaded: false,
+            launched: false,
+            saved: VcpuState::reset(),
+            gprs: [0; 16],
+            hot,
+            written: hot,
+            features,
+            controls,
+            ept_root,
+            fpu: Area::reset(),
+            xcr0: 1,
+            virtual_apic: Box::new(Page([0; 4096])),
+            reason: Reason::default(),
+            next_rip: None,
+            event: None,
+            interrupted: None,
+            nmi_waits: Cell::new(false),
+            pointers_stale: true,
+            ept_changed: false,
+            vpid_of: None,
+            vpid: 0,
+        };
+        vcpu::Vcpu::set_state(&mut vmx, &VcpuState::reset());
+        vmx
+    }
+
+    /// The guest's next exit.
+    pub(crate) fn enter(&mut self) -> Exit {
+        loop {
+            if !self.loaded
+                && let Err(rule) = self.load()
+            {
+                return Exit::InvalidState(rule);
+            }
+            self.flush_ept();
+            self.write_event();
+            self.write_hot();
+            // SAFETY: interrupts are shut; the VMCS is current, its host part is this processor's, the guest's other
+            // registers are in place, and whatever the guest does stays inside its EPT.
+            let failed = unsafe { vmx_enter(&raw mut self.gprs, self.launched) } != 0;
+            if failed {
+                return Exit::InvalidState(checks::instruction_error(self.vmcs.read(Field::INSTRUCTION_ERROR)));
+            }
+            self.launched = true;
+            self.read_exit();
+            // What the guest never sees the end of is carried out here.
+            if let Some(exit) = exit::exit(self) {
+                return exit;
+            }
+        }
+    }
+
+    /// Reads what every exit is looked at for.
+    fn read_exit(&mut self) {
+        self.written.rip = self.vmcs.read(Field::GUEST_RIP);
+        self.written.rsp = self.vmcs.read(Field::GUEST_RSP);
+        self.written.rflags = self.vmcs.read(Field::GUEST_RFLAGS);
+        self.written.interruptibility = self.vmcs.read(Field::INTERRUPTIBILITY);
+        self.hot =
+            Hot { processor_controls: self.hot.processor_controls, tsc_offset: self.hot.tsc_offset, ..self.written };
+        self.gprs[Gpr::Rsp as usize] = self.hot.rsp;
+        self.reason = Reason(self.vmcs.read(Field::EXIT_REASON) as u32);
+        self.next_rip = self.reason.has_length().then(|| self.instruction_end());
+        let info = self.vmcs.read(Field::INTERRUPTED_EVENT) as u32;
+        let vmcs = &self.vmcs;
+        self.interrupted = Encoded::interrupted(info, || vmcs.read(Field::INTERRUPTED_ERROR_CODE) as u32);
+        if self.interrupted.is_some_and(Encoded::is_nmi) {
+            // Blocking began with the delivery that must begin again (25.4.2, 27.3.1.5).
+            self.hot.interruptibility &= !interruptibility::NMI;
+        }
+    }
+
+    /// Where the instruction that exited ends (28.2.5).
+    fn instruction_end(&self) -> u64 {
+        let end = self.hot.rip.wrapping_add(self.vmcs.read(Field::EXIT_INSTRUCTION_BYTES));
+        // Only at the end of the first 4 GiB does it matter how wide RIP is.
+        let wraps = (self.hot.rip ^ end) >> 32 != 0 && !self.is_64_bit_code();
+        if wraps { end & 0xffff_ffff } else { end }
+    }
+
+    /// Puts the event that goes first into the entry.
+    fn write_event(&mut self) {
+        if self.nmi_waits.take() {
+            // The NMI window does not wait for the shadow of STI to end; the other one does.
+            let sti = self.hot.interruptibility & interruptibility::STI != 0;
+            let window = if sti { processor::INTERRUPT_WINDOW } else { processor::NMI_WINDOW };
+            self.hot.processor_controls |= u64::from(window);
+        }
+        if let Some(event) = self.interrupted.take().or_else(|| self.event.take()) {
+            self.vmcs.write(Field::ENTRY_EVENT, event.info.into());
+            self.vmcs.write(Field::ENTRY_ERROR_CODE, event.error_code.into());
+        }
+    }
+
+    /// Writes what changed since the last exit.
+    fn write_hot(&mut self) {
+        const SHADOW: u64 = interruptibility::STI | interruptibility::MOV_SS;
+        self.hot.rsp = self.gprs[Gpr::Rsp as usize];
+        if self.hot != self.written {
+            let (hot, written) = (self.hot, self.written);
+            let fields = [
+                (Field::GUEST_RIP, hot.rip, written.rip),
+                (Field::GUEST_RSP, hot.rsp, written.rsp),
+                (Field::GUEST_RFLAGS, hot.rflags, written.rflags),
+                (Field::INTERRUPTIBILITY, hot.interruptibility, written.interruptibility),
+                (Field::PROCESSOR_CONTROLS, hot.processor_controls, written.processor_controls),
+                (Field::TSC_OFFSET, hot.tsc_offset, written.tsc_offset),
+            ];
+            for (field, value, _) in fields.into_iter().filter(|(_, value, before)| value != before) {
+                self.vmcs.write(field, value);
+            }
+            self.written = hot;
+        }
+        if self.hot.rflags & rflags::TF != 0 && self.hot.interruptibility & SHADOW != 0 {
+            self.await_single_step();
+        }
+    }
+
+    /// In a shadow, the trap of a single step must be pending (27.3.1.5).
+    fn await_single_step(&mut self) {
+        if self.vmcs.read(Field::GUEST_DEBUGCTL) & DEBUGCTL_BRANCH_STEP == 0 {
+            let pending = self.vmcs.read(Field::PENDING_DEBUG);
+            self.vmcs.write(Field::PENDING_DEBUG, pending | PENDING_SINGLE_STEP);
+        }
+    }
+
+    /// Puts the guest's state into this processor; or says which rule it breaks.
+    fn load(&mut self) -> Result<(), &'static str> {
+        checks::loadable(&self.saved)?;
+        let (host, cpu) = host();
+        self.vmcs.make_current();
+        self.launched = false;
+        self.choose_vpid(host, cpu);
+        self.write_controls();
+        host_state::write(&mut self.vmcs, &raw const vmx_exit as u64);
+        self.loaded = true;
+        self.write_state();
+        self.load_registers();
+        if self.pointers_stale && self.uses_page_directory_pointers() {
+            self.load_page_directory_pointers();
+        }
+        self.pointers_stale = false;
+        Ok(())
+    }
+
+    /// Takes the guest's state out of this processor.
+    pub(crate) fn leave(&mut self) {
+        if self.loaded {
+            self.read_state();
+            self.save_registers();
+            self.vmcs.clear();
+            self.loaded = false;
+        }
+    }
+
+    fn write_controls(&mut self) {
+        let Controls { pin, secondary: second, leaving, entering, .. } = self.controls;
+        let exceptions = EXCEPTION_DEBUG | EXCEPTION_ALIGNMENT | EXCEPTION_MACHINE_CHECK;
+        let fields = [
+            (Field::PIN_CONTROLS, pin.into()),
+            (Field::SECONDARY_CONTROLS, second.into()),
+            (Field::EXIT_CONTROLS, leaving.into()),
+            (Field::ENTRY_CONTROLS, entering.into()),
+            (Field::EXCEPTION_BITMAP, exceptions),
+            (Field::MSR_BITMAP, &raw const MSR_MAP as u64),
+            (Field::VIRTUAL_APIC, &raw const *self.virtual_apic as u64),
+            (Field::TPR_THRESHOLD, 0),
+            (Field::EPT_POINTER, self.ept_pointer()),
+            (Field::CR0_MASK, !CR0_GUEST),
+            (Field::CR4_MASK, !CR4_GUEST),
+            (Field::CR3_TARGET_COUNT, 0),
+            (Field::EXIT_MSR_STORE_COUNT, 0),
+            (Field::EXIT_MSR_LOAD_COUNT, 0),
+            (Field::ENTRY_MSR_LOAD_COUNT, 0),
+            (Field::ENTRY_EVENT, 0),
+            (Field::LINK_POINTER, NO_LINK),
+            (Field::GUEST_DEBUGCTL, 0),
+            (Field::ACTIVITY, 0),
+            (Field::PROCESSOR_CONTROLS, self.hot.processor_controls),
+            (Field::TSC_OFFSET, self.hot.tsc_offset),
+        ];
+        fields.into_iter().for_each(|(field, value)| self.vmcs.write(field, value));
+        if self.features.contains(Features::VPID) {
+            self.vmcs.write(Field::VPID, self.vpid.into());
+        }
+        if self.features.contains(Features::PAUSE_LOOP) {
+            self.vmcs.write(Field::PAUSE_LOOP_GAP, PAUSE_LOOP_GAP);
+            self.vmcs.write(Field::PAUSE_LOOP_WINDOW, PAUSE_LOOP_WINDOW);
+        }
+    }
+
+    /// Puts `hot` into a VMCS that was just made current.
+    pub(crate) fn write_all_hot(&mut self) {
+        self.vmcs.write(Field::GUEST_RIP, self.hot.rip);
+        self.vmcs.write(Field::GUEST_RSP, self.hot.rsp);
+        self.vmcs.write(Field::GUEST_RFLAGS, self.hot.rflags);
+        self.vmcs.write(Field::INTERRUPTIBILITY, self.hot.interruptibility);
+        self.written = self.hot;
+    }
+
+    /// EPT of four levels that the processor walks write-back, noting accesses where it can (25.6.11).
+    fn ept_pointer(&self) -> u64 {
+        const WRITE_BACK: u64 = 6;
+        const LEVELS_LESS_ONE: u64 = 3 << 3;
+        const ACCESSED_DIRTY: u64 = 1 << 6;
+        let noting = if self.features.contains(Features::EPT_ACCESSED_DIRTY) { ACCESSED_DIRTY } else { 0 };
+        self.ept_root.as_u64() | WRITE_BACK | LEVELS_LESS_ONE | noting
+    }
+
+    /// Sees to it that no stale translation can be used: a tag of this processor's current round, and nothing cached
+    /// of an EPT that changed while the vCPU ran elsewhere, or that lies where another guest's did (29.4.3).
+    fn choose_vpid(&mut self, host: &Host, cpu: usize) {
+        if self.vpid_of == Some((cpu, host.vpid_round())) {
+            return;
+        }
+        if self.features.contains(Features::VPID) {
+            let (vpid, flush) = host.take_vpid();
+            self.vpid = vpid;
+            if flush {
+                invvpid(INVVPID_ALL, 0);
+            }
+        }
+        self.ept_changed = true;
+        self.vpid_of = Some((cpu, host.vpid_round()));
+    }
+
+    /// Forgets cached translations of an EPT that lost or narrowed an entry.
+    fn flush_ept(&mut self) {
+        if core::mem::take(&mut self.ept_changed) {
+            let single = self.features.contains(Features::INVEPT_SINGLE);
+            invept(if single { INVEPT_SINGLE } else { INVEPT_ALL }, self.ept_pointer());
+        }
+    }
+
+    /// Forgets the guest's own translations, as its MOV to a control register does. Without VPIDs every entry does.
+    pub(crate) fn flush_linear(&self) {
+        if self.features.contains(Features::VPID) {
+            invvpid(INVVPID_SINGLE, self.vpid);
+        }
+    }
+
+    /// The fields for an event; a page fault's address goes to CR2.
+    pub(crate) fn encode(&mut self, event: Event) -> Encoded {
+        if let Event::Exception(exception) = event
+            && let Some(address) = exception.fault_address
+        {
+            self.set_cr2(address);
+        }
+        Encoded::new(event, self.is_real_mode())
+    }
+
+    /// CR2 is in the processor while the vCPU is: the host takes no page faults that it survives.
+    fn set_cr2(&mut self, address: u64) {
+        self.saved.cr2 = address;
+        if self.loaded {
+            // SAFETY: the guest's own register.
+            unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) }
+        }
+    }
+
+    /// So is DR6: the host takes no debug exceptions.
+    pub(crate) fn change_dr6(&mut self, change: impl FnOnce(u64) -> u64) {
+        if !self.loaded {
+            self.saved.dr6 = change(self.saved.dr6);
+            return;
+        }
+        let before: u64;
+        // SAFETY: the guest's own register; its upper half stays clear.
+        unsafe {
+            asm!("mov {}, dr6", out(reg) before, options(nomem, nostack, preserves_flags));
+            let after = change(before) & 0xffff_ffff;
+            asm!("mov dr6, {}", in(reg) after, options(nomem, nostack, preserves_flags));
+        }
+    }
+
+    /// The registers that no field holds.
+    fn load_registers(&mut self) {
+        self.fpu.restore(self.xcr0);
+        let saved = &self.saved;
+        let switched = [saved.star, saved.lstar, saved.cstar, saved.sfmask, saved.kernel_gs_base];
+        // SAFETY: `checks::loadable` saw the values; the host uses none of these registers, and DR7 arms no breakpoint
+        // while it runs.
+        unsafe {
+            SWITCHED.into_iter().zip(switched).for_each(|(register, value)| msr::write(register, value));
+            if self.has_tsc_aux() {
+                msr::write(msr::TSC_AUX, saved.tsc_aux);
+            }
+            asm!("mov cr2, {}", "mov dr6, {}", in(reg) saved.cr2, in(reg) saved.dr6, options(nostack));
+            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", in(reg) saved.dr[0], in(reg) saved.dr[1],
+                in(reg) saved.dr[2], in(reg) saved.dr[3], options(nostack));
+        }
+    }
+
+    fn save_registers(&mut self) {
+        self.fpu.save();
+        let has_tsc_aux = self.has_tsc_aux();
+        let saved = &mut self.saved;
+        // SAFETY: reads registers that were written by `load_registers`.
+        unsafe {
+            [saved.star, saved.lstar, saved.cstar, saved.sfmask, saved.kernel_gs_base] =
+                SWITCHED.map(|register| msr::read(register));
+            if has_tsc_aux {
+                saved.tsc_aux = msr::read(msr::TSC_AUX);
+            }
+            asm!("mov {}, cr2", "mov {}, dr6", out(reg) saved.cr2, out(reg) saved.dr6, options(nostack));
+            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) saved.dr[0],
+                out(reg) saved.dr[1], out(reg) saved.dr[2], out(reg) saved.dr[3], options(nostack));
+        }
+    }
+
+    /// TSC_AUX comes with RDTSCP.
+    fn has_tsc_aux(&self) -> bool {
+        self.controls.secondary & secondary::RDTSCP != 0
+    }
+}
+
+impl Drop for Vmx {
+    fn drop(&mut self) {
+        assert!(!self.loaded, "a vCPU is unloaded before it is dropped");
+    }
+}
+
+/// INVEPT's and INVVPID's types (chapter 31).
+const INVEPT_SINGLE: u64 = 1;
+const INVEPT_ALL: u64 = 2;
+const INVVPID_SINGLE: u64 = 1;
+const INVVPID_ALL: u64 = 2;
+
+fn invept(kind: u64, ept_pointer: u64) {
+    let descriptor = [ept_pointer, 0];
+    // SAFETY: only forgets what is cached; `check` and `Features` said which types there are.
+    unsafe { asm!("invept {}, [{}]", in(reg) kind, in(reg) &descriptor, options(nostack)) }
+}
+
+fn invvpid(kind: u64, vpid: u16) {
+    let descriptor = [u64::from(vpid), 0];
+    // SAFETY: as in `invept`.
+    unsafe { asm!("invvpid {}, [{}]", in(reg) kind, in(reg) &descriptor, options(nostack)) }
+}
+
+/// The MSR bitmap: all set but the registers that are the guest's own. Reads of low and high registers, then writes.
+const fn msr_map() -> [u8; 4096] {
+    /// SYSENTER_CS, ESP, EIP; STAR, LSTAR, CSTAR, SFMASK; FS, GS and kernel GS base; TSC_AUX.
+    const OWN: [u32; 11] = [
+        0x174,
+        0x175,
+        0x176,
+        0xc000_0081,
+        0xc000_0082,
+        0xc000_0083,
+        0xc000_0084,
+        0xc000_0100,
+        0xc000_0101,
+        0xc000_0102,
+        0xc000_0103,
+    ];
+    const HIGH: usize = 0x400;
+    const WRITES: usize = 0x800;
+    let mut map = [0xff; 4096];
+    let mut index = 0;
+    while index < OWN.len() {
+        let msr = OWN[index];
+        let start = if msr >= 0xc000_0000 { HIGH } else { 0 };
+        let bit = (msr & 0x1fff) as usize;
+        map[start + bit / 8] &= !(1 << (bit % 8));
+        map[WRITES + start + bit / 8] &= !(1 << (bit % 8));
+        index += 1;
+    }
+    map
+}

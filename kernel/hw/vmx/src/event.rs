@@ -1,0 +1,80 @@
+//! Events on their way into the guest: what is injected, and what an exit interrupted (25.8.3, 25.9.3, 27.6).
+
+use vcpu::{Event, Exception};
+
+/// An event as the VM-entry fields take it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Encoded {
+    /// Vector, type, and which of the other words count.
+    pub info: u32,
+    pub error_code: u32,
+}
+
+/// Bits of the information word, the same in all three places (tables 25-17, 25-18 and 25-20).
+pub mod info {
+    pub const VALID: u32 = 1 << 31;
+    pub const ERROR_VALID: u32 = 1 << 11;
+    pub const TYPE_MASK: u32 = 7 << 8;
+    pub const INTERRUPT: u32 = 0 << 8;
+    pub const NMI: u32 = 2 << 8;
+    pub const EXCEPTION: u32 = 3 << 8;
+    /// In exits only: an IRET ended the blocking of NMIs before the exit.
+    pub const NMI_UNBLOCKED: u32 = 1 << 12;
+}
+
+const NMI_VECTOR: u32 = 2;
+const DOUBLE_FAULT: u32 = 8;
+const PAGE_FAULT: u32 = 14;
+
+impl Encoded {
+    /// The fields for an event. In real mode no exception pushes an error code (27.2.1.3).
+    pub fn new(event: Event, real_mode: bool) -> Self {
+        match event {
+            Event::Interrupt(vector) => Self { info: info::VALID | info::INTERRUPT | u32::from(vector), error_code: 0 },
+            Event::Nmi => Self { info: info::VALID | info::NMI | NMI_VECTOR, error_code: 0 },
+            Event::Exception(Exception { vector, error_code, .. }) => {
+                let with_error = error_code.filter(|_| !real_mode);
+                let error_valid = if with_error.is_some() { info::ERROR_VALID } else { 0 };
+                let info = info::VALID | info::EXCEPTION | error_valid | u32::from(vector);
+                Self { info, error_code: with_error.unwrap_or(0) }
+            }
+        }
+    }
+
+    /// An event whose delivery an exit interrupted and that must be delivered again (28.2.4). Software interrupts and
+    /// exceptions are not: their instruction is run again.
+    pub fn interrupted(info: u32, error_code: impl FnOnce() -> u32) -> Option<Self> {
+        let again = matches!(info & info::TYPE_MASK, info::INTERRUPT | info::NMI | info::EXCEPTION);
+        if info & info::VALID == 0 || !again {
+            return None;
+        }
+        let error_code = if info & info::ERROR_VALID != 0 { error_code() } else { 0 };
+        // Bit 12 is undefined there and must be clear here.
+        Some(Self { info: info & (info::VALID | info::ERROR_VALID | info::TYPE_MASK | 0xff), error_code })
+    }
+
+    /// What is delivered when `second` comes up during the delivery of this one, an exception (7.15, table 7-5).
+    pub fn then(self, second: Self, real_mode: bool) -> Self {
+        let contributory = |event: Self| matches!(event.vector(), 0 | 10..=13);
+        let page_fault = |event: Self| event.vector() == PAGE_FAULT;
+        let double_fault = contributory(self) && contributory(second)
+            || page_fault(self) && (contributory(second) || page_fault(second));
+        if !double_fault {
+            return second;
+        }
+        let error_valid = if real_mode { 0 } else { info::ERROR_VALID };
+        Self { info: info::VALID | info::EXCEPTION | error_valid | DOUBLE_FAULT, error_code: 0 }
+    }
+
+    pub fn is_exception(self) -> bool {
+        self.info & info::TYPE_MASK == info::EXCEPTION
+    }
+
+    pub fn is_nmi(self) -> bool {
+        self.info & info::TYPE_MASK == info::NMI
+    }
+
+    pub fn vector(self) -> u32 {
+        self.info & 0xff
+    }
+}

@@ -1,0 +1,265 @@
+//! The guest's state in the VMCS, in and out: the verbs of [`Vcpu`].
+
+use crate::entry::{Hot, Vmx};
+use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
+use cpu::fpu;
+use vcpu::{
+    Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Vcpu, VcpuState, cr0, efer, rflags,
+};
+
+/// DR6.BS: a single step.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+/// DR6 and DR7: the bits that always read 1.
+const DR6_FIXED: u64 = 0xffff_0ff0;
+const DR7_FIXED: u64 = 0x400;
+/// The flags that there are.
+const RFLAGS_DEFINED: u64 = 0x003f_7fd5;
+
+/// A busy TSS of 64 bits, or of 32 outside long mode; present.
+const BUSY_TSS: u16 = 0x8b;
+
+impl Vcpu for Vmx {
+    fn run(&mut self) -> Exit {
+        self.enter()
+    }
+
+    fn park(&mut self) {
+        // Each exit brought back what the host uses; an interrupt that ended the run is still pending.
+    }
+
+    fn unload(&mut self) {
+        self.leave();
+    }
+
+    fn gprs(&self) -> &[u64; 16] {
+        &self.gprs
+    }
+
+    fn gprs_mut(&mut self) -> &mut [u64; 16] {
+        &mut self.gprs
+    }
+
+    fn rip(&self) -> u64 {
+        self.hot.rip
+    }
+
+    fn rflags(&self) -> u64 {
+        self.hot.rflags
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.hot.rflags = value;
+    }
+
+    fn next_rip(&self) -> Option<u64> {
+        self.next_rip
+    }
+
+    fn retire(&mut self, next_rip: u64) {
+        self.hot.rip = next_rip;
+        self.hot.rflags &= !rflags::RF;
+        self.hot.interruptibility &= !(interruptibility::STI | interruptibility::MOV_SS);
+        if self.hot.rflags & rflags::TF != 0 {
+            self.change_dr6(|dr6| dr6 | DR6_SINGLE_STEP);
+            self.inject(Event::Exception(Exception::DEBUG));
+        }
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        if self.loaded { self.read_segment(name as usize) } else { self.saved.segments[name as usize] }
+    }
+
+    fn paging(&self) -> Paging {
+        let cr3 = if self.loaded { self.vmcs.read(Field::GUEST_CR3) } else { self.saved.cr3 };
+        // SS.DPL is the current privilege level in every mode (25.4.1).
+        let cpl = (self.segment(SegmentName::Ss).attributes >> 5 & 3) as u8;
+        Paging { cr0: self.cr0(), cr3, cr4: self.cr4(), efer: self.efer(), cpl }
+    }
+
+    fn inject(&mut self, event: Event) {
+        let encoded = self.encode(event);
+        match self.interrupted {
+            // A fault while another event was being delivered: the contributory ones make a double fault, and a fault
+            // in delivering that is a shutdown, which the processor finds out by itself (7.15).
+            Some(first) if first.is_exception() => {
+                self.interrupted = Some(first.then(encoded, self.is_real_mode()));
+            }
+            _ => {
+                assert!(self.event.is_none(), "one event an entry");
+                self.event = Some(encoded);
+            }
+        }
+    }
+
+    fn ready_for(&self) -> ReadyFor {
+        const SHADOW: u64 = interruptibility::STI | interruptibility::MOV_SS;
+        if self.interrupted.is_some() || self.event.is_some() {
+            ReadyFor::Nothing
+        } else if self.hot.rflags & rflags::IF == 0 || self.hot.interruptibility & SHADOW != 0 {
+            ReadyFor::Exceptions
+        } else {
+            ReadyFor::Interrupts
+        }
+    }
+
+    fn nmi_blocked(&self) -> bool {
+        // A shadow holds an NMI back too: its injection would break a rule of entry (27.3.1.5).
+        let blocked = self.hot.interruptibility != 0;
+        // Who asks has one: an exit shall say when it can go in.
+        self.nmi_waits.set(blocked);
+        blocked
+    }
+
+    fn want_interrupt_window(&mut self, wanted: bool) {
+        let window = u64::from(processor::INTERRUPT_WINDOW);
+        let others = self.hot.processor_controls & !window;
+        self.hot.processor_controls = others | if wanted { window } else { 0 };
+    }
+
+    fn state(&mut self) -> VcpuState {
+        self.unload();
+        VcpuState { gprs: self.gprs, rip: self.hot.rip, rflags: self.hot.rflags, xcr0: self.xcr0, ..self.saved.clone() }
+    }
+
+    fn set_state(&mut self, state: &VcpuState) {
+        self.unload();
+        self.saved = state.clone();
+        (self.saved.dr6, self.saved.dr7) = (state.dr6 & 0xffff_ffff | DR6_FIXED, state.dr7 & 0xffff_ffff | DR7_FIXED);
+        (self.gprs, self.xcr0) = (state.gprs, state.xcr0);
+        self.hot = Hot {
+            rip: state.rip,
+            rsp: state.gprs[Gpr::Rsp as usize],
+            rflags: state.rflags & RFLAGS_DEFINED | rflags::FIXED,
+            interruptibility: 0,
+            ..self.hot
+        };
+        self.event = None;
+        self.interrupted = None;
+        self.pointers_stale = true;
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        if self.loaded {
+            fpu::set_xcr0(value);
+        }
+    }
+
+    fn set_tsc(&mut self, guest: u64) {
+        self.hot.tsc_offset = guest.wrapping_sub(cpu::tsc());
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.hot.tsc_offset
+    }
+
+    fn invalidate(&mut self) {
+        self.ept_changed = true;
+    }
+}
+
+impl Vmx {
+    /// Writes the guest's registers into the VMCS (25.4.1).
+    pub(crate) fn write_state(&mut self) {
+        let saved = self.saved.clone();
+        for (name, segment) in saved.segments.into_iter().enumerate() {
+            self.write_segment(name, segment);
+        }
+        self.write_segment(LDTR, saved.ldtr);
+        self.write_segment(TR, task_register(saved.tr));
+        let fields = [
+            (Field::GUEST_GDTR_BASE, saved.gdtr.base),
+            (Field::GUEST_GDTR_LIMIT, saved.gdtr.limit.into()),
+            (Field::GUEST_IDTR_BASE, saved.idtr.base),
+            (Field::GUEST_IDTR_LIMIT, saved.idtr.limit.into()),
+            (Field::GUEST_CR3, saved.cr3),
+            (Field::GUEST_DR7, saved.dr7),
+            (Field::GUEST_PAT, saved.pat),
+            (Field::GUEST_SYSENTER_CS, saved.sysenter_cs),
+            (Field::GUEST_SYSENTER_ESP, saved.sysenter_esp),
+            (Field::GUEST_SYSENTER_EIP, saved.sysenter_eip),
+            (Field::PENDING_DEBUG, 0),
+        ];
+        fields.into_iter().for_each(|(field, value)| self.vmcs.write(field, value));
+        self.put_cr0(saved.cr0);
+        self.put_cr4(saved.cr4);
+        let long = saved.efer & efer::LME != 0 && saved.cr0 & cr0::PG != 0;
+        self.put_efer(saved.efer & !efer::LMA | if long { efer::LMA } else { 0 });
+        self.write_all_hot();
+    }
+
+    /// Reads them back.
+    pub(crate) fn read_state(&mut self) {
+        let table =
+            |vmcs: &crate::vmcs::Vmcs, base, limit| Table { base: vmcs.read(base), limit: vmcs.read(limit) as u16 };
+        let segments = core::array::from_fn(|name| self.read_segment(name));
+        let (ldtr, tr) = (self.read_segment(LDTR), self.read_segment(TR));
+        let (cr0, cr4, efer) = (self.cr0(), self.cr4(), self.efer());
+        let (saved, vmcs) = (&mut self.saved, &self.vmcs);
+        (saved.segments, saved.ldtr, saved.tr) = (segments, ldtr, tr);
+        (saved.cr0, saved.cr4, saved.efer) = (cr0, cr4, efer);
+        saved.gdtr = table(vmcs, Field::GUEST_GDTR_BASE, Field::GUEST_GDTR_LIMIT);
+        saved.idtr = table(vmcs, Field::GUEST_IDTR_BASE, Field::GUEST_IDTR_LIMIT);
+        saved.cr3 = vmcs.read(Field::GUEST_CR3);
+        saved.dr7 = vmcs.read(Field::GUEST_DR7);
+        saved.pat = vmcs.read(Field::GUEST_PAT);
+        saved.sysenter_cs = vmcs.read(Field::GUEST_SYSENTER_CS);
+        saved.sysenter_esp = vmcs.read(Field::GUEST_SYSENTER_ESP);
+        saved.sysenter_eip = vmcs.read(Field::GUEST_SYSENTER_EIP);
+    }
+
+    fn read_segment(&self, index: usize) -> Segment {
+        from_vmcs(
+            self.vmcs.read(Field::guest_selector(index)) as u16,
+            self.vmcs.read(Field::guest_access_rights(index)) as u32,
+            self.vmcs.read(Field::guest_limit(index)) as u32,
+            self.vmcs.read(Field::guest_base(index)),
+        )
+    }
+
+    fn write_segment(&mut self, index: usize, segment: Segment) {
+        self.vmcs.write(Field::guest_selector(index), segment.selector.into());
+        self.vmcs.write(Field::guest_access_rights(index), access_rights(segment).into());
+        self.vmcs.write(Field::guest_limit(index), segment.limit.into());
+        self.vmcs.write(Field::guest_base(index), segment.base);
+    }
+}
+
+/// The seam's form: flags right behind the type, and a segment that cannot be used is one that is not present.
+fn from_vmcs(selector: u16, rights: u32, limit: u32, base: u64) -> Segment {
+    let attributes = (rights & 0xff | rights >> 4 & 0xf00) as u16;
+    let unusable = rights & access_rights::UNUSABLE != 0;
+    let attributes = if unusable { attributes & !(access_rights::PRESENT as u16) } else { attributes };
+    Segment { selector, attributes, limit, base }
+}
+
+/// The VMCS's form (table 25-2), with what the rules of entry want and no program can tell: a segment in use was
+/// accessed, and its granularity is what its limit needs (27.3.1.2).
+fn access_rights(segment: Segment) -> u32 {
+    const CODE_OR_DATA: u32 = 1 << 4;
+    const ACCESSED: u32 = 1 << 0;
+    let Segment { attributes, limit, .. } = segment;
+    let mut rights = u32::from(attributes) & 0xff | (u32::from(attributes) & 0xf00) << 4;
+    if rights & access_rights::PRESENT == 0 {
+        return rights | access_rights::UNUSABLE;
+    }
+    if rights & CODE_OR_DATA != 0 {
+        rights |= ACCESSED;
+    }
+    if limit >> 20 != 0 {
+        rights |= access_rights::GRANULAR;
+    } else if limit & 0xfff != 0xfff {
+        rights &= !access_rights::GRANULAR;
+    }
+    rights
+}
+
+/// TR must hold a busy TSS, also where the guest has loaded none yet (27.3.1.2).
+fn task_register(tr: Segment) -> Segment {
+    const PRESENT: u16 = 1 << 7;
+    const BUSY: u16 = 1 << 1;
+    if tr.attributes & PRESENT == 0 {
+        return Segment { attributes: BUSY_TSS, limit: tr.limit.max(0x67), ..tr };
+    }
+    Segment { attributes: tr.attributes | BUSY, ..tr }
+}

@@ -1,0 +1,442 @@
+//! [`Bench`]: a machine with 4 MiB of memory whose one vCPU is a [`MockVcpu`] and whose host is a [`TestHost`].
+//!
+//! The guest is a flat 32-bit program without paging: linear addresses are physical ones. Time is what the test says:
+//! the TSC ticks twice a nanosecond and did not start at zero.
+
+use crate::*;
+use addr::Gpa;
+use block::HostRun;
+use guestmem::heap::guest_memory;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering as AtomicOrdering};
+use std::sync::{Arc, Mutex as StdMutex};
+use vcpu::*;
+
+pub const MEMORY_BYTES: u64 = 4 << 20;
+pub const TSC_KHZ: u32 = 2_000_000;
+pub const WALL_UNIX_NS: u64 = 1_700_000_000_123_456_789;
+/// Where the code of [`Bench::emulate`] lies.
+const CODE: u64 = 0x8000;
+
+/// What the guest does between two exits, and the exit.
+pub type Step = Box<dyn FnOnce(&mut VcpuState) -> Exit + Send>;
+
+/// What test and processor share.
+#[derive(Default)]
+pub struct Shared {
+    script: VecDeque<Step>,
+    /// The events that the guest took.
+    pub taken: Vec<Event>,
+}
+
+/// A processor of plain fields.
+pub struct MockVcpu {
+    state: VcpuState,
+    waiting: Option<Event>,
+    in_nmi: bool,
+    window: bool,
+    tsc_offset: u64,
+    string_exit: bool,
+    time: Arc<AtomicU64>,
+    shared: Arc<StdMutex<Shared>>,
+}
+
+fn host_tsc(ns: u64) -> u64 {
+    2 * ns + 987_654_321
+}
+
+impl Vcpu for MockVcpu {
+    fn run(&mut self) -> Exit {
+        let mut shared = self.shared.lock().unwrap();
+        if let Some(event) = self.waiting.take() {
+            shared.taken.push(event);
+            match event {
+                Event::Interrupt(_) => self.state.rflags &= !rflags::IF,
+                Event::Nmi => self.in_nmi = true,
+                Event::Exception(_) => {}
+            }
+        }
+        if self.window && self.state.rflags & rflags::IF != 0 {
+            return Exit::InterruptWindow;
+        }
+        let Some(step) = shared.script.pop_front() else { return Exit::HostInterrupt };
+        drop(shared);
+        let exit = step(&mut self.state);
+        self.string_exit = matches!(exit, Exit::Port(PortAccess { string: true, .. }) | Exit::NestedFault { .. });
+        exit
+    }
+
+    fn park(&mut self) {}
+    fn unload(&mut self) {}
+
+    fn gprs(&self) -> &[u64; 16] {
+        &self.state.gprs
+    }
+
+    fn gprs_mut(&mut self) -> &mut [u64; 16] {
+        &mut self.state.gprs
+    }
+
+    fn rip(&self) -> u64 {
+        self.state.rip
+    }
+
+    fn rflags(&self) -> u64 {
+        self.state.rflags
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.state.rflags = value;
+    }
+
+    fn next_rip(&self) -> Option<u64> {
+        (!self.string_exit).then(|| self.state.rip.wrapping_add(2))
+    }
+
+    fn retire(&mut self, next_rip: u64) {
+        self.state.rip = next_rip;
+        if self.state.rflags & rflags::TF != 0 {
+            self.inject(Event::Exception(Exception::DEBUG));
+        }
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        self.state.segments[name as usize]
+    }
+
+    fn paging(&self) -> Paging {
+        let VcpuState { cr0, cr3, cr4, efer, .. } = self.state;
+        Paging { cr0, cr3, cr4, efer, cpl: (self.segment(SegmentName::Ss).attributes >> 5 & 3) as u8 }
+    }
+
+    fn inject(&mut self, event: Event) {
+        assert!(self.waiting.is_none(), "one event an entry");
+        self.waiting = Some(event);
+    }
+
+    fn ready_for(&self) -> ReadyFor {
+        match (self.waiting, self.state.rflags & rflags::IF) {
+            (Some(_), _) => ReadyFor::Nothing,
+            (None, 0) => ReadyFor::Exceptions,
+            (None, _) => ReadyFor::Interrupts,
+        }
+    }
+
+    fn nmi_blocked(&self) -> bool {
+        self.in_nmi
+    }
+
+    fn want_interrupt_window(&mut self, wanted: bool) {
+        self.window = wanted;
+    }
+
+    fn state(&mut self) -> VcpuState {
+        self.state.clone()
+    }
+
+    fn set_state(&mut self, state: &VcpuState) {
+        self.state = state.clone();
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.state.xcr0 = value;
+    }
+
+    fn set_tsc(&mut self, guest: u64) {
+        self.tsc_offset = guest.wrapping_sub(host_tsc(self.time.load(AtomicOrdering::Relaxed)));
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.tsc_offset
+    }
+
+    fn invalidate(&mut self) {}
+}
+
+/// A host that writes down what it is told.
+pub struct TestHost {
+    time: Arc<AtomicU64>,
+    pub kicks: u32,
+    pub armed: Vec<u64>,
+    pub console: Vec<u8>,
+    pub transfers: Vec<(OutTransfer, Vec<HostRun>)>,
+    pub frames: Vec<(usize, Vec<u8>)>,
+    /// The most that one flush had: console bytes, transfers, runs, frames.
+    pub flush_max: [usize; 4],
+}
+
+impl Host for TestHost {
+    fn now(&self) -> Moment {
+        let ns = self.time.load(AtomicOrdering::Relaxed);
+        Moment { ns, tsc: host_tsc(ns) }
+    }
+
+    fn arm(&mut self, ns: u64) {
+        self.armed.push(ns);
+    }
+
+    fn kick(&mut self, vcpu: usize) {
+        assert_eq!(vcpu, 0);
+        self.kicks += 1;
+    }
+
+    fn flush(&mut self, outbox: &mut Outbox) {
+        let before = (self.console.len(), self.transfers.len(), self.frames.len());
+        self.console.extend_from_slice(outbox.console());
+        self.transfers.extend(outbox.transfers().map(|(transfer, runs)| (*transfer, runs.to_vec())));
+        self.frames.extend(outbox.frames_mut().iter().map(|out| (out.nic, out.frame.bytes.clone())));
+        let runs = self.transfers[before.1..].iter().map(|(_, runs)| runs.len()).sum();
+        let sizes =
+            [self.console.len() - before.0, self.transfers.len() - before.1, runs, self.frames.len() - before.2];
+        for (max, size) in self.flush_max.iter_mut().zip(sizes) {
+            *max = size.max(*max);
+        }
+    }
+
+    fn random(&mut self, into: &mut [u8]) {
+        into.fill(0xa5);
+    }
+
+    fn trace(&mut self, _event: trace::Event) {}
+}
+
+/// A machine, its vCPU and its host.
+pub struct Bench {
+    pub machine: Machine,
+    pub thread: Thread,
+    pub outbox: Outbox,
+    pub host: TestHost,
+    pub shared: Arc<StdMutex<Shared>>,
+    time: Arc<AtomicU64>,
+}
+
+/// A processor of AMD's with every feature bit set: leaves up to 0Dh and 8000_001Eh.
+pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
+    let all = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
+    let component = |bytes, offset, aligned| Leaf { eax: bytes, ebx: offset, ecx: aligned, edx: 0 };
+    match (leaf, subleaf) {
+        (0, _) => vendor(0x20, b"AuthenticAMD"),
+        (0x8000_0000, _) => vendor(0x8000_001e, b"AuthenticAMD"),
+        (0x8000_0008, _) => Leaf { eax: 0x3030_3028, ..all },
+        (0xd, 0) => Leaf { eax: 0x2e7, ebx: 0, ecx: 0, edx: u32::MAX },
+        (0xd, 1) => all,
+        (0xd, 2) => component(256, 576, 0),
+        // The standard form has a hole before these; the compacted one aligns the last.
+        (0xd, 5) => component(64, 1088, 0),
+        (0xd, 6) => component(512, 1152, 0),
+        (0xd, 7) => component(1024, 1664, 2),
+        (0xd, 9) => component(8, 2688, 0),
+        _ => all,
+    }
+}
+
+/// Leaf 0 of a processor.
+pub fn vendor(last: u32, name: &[u8; 12]) -> Leaf {
+    let word = |at: usize| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
+    Leaf { eax: last, ebx: word(0), edx: word(4), ecx: word(8) }
+}
+
+pub fn disk(sectors: u64) -> DiskConfig {
+    DiskConfig { sectors, read_only: false, discard: true, serial: [b's'; 20] }
+}
+
+pub fn nic() -> NicConfig {
+    NicConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }
+}
+
+fn flat_state() -> VcpuState {
+    let segment = |attributes| Segment { selector: 8, attributes, limit: u32::MAX, base: 0 };
+    let mut state = VcpuState::reset();
+    state.segments = [segment(0xc93); 6];
+    state.segments[SegmentName::Cs as usize] = segment(0xc9b);
+    (state.cr0, state.rip) = (cr0::PE | cr0::ET, CODE);
+    state
+}
+
+impl Bench {
+    /// A machine without disks and cards.
+    pub fn new() -> Self {
+        Self::with(vec![], vec![])
+    }
+
+    pub fn with(disks: Vec<DiskConfig>, nics: Vec<NicConfig>) -> Self {
+        Self::on(amd, disks, nics)
+    }
+
+    /// A machine on a processor with this CPUID.
+    pub fn on(host_leaf: fn(u32, u32) -> Leaf, disks: Vec<DiskConfig>, nics: Vec<NicConfig>) -> Self {
+        let (time, shared) = (Arc::new(AtomicU64::new(1_000)), Arc::new(StdMutex::new(Shared::default())));
+        let machine = Machine::new(MachineConfig {
+            id: 1,
+            vcpus: 1,
+            memory: guest_memory(MEMORY_BYTES),
+            profile: CpuProfile::new(host_leaf, 1, TSC_KHZ),
+            disks,
+            nics,
+            wall_unix_ns: WALL_UNIX_NS,
+        });
+        let vcpu = MockVcpu {
+            state: VcpuState::reset(),
+            waiting: None,
+            in_nmi: false,
+            window: false,
+            tsc_offset: 0,
+            string_exit: false,
+            time: time.clone(),
+            shared: shared.clone(),
+        };
+        let host = TestHost {
+            time: time.clone(),
+            kicks: 0,
+            armed: vec![],
+            console: vec![],
+            transfers: vec![],
+            frames: vec![],
+            flush_max: [0; 4],
+        };
+        let thread = Thread::new(0, Box::new(vcpu), &flat_state(), TSC_KHZ);
+        Self { machine, thread, outbox: Outbox::new(), host, shared, time }
+    }
+
+    /// Nanoseconds that the guest's TSC has been running, twice.
+    pub fn now_ns(&self) -> u64 {
+        self.time.load(AtomicOrdering::Relaxed)
+    }
+
+    pub fn pass(&mut self, ns: u64) {
+        self.time.fetch_add(ns, AtomicOrdering::Relaxed);
+    }
+
+    /// Appends to what the guest does.
+    pub fn then(&mut self, step: impl FnOnce(&mut VcpuState) -> Exit + Send + 'static) {
+        self.shared.lock().unwrap().script.push_back(Box::new(step));
+    }
+
+    /// Runs until the script is over or something else ends the run.
+    pub fn run(&mut self) -> Pause {
+        self.machine.run(&mut self.thread, &mut self.outbox, &mut self.host)
+    }
+
+    /// Runs with one more exit.
+    pub fn exit(&mut self, exit: Exit) -> Pause {
+        self.then(move |_| exit);
+        self.run()
+    }
+
+    /// The events taken since the last call.
+    pub fn taken(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.shared.lock().unwrap().taken)
+    }
+
+    pub fn gpr(&self, gpr: Gpr) -> u64 {
+        self.thread.vcpu.gprs()[gpr as usize]
+    }
+
+    pub fn set_gpr(&mut self, gpr: Gpr, value: u64) {
+        self.thread.vcpu.gprs_mut()[gpr as usize] = value;
+    }
+
+    /// STI or CLI.
+    pub fn set_if(&mut self, open: bool) {
+        let others = self.thread.vcpu.rflags() & !rflags::IF;
+        self.thread.vcpu.set_rflags(others | if open { rflags::IF } else { 0 });
+    }
+
+    pub fn out(&mut self, port: u16, size: u8, value: u32) -> Pause {
+        self.set_gpr(Gpr::Rax, value.into());
+        self.exit(Exit::Port(PortAccess { port, size, direction: PortDirection::Out, string: false }))
+    }
+
+    /// IN, all ones before it in RAX; all of RAX after it.
+    pub fn input(&mut self, port: u16, size: u8) -> u64 {
+        self.set_gpr(Gpr::Rax, u64::MAX);
+        self.exit(Exit::Port(PortAccess { port, size, direction: PortDirection::In, string: false }));
+        self.gpr(Gpr::Rax)
+    }
+
+    pub fn read_msr(&mut self, index: u32) -> Result<u64, Event> {
+        self.taken();
+        self.exit(Exit::MsrRead { index });
+        match self.taken().first() {
+            Some(&event @ Event::Exception(_)) => Err(event),
+            _ => Ok(self.gpr(Gpr::Rdx) << 32 | self.gpr(Gpr::Rax)),
+        }
+    }
+
+    pub fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Event> {
+        self.taken();
+        self.exit(Exit::MsrWrite { index, value });
+        match self.taken().first() {
+            Some(&event @ Event::Exception(_)) => Err(event),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Leaf {
+        self.exit(Exit::Cpuid { leaf, subleaf });
+        let [eax, ecx, edx, ebx] = [Gpr::Rax, Gpr::Rcx, Gpr::Rdx, Gpr::Rbx].map(|gpr| self.gpr(gpr) as u32);
+        Leaf { eax, ebx, ecx, edx }
+    }
+
+    /// Carries out the instruction `code` behind an exit.
+    pub fn emulate(&mut self, code: &[u8], exit: Exit) {
+        self.machine.memory().write(Gpa::new(CODE), code).unwrap();
+        let code_bytes = code.len() as u64;
+        self.then(move |state| {
+            state.rip = CODE;
+            exit
+        });
+        assert_eq!(self.run(), Pause::Interrupted);
+        assert_eq!(self.thread.rip(), CODE + code_bytes, "{code:02x?} is complete");
+    }
+
+    /// MOV [EDI], EAX or AX or AL.
+    pub fn mmio_write(&mut self, gpa: u64, size: u8, value: u32) {
+        let code: &[u8] = match size {
+            1 => &[0x88, 0x07],
+            2 => &[0x66, 0x89, 0x07],
+            _ => &[0x89, 0x07],
+        };
+        self.set_gpr(Gpr::Rdi, gpa);
+        self.set_gpr(Gpr::Rax, value.into());
+        self.emulate(code, Exit::NestedFault { gpa: Gpa::new(gpa), access: Access::Write, page_walk: false });
+    }
+
+    /// MOV EAX or AX or AL, [EDI].
+    pub fn mmio_read(&mut self, gpa: u64, size: u8) -> u32 {
+        let code: &[u8] = match size {
+            1 => &[0x8a, 0x07],
+            2 => &[0x66, 0x8b, 0x07],
+            _ => &[0x8b, 0x07],
+        };
+        self.set_gpr(Gpr::Rdi, gpa);
+        self.set_gpr(Gpr::Rax, 0);
+        self.emulate(code, Exit::NestedFault { gpa: Gpa::new(gpa), access: Access::Read, page_walk: false });
+        self.gpr(Gpr::Rax) as u32
+    }
+
+    pub fn load(&self, at: u64, size: usize) -> u64 {
+        self.machine.memory().load(Gpa::new(at), size).unwrap()
+    }
+
+    pub fn store(&self, at: u64, size: usize, value: u64) {
+        self.machine.memory().store(Gpa::new(at), size, value).unwrap();
+    }
+
+    /// Turns on the local APIC in x2APIC mode.
+    pub fn enable_x2apic(&mut self) {
+        self.write_msr(0x1b, 0xfee0_0d00).unwrap();
+        self.write_msr(0x80f, 0x1ff).unwrap();
+    }
+
+    /// Programs an IOAPIC pin.
+    pub fn set_ioapic_pin(&mut self, pin: u32, low: u32) {
+        for (register, value) in [(0x11 + 2 * pin, 0), (0x10 + 2 * pin, low)] {
+            self.mmio_write(0xfec0_0000, 4, register);
+            self.mmio_write(0xfec0_0010, 4, value);
+        }
+    }
+}
+
+/// #GP(0).
+pub const PROTECTION: Event = Event::Exception(Exception::PROTECTION);
