@@ -75,6 +75,8 @@ pub(crate) struct Host {
     pub state: Box<Vmcb>,
     /// Where VMRUN keeps the rest of the host's state (15.30.4).
     pub _save_area: Box<Vmcb>,
+    /// The processor has RDTSCP or RDPID, and so the register that they read.
+    pub has_tsc_aux: bool,
     next_asid: AtomicU32,
     /// How often the ASIDs were used up; a vCPU whose ASID is of an earlier round needs a new one.
     asid_round: AtomicU64,
@@ -115,7 +117,10 @@ pub fn enable(index: usize) {
             asm!("vmsave rax", in("rax") &raw mut *state, options(nostack, preserves_flags));
         }
         cpu::fpu::enable();
-        Host { state, _save_area: save_area, next_asid: AtomicU32::new(1), asid_round: AtomicU64::new(1) }
+        let has_tsc_aux = cpuid(0x8000_0001, 0).edx & 1 << 27 != 0 || cpuid(7, 0).ecx & 1 << 22 != 0;
+        // The first ASID that is taken begins a round, and so flushes what somebody left before us.
+        let next_asid = AtomicU32::new(u32::MAX / 2);
+        Host { state, _save_area: save_area, has_tsc_aux, next_asid, asid_round: AtomicU64::new(0) }
     });
 }
 

@@ -158,6 +158,15 @@ impl Svm {
         if self.entered.is_none() {
             self.load_world();
         }
+        loop {
+            self.enter_once();
+            if let Some(exit) = exit::exit(self) {
+                return exit;
+            }
+        }
+    }
+
+    fn enter_once(&mut self) {
         if let Some(interrupted) = self.interrupted.take() {
             self.vmcb.control.event_injection = interrupted;
         }
@@ -173,7 +182,6 @@ impl Svm {
         control.event_injection = 0;
         control.clean = if self.features.contains(Features::VMCB_CLEAN) { clean::ALL } else { 0 };
         self.interrupted = exit::interrupted_event(control.exit_interrupt_info);
-        exit::exit(self)
     }
 
     /// Puts the guest's state that VMRUN does not switch into the processor, with host interrupts held back (15.17).
@@ -189,7 +197,9 @@ impl Svm {
         // VMRUN let host interrupts end the run (15.21.1). The VMCB is this vCPU's own.
         unsafe {
             asm!("clgi", "sti", "vmload rax", in("rax") &raw const *self.vmcb, options(nostack));
-            cpu::msr::write(cpu::msr::TSC_AUX, self.tsc_aux);
+            if host.has_tsc_aux {
+                cpu::msr::write(cpu::msr::TSC_AUX, self.tsc_aux);
+            }
         }
         self.entered = Some(host);
     }
@@ -199,7 +209,9 @@ impl Svm {
         let Some(host) = self.entered.take() else { return };
         // SAFETY: the guest's state is in the processor and goes to its VMCB; the host's was saved by `enable`.
         unsafe {
-            self.tsc_aux = cpu::msr::read(cpu::msr::TSC_AUX);
+            if host.has_tsc_aux {
+                self.tsc_aux = cpu::msr::read(cpu::msr::TSC_AUX);
+            }
             asm!("vmsave rax", in("rax") &raw mut *self.vmcb, options(nostack));
             asm!("vmload rax", "cli", "stgi", in("rax") &raw const *host.state, options(nostack));
         }
@@ -258,7 +270,9 @@ impl Svm {
                     self.vmcb.save.cr2 = address;
                     self.changed(clean::CR2);
                 }
-                let error = exception.error_code.map_or(0, |code| event::ERROR_VALID | u64::from(code) << 32);
+                // Real mode pushes no error codes (8.2).
+                let error_code = exception.error_code.filter(|_| self.vmcb.save.cr0 & vcpu::cr0::PE != 0);
+                let error = error_code.map_or(0, |code| event::ERROR_VALID | u64::from(code) << 32);
                 event::VALID | event::EXCEPTION | u64::from(exception.vector) | error
             }
         }

@@ -41,11 +41,11 @@ mod code {
     pub const CLGI: u64 = 0x85;
 }
 
-/// The exit that the block describes.
-pub fn exit(svm: &mut Svm) -> Exit {
+/// The exit that the block describes; `None` for one that the vCPU has dealt with itself, so that the guest goes on.
+pub fn exit(svm: &mut Svm) -> Option<Exit> {
     let control = &svm.vmcb.control;
     let info = control.exit_info_1;
-    match control.exit_code {
+    Some(match control.exit_code {
         code::INTR | code::NMI | code::SMI | code::INIT => Exit::HostInterrupt,
         code::VINTR => Exit::InterruptWindow,
         code::IOIO => Exit::Port(port(info)),
@@ -59,9 +59,9 @@ pub fn exit(svm: &mut Svm) -> Exit {
         code::WBINVD | code::INVD => Exit::CacheFlush,
         code::SHUTDOWN => Exit::TripleFault,
         code::TASK_SWITCH => Exit::TaskSwitch,
-        code::IRET => end_of_nmi(svm),
-        code::EXCEPTION_DEBUG => reflect(svm, Exception::DEBUG),
-        code::EXCEPTION_ALIGNMENT => reflect(svm, Exception { vector: 17, error_code: Some(0), fault_address: None }),
+        code::IRET => return end_of_nmi(svm),
+        code::EXCEPTION_DEBUG => return reflect(svm, Exception::DEBUG),
+        code::EXCEPTION_ALIGNMENT => return reflect(svm, Exception::ALIGNMENT),
         code::EXCEPTION_MACHINE_CHECK => Exit::Fatal("a machine check while the guest ran"),
         code::VMRUN..=code::CLGI
         | code::SKINIT
@@ -72,7 +72,7 @@ pub fn exit(svm: &mut Svm) -> Exit {
         code::FERR_FREEZE => Exit::Fatal("a frozen x87 error (FERR)"),
         code::INVALID => Exit::InvalidState(rule_broken(svm)),
         other => Exit::Unexpected(other),
-    }
+    })
 }
 
 /// An event whose delivery the exit interrupted and that must be delivered again (15.7.2). Software interrupts are
@@ -113,20 +113,20 @@ fn nested_fault(info: u64, gpa: u64) -> Exit {
 }
 
 /// The guest leaves an NMI's handler; IRET itself runs now (15.13.3).
-fn end_of_nmi(svm: &mut Svm) -> Exit {
+fn end_of_nmi(svm: &mut Svm) -> Option<Exit> {
     svm.in_nmi = false;
     svm.vmcb.control.intercept_misc[0] &= !misc1::IRET;
     svm.changed(clean::INTERCEPTS);
-    svm.enter()
+    None
 }
 
 /// Delivers an exception that is intercepted only because delivering it for ever would hang the processor.
-fn reflect(svm: &mut Svm, exception: Exception) -> Exit {
+fn reflect(svm: &mut Svm, exception: Exception) -> Option<Exit> {
     let encoded = svm.encode(Event::Exception(exception));
     // If its delivery interrupted another's, it goes first: #DB and #AC are benign, and the first is raised again by its
     // own instruction (APM volume 2, 8.2.9).
     svm.interrupted = Some(encoded);
-    svm.enter()
+    None
 }
 
 /// Which rule of 15.5.1 the guest's state breaks, as far as software can make it.

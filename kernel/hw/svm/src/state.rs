@@ -127,11 +127,15 @@ impl Vcpu for Svm {
     fn state(&mut self) -> VcpuState {
         self.unload();
         let save = &self.vmcb.save;
+        let mut segments = save.segments.each_ref().map(from_vmcb);
+        // Elsewhere the level is SS.DPL; here it need not be, after SYSRET or with a null SS.
+        let stack = &mut segments[SegmentName::Ss as usize];
+        stack.attributes = stack.attributes & !(3 << 5) | u16::from(save.cpl) << 5;
         VcpuState {
             gprs: self.gprs,
             rip: save.rip,
             rflags: save.rflags,
-            segments: save.segments.each_ref().map(from_vmcb),
+            segments,
             ldtr: from_vmcb(&save.ldtr),
             tr: from_vmcb(&save.tr),
             gdtr: Table { base: save.gdtr.base, limit: save.gdtr.limit as u16 },

@@ -45,6 +45,8 @@ pub struct Chipset {
     lines: u32,
     /// The PIC output that the machine was told last.
     pic_output: bool,
+    /// When the earliest timer expires. Kept, since it is asked for after every access, most of which are the UART's.
+    deadline_ns: Option<u64>,
 }
 
 impl Chipset {
@@ -63,6 +65,7 @@ impl Chipset {
         fresh.power.reset();
         fresh.pic_output = self.pic_output;
         *self = fresh;
+        self.note_deadline();
         self.report_pic(effects);
     }
 
@@ -77,6 +80,7 @@ impl Chipset {
             power,
             lines: 0,
             pic_output: false,
+            deadline_ns: None,
         }
     }
 
@@ -85,6 +89,7 @@ impl Chipset {
     pub fn port_read(&mut self, port: u16, size: u8, clock: Clock, effects: &mut Vec<Effect>) -> Option<u32> {
         if let ports::PM1A_EVENT..=POWER_LAST = port {
             let value = self.power.read(port - ports::PM1A_EVENT, size, clock.ns);
+            self.note_deadline();
             self.drive(SCI_GSI, self.power.sci(), effects);
             return Some(value);
         }
@@ -94,6 +99,9 @@ impl Chipset {
             let next = self.read_byte(port.wrapping_add(byte), size, clock, effects).unwrap_or(FLOATING);
             value |= u32::from(next) << (8 * byte);
         }
+        if !has_no_timer(port) {
+            self.note_deadline();
+        }
         Some(value)
     }
 
@@ -101,6 +109,7 @@ impl Chipset {
     pub fn port_write(&mut self, port: u16, size: u8, value: u32, clock: Clock, effects: &mut Vec<Effect>) -> bool {
         if let ports::PM1A_EVENT..=POWER_LAST = port {
             self.power.write(port - ports::PM1A_EVENT, size, value, clock.ns, effects);
+            self.note_deadline();
             self.drive(SCI_GSI, self.power.sci(), effects);
             return true;
         }
@@ -110,6 +119,9 @@ impl Chipset {
         }
         for byte in 1..u16::from(size.min(4)) {
             self.write_byte(port.wrapping_add(byte), size, bytes[usize::from(byte)], clock, effects);
+        }
+        if !has_no_timer(port) {
+            self.note_deadline();
         }
         true
     }
@@ -154,11 +166,12 @@ impl Chipset {
         self.drive(RTC_GSI, self.rtc.irq(), effects);
         self.power.advance(clock.ns);
         self.drive(SCI_GSI, self.power.sci(), effects);
+        self.note_deadline();
     }
 
     /// When [`advance`](Self::advance) has something to do next, in machine time.
     pub fn deadline_ns(&self) -> Option<u64> {
-        [self.pit.deadline_ns(), self.rtc.deadline_ns(), self.power.deadline_ns()].into_iter().flatten().min()
+        self.deadline_ns
     }
 
     /// How many bytes [`console_input`](Self::console_input) would take now.
@@ -177,6 +190,11 @@ impl Chipset {
     pub fn press_power_button(&mut self, effects: &mut Vec<Effect>) {
         self.power.press_button();
         self.drive(SCI_GSI, self.power.sci(), effects);
+    }
+
+    fn note_deadline(&mut self) {
+        let timers = [self.pit.deadline_ns(), self.rtc.deadline_ns(), self.power.deadline_ns()];
+        self.deadline_ns = timers.into_iter().flatten().min();
     }
 
     fn read_byte(&mut self, port: u16, size: u8, clock: Clock, effects: &mut Vec<Effect>) -> Option<u8> {
@@ -319,6 +337,11 @@ impl Chipset {
             effects.push(Effect::PicLine(output));
         }
     }
+}
+
+/// Whether an access that starts at the port leaves all timers as they are.
+fn has_no_timer(port: u16) -> bool {
+    matches!(port, ports::COM1..=COM1_LAST | ports::POST)
 }
 
 /// Where in the IOAPIC's window an address lies.

@@ -7,7 +7,7 @@ use addr::Gpa;
 use alloc::format;
 use chipset::Clock;
 use insn::{Fault, Opcode};
-use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection};
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor};
 
 /// How many elements of a repeated string instruction are carried out at a time.
 const STRING_BUDGET: u32 = 256;
@@ -43,7 +43,9 @@ impl Machine {
             Exit::SetXcr { index, value } => return self.set_xcr(thread, exit, index, value, clock),
             Exit::Halt => {
                 let next = self.skip(thread, exit, clock);
-                return if matches!(next, Next::Run) { Next::Halt } else { next };
+                // A single-step trap after the HLT wakes it at once.
+                let halts = matches!(next, Next::Run) && thread.vcpu.ready_for() != ReadyFor::Nothing;
+                return if halts { Next::Halt } else { next };
             }
             Exit::Pause => {
                 let next = self.skip(thread, exit, clock);
@@ -100,6 +102,10 @@ impl Machine {
         }
         if page_walk {
             return crash(thread, &format!("its page tables are at {gpa}, which is no memory"));
+        }
+        if thread.vcpu.ready_for() == ReadyFor::Nothing {
+            // RIP is not at an instruction that touched the address: the processor did, to deliver an event.
+            return crash(thread, &format!("an event is delivered through {gpa}, which is no memory"));
         }
         self.emulate(thread, clock)
     }

@@ -150,6 +150,8 @@ impl Machine {
             let end = if more { None } else { board.end.take() };
             drop(board);
             if !outbox.is_empty() {
+                // What leaves may take a while: the host works in its own state, and holds nothing back.
+                thread.vcpu.park();
                 host.flush(outbox);
                 outbox.clear();
             }

@@ -29,6 +29,8 @@ impl Exception {
     pub const UNDEFINED: Self = Self { vector: 6, error_code: None, fault_address: None };
     /// #GP(0).
     pub const PROTECTION: Self = Self { vector: 13, error_code: Some(0), fault_address: None };
+    /// #AC.
+    pub const ALIGNMENT: Self = Self { vector: 17, error_code: Some(0), fault_address: None };
     /// #SS(0).
     pub const STACK: Self = Self { vector: 12, error_code: Some(0), fault_address: None };
 
