@@ -112,7 +112,7 @@ boot_long_mode:
 .balign 8
 boot_gdt:
     .quad 0
-    .quad 0x00af9a000000ffff                        # 64-bit code
+    .quad 0x00af9b000000ffff                        # 64-bit code, accessed: the table becomes read-only
 boot_gdt_pointer:
     .short 15
     .quad boot_gdt
@@ -122,7 +122,7 @@ boot_gdt_pointer:
 boot_pml4: .skip 4096
 boot_pdpt: .skip 4096
 boot_pds:  .skip 4 * 4096
-.global boot_stack
+.global boot_stack_guard
+boot_stack_guard: .skip 4096                        # hw/memory unmaps it
 boot_stack: .skip 65536
-.global boot_stack_end
 boot_stack_end:

@@ -157,6 +157,15 @@ impl BootInfo {
         }
     }
 
+    /// The page below the boot processor's stack, which may be unmapped.
+    pub fn stack_guard() -> u64 {
+        // SAFETY: a symbol of entry.S; only its address is used.
+        unsafe extern "C" {
+            static boot_stack_guard: u8;
+        }
+        &raw const boot_stack_guard as u64
+    }
+
     fn add_region(&mut self, start: u64, bytes: u64, usable: bool) {
         let Some(end) = start.checked_add(bytes) else { return };
         if self.region_count == REGIONS_MAX {

@@ -6,7 +6,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 use cpu::percpu::CPUS_MAX;
 use drivers::uart::SerialPort;
-use interrupts::{Frame, local_apic};
+use interrupts::Frame;
 
 /// Trace entries that are printed.
 const TRACE_LINES: usize = 16;
@@ -39,16 +39,19 @@ pub fn exception(frame: &Frame) -> ! {
     })
 }
 
-/// Stops the other processors, writes `words` and the end of each trace, and stops.
+/// Stops the other processors, then writes `words` and the end of each trace, and stops.
 fn die(words: impl FnOnce(&mut Words)) -> ! {
     cpu::shut_interrupts();
     if DYING.swap(true, Ordering::AcqRel) {
         cpu::halt_forever();
     }
+    // No guest runs on, and nothing of theirs is written any more: their disks are as after a power failure.
+    interrupts::stop_others();
     let mut out = Words(SerialPort::com1());
     words(&mut out);
-    // No guest runs on, and nothing of theirs is written any more: their disks are as after a power failure.
-    local_apic::stop_others();
+    if interrupts::nmis() > 0 {
+        let _ = writeln!(out, "{} NMIs arrived before: an error of the hardware?", interrupts::nmis());
+    }
     for index in 0..CPUS_MAX {
         let Some(ring) = host::trace_of(index).try_lock() else { continue };
         for entry in ring.iter().rev().take(TRACE_LINES) {

@@ -35,6 +35,11 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }
 
+/// Whether this machine says of itself that it is a virtual one.
+pub fn is_virtual() -> bool {
+    cpuid(1, 0).ecx & 1 << 31 != 0
+}
+
 /// The time-stamp counter.
 pub fn tsc() -> u64 {
     // SAFETY: CR4.TSD is clear and every 64-bit processor has it.
@@ -46,35 +51,36 @@ pub fn tsc() -> u64 {
 /// Call with interrupts shut, after the last look at what would be a reason not to wait: STI takes effect after HLT
 /// has begun, so that an interrupt in between is not missed.
 pub fn wait_for_interrupt() {
-    // SAFETY: handlers are installed before the first use; they touch only their own data.
-    unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) }
+    // SAFETY: handlers are installed before the first use; they touch only their own data. Not `nomem`, here and below:
+    // what handlers note must be read after it, and what they read must be written before.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
 }
 
 /// Shuts interrupts; says whether they were open.
 pub fn shut_interrupts() -> bool {
     let flags: u64;
     // SAFETY: reads RFLAGS and clears IF.
-    unsafe { asm!("pushfq", "pop {}", "cli", out(reg) flags, options(nomem)) }
+    unsafe { asm!("pushfq", "pop {}", "cli", out(reg) flags) }
     flags & 1 << 9 != 0
 }
 
 /// Lets pending interrupts in for one moment.
 pub fn take_interrupts() {
     // SAFETY: as in `wait_for_interrupt`; NOP ends STI's shadow.
-    unsafe { asm!("sti", "nop", "cli", options(nomem, nostack)) }
+    unsafe { asm!("sti", "nop", "cli", options(nostack)) }
 }
 
 /// Opens interrupts.
 pub fn open_interrupts() {
     // SAFETY: as in `wait_for_interrupt`.
-    unsafe { asm!("sti", options(nomem, nostack)) }
+    unsafe { asm!("sti", options(nostack)) }
 }
 
 /// Stops this processor for ever.
 pub fn halt_forever() -> ! {
     loop {
         // SAFETY: nothing runs on this processor after it.
-        unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
+        unsafe { asm!("cli", "hlt", options(nostack)) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use x86_64::VirtAddr;
+use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::load_tss;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
@@ -18,7 +19,8 @@ pub const NMI_STACK: u16 = 1;
 /// See [`DOUBLE_FAULT_STACK`].
 pub const MACHINE_CHECK_STACK: u16 = 2;
 
-/// Loads a GDT and TSS of this processor's own and the host's IDT. Interrupts are shut.
+/// Loads a GDT and TSS of this processor's own and the host's IDT. Interrupts are shut. From then on machine checks are
+/// exceptions; before, they stop the machine.
 ///
 /// `stack_tops` are the ends of [`SPECIAL_STACKS`] stacks that nothing else uses.
 pub fn load(stack_tops: [u64; SPECIAL_STACKS], idt: &'static InterruptDescriptorTable) {
@@ -41,4 +43,6 @@ pub fn load(stack_tops: [u64; SPECIAL_STACKS], idt: &'static InterruptDescriptor
         load_tss(task);
     }
     idt.load();
+    // SAFETY: every 64-bit processor has machine checks (CPUID 1, EDX bit 7), and their handler is loaded.
+    unsafe { Cr4::update(|flags| flags.insert(Cr4Flags::MACHINE_CHECK_EXCEPTION)) };
 }

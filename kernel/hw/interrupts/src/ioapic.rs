@@ -32,12 +32,17 @@ impl IoApic {
         }
     }
 
-    /// Sends input `gsi` to processor `to` as `vector`.
-    pub fn route(self, gsi: u32, to: u32, vector: u8, level: bool, active_low: bool) {
+    /// Sends input `gsi` to processor `to` as `vector`; says whether it can: an entry has 8 bits for the APIC ID, of which
+    /// 255 is everybody.
+    pub fn route(self, gsi: u32, to: u32, vector: u8, level: bool, active_low: bool) -> bool {
+        if to >= 0xff {
+            return false;
+        }
         let register = REDIRECTION + 2 * (gsi - self.first_gsi) as u8;
         let flags = if level { LEVEL } else { 0 } | if active_low { ACTIVE_LOW } else { 0 };
         self.write(register + 1, to << 24);
         self.write(register, u32::from(vector) | flags);
+        true
     }
 
     fn read(self, register: u8) -> u32 {

@@ -9,6 +9,7 @@ pub mod ioapic;
 pub mod local_apic;
 
 use cpu::percpu;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::{Once, RwLock};
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
@@ -64,6 +65,24 @@ pub type ExceptionHook = fn(&Frame) -> !;
 static IDT: Once<InterruptDescriptorTable> = Once::new();
 static HOOK: Once<ExceptionHook> = Once::new();
 static NEXT_DEVICE_VECTOR: RwLock<u8> = RwLock::new(DEVICES.start);
+
+/// The host dies: a processor that takes an NMI stops.
+static DYING: AtomicBool = AtomicBool::new(false);
+static NMIS: AtomicU64 = AtomicU64::new(0);
+
+/// How many NMIs arrived, on all processors. Pollux sends none while it lives, so each is a hardware error or somebody's
+/// button.
+pub fn nmis() -> u64 {
+    NMIS.load(Ordering::Relaxed)
+}
+
+/// Stops every other processor for ever, by NMI, which reaches them wherever they are: for a host that is dying.
+///
+/// Not by INIT, after which the boot processor would run the firmware. A processor in a guest leaves it for an NMI.
+pub fn stop_others() {
+    DYING.store(true, Ordering::SeqCst);
+    local_apic::send_nmi_to_others();
+}
 
 /// Makes the interrupt table, and silences the 8259 pair. Called once, before [`table`] and the local APICs.
 pub fn init(hook: ExceptionHook) {
@@ -144,8 +163,9 @@ fn set_stub(idt: &mut InterruptDescriptorTable, vector: u8, stub: VirtAddr) {
 extern "C" fn interrupt_arrived(frame: &Frame) {
     let vector = frame.vector as u8;
     match vector {
-        // An NMI without a known sender is a hardware error on servers; it is noted, and the loop reports it.
-        NMI => percpu::current().arrive(NMI),
+        // Nothing more than this may be done in it: it comes in the middle of anything, locks held.
+        NMI if DYING.load(Ordering::SeqCst) => cpu::halt_forever(),
+        NMI => drop(NMIS.fetch_add(1, Ordering::Relaxed)),
         0..32 => HOOK.get().expect("init ran")(frame),
         SPURIOUS => {}
         _ => {

@@ -34,10 +34,16 @@ const DIVIDE_BY_1: u32 = 0b1011;
 const APIC_BASE_X2APIC: u64 = 1 << 10;
 const APIC_BASE_ENABLE: u64 = 1 << 11;
 
+/// The last APIC ID that an xAPIC, an I/O APIC or a device's message can name; 255 is everybody.
+const SHORT_ID_MAX: u32 = 254;
+/// How often an xAPIC's command register is asked whether it is done with the last one, which takes a microsecond.
+const COMMAND_READS_MAX: u32 = 1_000_000;
+
 /// How the registers are reached.
-const X_APIC: u8 = 0;
-const X2_APIC: u8 = 1;
-static ACCESS: AtomicU8 = AtomicU8::new(X_APIC);
+const OFF: u8 = 0;
+const X_APIC: u8 = 1;
+const X2_APIC: u8 = 2;
+static ACCESS: AtomicU8 = AtomicU8::new(OFF);
 static PAGE: AtomicU64 = AtomicU64::new(0xfee0_0000);
 
 /// Timer ticks in 2^32 TSC cycles; 0 in deadline mode.
@@ -55,6 +61,7 @@ pub fn init() {
             ACCESS.store(X2_APIC, Ordering::Relaxed);
         } else {
             msr::write(msr::APIC_BASE, base | APIC_BASE_ENABLE);
+            ACCESS.store(X_APIC, Ordering::Relaxed);
         }
     }
     write(TASK_PRIORITY, 0);
@@ -72,6 +79,11 @@ pub fn id() -> u32 {
 /// Whether the local APICs are used as x2APICs, and whether their timers know deadlines, for the report.
 pub fn modes() -> (bool, bool) {
     (ACCESS.load(Ordering::Relaxed) == X2_APIC, has_deadline_mode())
+}
+
+/// Whether interrupts between processors reach the one with APIC ID `to`.
+pub fn reaches(to: u32) -> bool {
+    ACCESS.load(Ordering::Relaxed) == X2_APIC || to <= SHORT_ID_MAX
 }
 
 /// Ends the interrupt in service.
@@ -109,15 +121,26 @@ pub fn send_startup(to: u32, page: Hpa) {
     command(to, 6 << 8 | COMMAND_ASSERT | (page.as_u64() >> 12) as u32);
 }
 
-/// Stops every other processor for ever, by INIT: for a host that is dying.
-pub fn stop_others() {
+/// Sends an NMI to every other processor; does nothing before [`init`] ran on this one.
+pub fn send_nmi_to_others() {
     const ALL_BUT_SELF: u32 = 3 << 18;
-    command(0, 5 << 8 | COMMAND_ASSERT | ALL_BUT_SELF);
+    // SAFETY: every 64-bit processor has the register.
+    let base = unsafe { msr::read(msr::APIC_BASE) };
+    let own_access = match (base & APIC_BASE_ENABLE != 0, base & APIC_BASE_X2APIC != 0) {
+        (false, _) => OFF,
+        (true, false) => X_APIC,
+        (true, true) => X2_APIC,
+    };
+    let access = ACCESS.load(Ordering::Relaxed);
+    if access != OFF && access == own_access {
+        command(0, DELIVERY_NMI | COMMAND_ASSERT | ALL_BUT_SELF);
+    }
 }
 
-/// The address and data with which a device's MSI reaches processor `to` as `vector`.
-pub fn msi(to: u32, vector: u8) -> (u64, u32) {
-    (0xfee0_0000 | u64::from(to & 0xff) << 12, vector.into())
+/// The address and data with which a device's MSI reaches processor `to` as `vector`; `None` where the APIC ID does not
+/// fit, as interrupts are not remapped.
+pub fn msi(to: u32, vector: u8) -> Option<(u64, u32)> {
+    (to <= SHORT_ID_MAX).then(|| (0xfee0_0000 | u64::from(to) << 12, vector.into()))
 }
 
 fn has_deadline_mode() -> bool {
@@ -162,9 +185,9 @@ fn command(to: u32, low: u32) {
         }
         return;
     }
-    while read(COMMAND) & COMMAND_PENDING != 0 {
-        core::hint::spin_loop();
-    }
+    // A command that never leaves is lost with or without the next one.
+    let is_free = |_| read(COMMAND) & COMMAND_PENDING == 0;
+    let _ = (0..COMMAND_READS_MAX).any(is_free);
     write(COMMAND_HIGH, to << 24);
     write(COMMAND, low);
 }

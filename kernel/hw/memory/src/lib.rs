@@ -18,7 +18,7 @@ mod tables;
 pub use dma::Dma;
 pub use guest::HostFrames;
 pub use heap::{Heap, HeapUse};
-pub use paging::{map_mmio, seal_code};
+pub use paging::{map_firmware, map_mmio, seal_code, share};
 pub use stack::{STACK_BYTES, Stack};
 pub use tables::TableFrames;
 
@@ -33,23 +33,21 @@ pub static FRAMES: Mutex<FrameAllocator> = Mutex::new(FrameAllocator::new());
 /// Physical memory below this address is left alone: firmware data, and the page that starts the other processors.
 const LOW_MEMORY_END: u64 = 1 << 20;
 
-/// Gives all free RAM to [`FRAMES`], and the heap its first part.
+/// Gives all free RAM to [`FRAMES`], from which the heap takes what it needs.
 ///
 /// Called once, on the boot processor, before anything is allocated.
 pub fn init(boot: &BootInfo) {
     let image = BootInfo::image();
-    {
-        let mut frames = FRAMES.lock();
-        for region in boot.regions().iter().filter(|region| region.usable) {
-            donate_free_parts(&mut frames, *region, boot, image);
-        }
+    let mut frames = FRAMES.lock();
+    for region in boot.regions().iter().filter(|region| region.usable) {
+        donate_free_parts(&mut frames, *region, boot, image);
     }
-    heap::init();
 }
 
 /// Replaces the boot code's page tables, in which everything may be written and executed, by the host's own.
 ///
-/// Called once, after what must be read from the first page, which is unmapped from then on.
+/// Called once, after what must be read from the first page, which is unmapped from then on. The page below this
+/// processor's stack is unmapped too.
 pub fn protect(boot: &BootInfo) {
     paging::init(boot, BootInfo::image());
     paging::load();

@@ -49,7 +49,7 @@ trampoline_long_mode:
 .balign 8
 trampoline_gdt:
     .quad 0
-    .quad 0x00af9a000000ffff                        # 64-bit code
+    .quad 0x00af9b000000ffff                        # 64-bit code, accessed: the page is read-only
 trampoline_gdt_pointer:
     .short 15
     .long BASE + (trampoline_gdt - trampoline_start)

@@ -63,7 +63,7 @@ const PAUSE_FILTER_THRESHOLD: u16 = 128;
 
 global_asm!(
     // svm_enter(gprs: rdi, vmcb: rsi): RAX and RSP are in the VMCB; VMRUN itself keeps the host's RAX, RSP and RIP.
-    ".section .text",
+    ".section .text.vcpu_entry, \"ax\"",
     ".global svm_enter",
     "svm_enter:",
     "push rbx",

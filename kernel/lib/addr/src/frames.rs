@@ -174,7 +174,31 @@ impl FrameAllocator {
         Some(frame)
     }
 
-    /// Takes back a large frame, alone or as a part of a huge one.
+    /// `count` neighbouring large frames. They are given back one by one.
+    pub fn take_large_run(&mut self, count: usize) -> Option<Hpa> {
+        assert!(count > 0);
+        let (mut start, mut index) = (self.first_large, self.first_large);
+        while index < LARGE_FRAMES {
+            if self.large[index / 64] == 0 {
+                index = (index / 64 + 1) * 64;
+                start = index;
+                continue;
+            }
+            if !self.large_is_free(index) {
+                start = index + 1;
+            }
+            index += 1;
+            if index - start == count {
+                let frame = |index: usize| Hpa::new(index as u64 * LARGE_PAGE_BYTES);
+                (start..index).for_each(|index| self.set_large(frame(index), false));
+                self.free_bytes -= count as u64 * LARGE_PAGE_BYTES;
+                return Some(frame(start));
+            }
+        }
+        None
+    }
+
+    /// Takes back a large frame, alone or as a part of a run or of a huge one.
     ///
     /// # Panics
     /// When it is free already.
@@ -290,6 +314,33 @@ mod tests {
         (0..512).for_each(|index| frames.free_large(huge.wrapping_add(index * LARGE_PAGE_BYTES)));
         assert_eq!(frames.free_bytes(), frames.total_bytes());
         assert!(frames.take_huge().is_some() && frames.take_huge().is_some() && frames.take_huge().is_none());
+    }
+
+    #[test]
+    fn large_runs_are_neighbours_and_come_back_in_parts() {
+        let mut frames = with(0, 600 * MIB);
+        let all: Vec<_> = (0..300).map(|_| frames.take_large().unwrap()).collect();
+        assert_eq!(frames.take_large_run(1), None);
+        // Frames 10, 12, 13, 62 to 66 and 299 are free.
+        [10, 12, 13, 62, 63, 64, 65, 66, 299].into_iter().for_each(|index| frames.free_large(all[index]));
+        assert_eq!(frames.take_large_run(2), Some(all[12]));
+        assert_eq!(frames.take_large_run(6), None);
+        assert_eq!(frames.take_large_run(4), Some(all[62]), "across words of the bitmap");
+        assert_eq!(frames.take_large_run(2), None);
+        assert_eq!(frames.free_bytes(), 3 * LARGE_PAGE_BYTES);
+        (62..66).for_each(|index| frames.free_large(all[index]));
+        assert_eq!(frames.take_large_run(5), Some(all[62]));
+        assert_eq!(frames.take_large(), Some(all[10]));
+        assert_eq!(frames.take_large_run(1), Some(all[299]));
+        assert_eq!((frames.take_large_run(1), frames.free_bytes()), (None, 0));
+    }
+
+    #[test]
+    fn large_runs_end_with_memory() {
+        let mut frames = with(MEMORY_BYTES_MAX - 4 * MIB, MEMORY_BYTES_MAX);
+        assert_eq!(frames.take_large_run(3), None);
+        assert_eq!(frames.take_large_run(2), Some(Hpa::new(MEMORY_BYTES_MAX - 4 * MIB)));
+        assert_eq!(frames.take_large_run(1), None);
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod storage;
 mod tests;
 
 pub use cpuid::{CpuProfile, Leaf};
-pub use input::InputMode;
+pub use input::{FrameLost, InputMode};
 pub use network::{NicConfig, offload_of};
 pub use output::{OutFrame, OutTransfer, Outbox, OutputMode};
 pub use run::{Pause, Thread};

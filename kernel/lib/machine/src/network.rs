@@ -101,7 +101,7 @@ pub fn offload_of(header: &NetHeader) -> Offload {
     }
 }
 
-fn header_of(offload: &Offload) -> NetHeader {
+pub(crate) fn header_of(offload: &Offload) -> NetHeader {
     let needs = if offload.needs_checksum { FLAG_NEEDS_CSUM } else { 0 };
     let valid = if offload.checksum_valid { FLAG_DATA_VALID } else { 0 };
     let gso_type = match offload.gso {

@@ -3,11 +3,11 @@
 //! The guest is a flat 32-bit program without paging: linear addresses are physical ones. Time is what the test says:
 //! the TSC ticks twice a nanosecond and did not start at zero.
 
+use super::mock::{MockVcpu, Shared, host_tsc};
 use crate::*;
 use addr::Gpa;
 use block::HostRun;
 use guestmem::heap::guest_memory;
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering as AtomicOrdering};
 use std::sync::{Arc, Mutex as StdMutex};
 use vcpu::*;
@@ -17,141 +17,6 @@ pub const TSC_KHZ: u32 = 2_000_000;
 pub const WALL_UNIX_NS: u64 = 1_700_000_000_123_456_789;
 /// Where the code of [`Bench::emulate`] lies.
 const CODE: u64 = 0x8000;
-
-/// What the guest does between two exits, and the exit.
-pub type Step = Box<dyn FnOnce(&mut VcpuState) -> Exit + Send>;
-
-/// What test and processor share.
-#[derive(Default)]
-pub struct Shared {
-    script: VecDeque<Step>,
-    /// The events that the guest took.
-    pub taken: Vec<Event>,
-}
-
-/// A processor of plain fields.
-pub struct MockVcpu {
-    state: VcpuState,
-    waiting: Option<Event>,
-    in_nmi: bool,
-    window: bool,
-    tsc_offset: u64,
-    string_exit: bool,
-    time: Arc<AtomicU64>,
-    shared: Arc<StdMutex<Shared>>,
-}
-
-fn host_tsc(ns: u64) -> u64 {
-    2 * ns + 987_654_321
-}
-
-impl Vcpu for MockVcpu {
-    fn run(&mut self) -> Exit {
-        let mut shared = self.shared.lock().unwrap();
-        if let Some(event) = self.waiting.take() {
-            shared.taken.push(event);
-            match event {
-                Event::Interrupt(_) => self.state.rflags &= !rflags::IF,
-                Event::Nmi => self.in_nmi = true,
-                Event::Exception(_) => {}
-            }
-        }
-        if self.window && self.state.rflags & rflags::IF != 0 {
-            return Exit::InterruptWindow;
-        }
-        let Some(step) = shared.script.pop_front() else { return Exit::HostInterrupt };
-        drop(shared);
-        let exit = step(&mut self.state);
-        self.string_exit = matches!(exit, Exit::Port(PortAccess { string: true, .. }) | Exit::NestedFault { .. });
-        exit
-    }
-
-    fn park(&mut self) {}
-    fn unload(&mut self) {}
-
-    fn gprs(&self) -> &[u64; 16] {
-        &self.state.gprs
-    }
-
-    fn gprs_mut(&mut self) -> &mut [u64; 16] {
-        &mut self.state.gprs
-    }
-
-    fn rip(&self) -> u64 {
-        self.state.rip
-    }
-
-    fn rflags(&self) -> u64 {
-        self.state.rflags
-    }
-
-    fn set_rflags(&mut self, value: u64) {
-        self.state.rflags = value;
-    }
-
-    fn next_rip(&self) -> Option<u64> {
-        (!self.string_exit).then(|| self.state.rip.wrapping_add(2))
-    }
-
-    fn retire(&mut self, next_rip: u64) {
-        self.state.rip = next_rip;
-        if self.state.rflags & rflags::TF != 0 {
-            self.inject(Event::Exception(Exception::DEBUG));
-        }
-    }
-
-    fn segment(&self, name: SegmentName) -> Segment {
-        self.state.segments[name as usize]
-    }
-
-    fn paging(&self) -> Paging {
-        let VcpuState { cr0, cr3, cr4, efer, .. } = self.state;
-        Paging { cr0, cr3, cr4, efer, cpl: (self.segment(SegmentName::Ss).attributes >> 5 & 3) as u8 }
-    }
-
-    fn inject(&mut self, event: Event) {
-        assert!(self.waiting.is_none(), "one event an entry");
-        self.waiting = Some(event);
-    }
-
-    fn ready_for(&self) -> ReadyFor {
-        match (self.waiting, self.state.rflags & rflags::IF) {
-            (Some(_), _) => ReadyFor::Nothing,
-            (None, 0) => ReadyFor::Exceptions,
-            (None, _) => ReadyFor::Interrupts,
-        }
-    }
-
-    fn nmi_blocked(&self) -> bool {
-        self.in_nmi
-    }
-
-    fn want_interrupt_window(&mut self, wanted: bool) {
-        self.window = wanted;
-    }
-
-    fn state(&mut self) -> VcpuState {
-        self.state.clone()
-    }
-
-    fn set_state(&mut self, state: &VcpuState) {
-        self.state = state.clone();
-    }
-
-    fn set_xcr0(&mut self, value: u64) {
-        self.state.xcr0 = value;
-    }
-
-    fn set_tsc(&mut self, guest: u64) {
-        self.tsc_offset = guest.wrapping_sub(host_tsc(self.time.load(AtomicOrdering::Relaxed)));
-    }
-
-    fn tsc_offset(&self) -> u64 {
-        self.tsc_offset
-    }
-
-    fn invalidate(&mut self) {}
-}
 
 /// A host that writes down what it is told.
 pub struct TestHost {
@@ -202,7 +67,7 @@ impl Host for TestHost {
 
 /// A machine, its vCPU and its host.
 pub struct Bench {
-    pub machine: Machine,
+    pub machine: Arc<Machine>,
     pub thread: Thread,
     pub outbox: Outbox,
     pub host: TestHost,
@@ -266,7 +131,7 @@ impl Bench {
     /// A machine on a processor with this CPUID.
     pub fn on(host_leaf: fn(u32, u32) -> Leaf, disks: Vec<DiskConfig>, nics: Vec<NicConfig>) -> Self {
         let (time, shared) = (Arc::new(AtomicU64::new(1_000)), Arc::new(StdMutex::new(Shared::default())));
-        let machine = Machine::new(MachineConfig {
+        let machine = Arc::new(Machine::new(MachineConfig {
             id: 1,
             vcpus: 1,
             memory: guest_memory(MEMORY_BYTES),
@@ -274,17 +139,8 @@ impl Bench {
             disks,
             nics,
             wall_unix_ns: WALL_UNIX_NS,
-        });
-        let vcpu = MockVcpu {
-            state: VcpuState::reset(),
-            waiting: None,
-            in_nmi: false,
-            window: false,
-            tsc_offset: 0,
-            string_exit: false,
-            time: time.clone(),
-            shared: shared.clone(),
-        };
+        }));
+        let vcpu = MockVcpu::new(time.clone(), shared.clone());
         let host = TestHost {
             time: time.clone(),
             kicks: 0,

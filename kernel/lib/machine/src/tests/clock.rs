@@ -60,7 +60,7 @@ fn memory_that_is_none_is_refused() {
     for (index, value) in [
         (WALL_CLOCK, MEMORY_BYTES),
         (WALL_CLOCK, u64::MAX),
-        (SYSTEM_TIME, MEMORY_BYTES - 16 | 1),
+        (SYSTEM_TIME, (MEMORY_BYTES - 16) | 1),
         (SYSTEM_TIME, u64::MAX),
         (PV_EOI, MEMORY_BYTES | 1),
         (PV_EOI, FLAG | 3),
@@ -94,11 +94,11 @@ fn the_guest_ends_its_interrupt_in_memory() {
     let mut bench = with_pv_eoi();
     bench.write_msr(0x83f, 0x41).unwrap();
     // In the handler the offer stands; the guest takes it.
-    let memory = bench.machine.memory().clone();
+    let machine = bench.machine.clone();
     bench.then(move |_| {
         let flag = addr::Gpa::new(FLAG);
-        assert_eq!(memory.load(flag, 1).unwrap(), 1, "offered");
-        memory.store(flag, 1, 0).unwrap();
+        assert_eq!(machine.memory().load(flag, 1).unwrap(), 1, "offered");
+        machine.memory().store(flag, 1, 0).unwrap();
         Exit::HostInterrupt
     });
     bench.run();
@@ -121,9 +121,9 @@ fn no_offer_while_another_interrupt_waits_for_this_ones_end() {
     let mut bench = with_pv_eoi();
     bench.write_msr(0x83f, 0x42).unwrap();
     bench.write_msr(0x83f, 0x41).unwrap();
-    let memory = bench.machine.memory().clone();
+    let machine = bench.machine.clone();
     bench.then(move |_| {
-        assert_eq!(memory.load(addr::Gpa::new(FLAG), 1).unwrap(), 0);
+        assert_eq!(machine.memory().load(addr::Gpa::new(FLAG), 1).unwrap(), 0);
         Exit::HostInterrupt
     });
     bench.run();
@@ -148,11 +148,11 @@ fn without_registration_nothing_is_offered() {
 #[test]
 fn the_offer_covers_the_very_entry_that_injects() {
     let mut bench = with_pv_eoi();
-    let memory = bench.machine.memory().clone();
+    let machine = bench.machine.clone();
     bench.then(|_| Exit::MsrWrite { index: 0x83f, value: 0x61 });
     bench.then(move |state| {
         assert_eq!(state.rflags & vcpu::rflags::IF, 0, "the handler runs");
-        assert_eq!(memory.load(addr::Gpa::new(FLAG), 1).unwrap(), 1);
+        assert_eq!(machine.memory().load(addr::Gpa::new(FLAG), 1).unwrap(), 1);
         Exit::HostInterrupt
     });
     bench.run();

@@ -37,7 +37,9 @@ fn leaf(profile: &CpuProfile, leaf: u32, subleaf: u32) -> Leaf {
 fn only_known_features_are_offered() {
     let mut bench = Bench::new();
     let Leaf { ecx, edx, .. } = bench.cpuid(1, 0);
-    for (bit, name) in [(2, "DTES64"), (3, "MONITOR"), (5, "VMX"), (6, "SMX"), (15, "PDCM"), (18, "DCA"), (27, "OSXSAVE")] {
+    for (bit, name) in
+        [(2, "DTES64"), (3, "MONITOR"), (5, "VMX"), (6, "SMX"), (15, "PDCM"), (18, "DCA"), (27, "OSXSAVE")]
+    {
         assert_eq!(ecx & 1 << bit, 0, "{name}");
     }
     for (bit, name) in [(0, "SSE3"), (21, "x2APIC"), (24, "TSC deadline"), (26, "XSAVE"), (31, "hypervisor")] {
@@ -82,7 +84,10 @@ fn vendors_and_hypervisor_have_their_names() {
     let text = |leaf: Leaf| [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat();
     let mut bench = Bench::new();
     let zero = bench.cpuid(0, 0);
-    assert_eq!((zero.eax, [zero.ebx, zero.edx, zero.ecx].map(u32::to_le_bytes).as_flattened()), (0xd, &b"AuthenticAMD"[..]));
+    assert_eq!(
+        (zero.eax, [zero.ebx, zero.edx, zero.ecx].map(u32::to_le_bytes).as_flattened()),
+        (0xd, &b"AuthenticAMD"[..])
+    );
     let hypervisor = bench.cpuid(0x4000_0000, 0);
     assert_eq!((hypervisor.eax, &text(hypervisor)[..]), (0x4000_0010, &b"KVMKVMKVM\0\0\0"[..]));
     assert_eq!(text(bench.cpuid(0x4000_0100, 0)), b"PolluxPollux");

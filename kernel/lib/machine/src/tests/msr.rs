@@ -25,7 +25,8 @@ fn refuses(bench: &mut Bench, index: u32, value: u64) {
 #[test]
 fn unknown_registers_fault() {
     let mut bench = Bench::new();
-    for index in [0, 0x3a, 0x48, 0xce, 0x150, 0x1d8, 0x210, 0x26e + 2, 0x345, 0x480, 0xc001_0114, 0x4b56_4d02, u32::MAX] {
+    for index in [0, 0x3a, 0x48, 0xce, 0x150, 0x1d8, 0x210, 0x26e + 2, 0x345, 0x480, 0xc001_0114, 0x4b56_4d02, u32::MAX]
+    {
         assert_eq!(bench.read_msr(index), Err(PROTECTION), "read of {index:#x}");
         assert_eq!(bench.write_msr(index, 0), Err(PROTECTION), "write of {index:#x}");
     }

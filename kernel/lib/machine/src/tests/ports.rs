@@ -88,7 +88,10 @@ fn strings_go_out_and_come_in() {
     bench.set_gpr(Gpr::Rdi, 0x3000);
     bench.set_gpr(Gpr::Rcx, 3);
     bench.set_gpr(Gpr::Rdx, NOBODY.into());
-    bench.emulate(&[0xf3, 0x6d], Exit::Port(PortAccess { port: NOBODY, size: 4, direction: PortDirection::In, string: true }));
+    bench.emulate(
+        &[0xf3, 0x6d],
+        Exit::Port(PortAccess { port: NOBODY, size: 4, direction: PortDirection::In, string: true }),
+    );
     assert_eq!((bench.load(0x3008, 4), bench.load(0x300c, 4)), (0xffff_ffff, 0));
 }
 

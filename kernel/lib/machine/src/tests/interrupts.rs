@@ -1,0 +1,296 @@
+//! From a timer, a line or a message to the guest's handler, and when a guest that sleeps wakes.
+
+use super::bench::*;
+use crate::Pause;
+use crate::mail::{Mail, Mailbox};
+use chipset::{DeliveryMode, Message, Target};
+use vcpu::{Event, Exit, rflags};
+
+/// LVT timer: TSC deadline, vector 0xEC.
+const DEADLINE_MODE: u64 = 2 << 17 | 0xec;
+
+fn with_timer() -> Bench {
+    let mut bench = Bench::new();
+    bench.enable_x2apic();
+    bench.write_msr(0x832, DEADLINE_MODE).unwrap();
+    bench
+}
+
+fn end_of_interrupt(bench: &mut Bench) {
+    bench.write_msr(0x80b, 0).unwrap();
+}
+
+#[test]
+fn a_halted_guest_sleeps_until_its_deadline() {
+    let mut bench = with_timer();
+    bench.set_if(true);
+    let deadline = bench.read_msr(0x10).unwrap() + 20_000;
+    bench.write_msr(0x6e0, deadline).unwrap();
+    let due = bench.now_ns() + 10_000;
+    assert_eq!(bench.host.armed.last(), Some(&due), "the host's timer is set at once");
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(Some(due)));
+    assert_eq!(bench.run(), Pause::Idle(Some(due)), "nothing happened meanwhile");
+    bench.pass(9_999);
+    assert_eq!(bench.run(), Pause::Idle(Some(due)));
+    assert_eq!(bench.taken(), []);
+    bench.pass(1);
+    assert_eq!(bench.run(), Pause::Interrupted);
+    assert_eq!(bench.taken(), [Event::Interrupt(0xec)]);
+    assert_eq!(bench.read_msr(0x6e0), Ok(0), "disarmed");
+}
+
+#[test]
+fn a_deadline_comes_while_the_guest_runs() {
+    let mut bench = with_timer();
+    bench.set_if(true);
+    bench.write_msr(0x6e0, bench.now_ns() * 2 + 20_000).unwrap();
+    bench.pass(20_000);
+    // The host's timer ends the run; the next one finds the deadline passed.
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0xec)]);
+    bench.set_if(true);
+    bench.run();
+    assert_eq!(bench.taken(), [], "once");
+}
+
+#[test]
+fn a_halted_guest_without_interrupts_sleeps_for_ever() {
+    let mut bench = with_timer();
+    bench.write_msr(0x83f, 0x41).unwrap();
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(None), "IF is clear");
+    assert_eq!(bench.taken(), []);
+}
+
+#[test]
+fn halt_does_not_sleep_over_a_waiting_interrupt() {
+    let mut bench = with_timer();
+    bench.write_msr(0x83f, 0x41).unwrap();
+    bench.then(|state| {
+        state.rflags |= rflags::IF;
+        Exit::Halt
+    });
+    assert_eq!(bench.run(), Pause::Interrupted);
+    assert_eq!(bench.taken(), [Event::Interrupt(0x41)]);
+}
+
+#[test]
+fn halt_under_single_step_takes_the_trap() {
+    let mut bench = Bench::new();
+    bench.then(|state| {
+        state.rflags |= rflags::TF;
+        Exit::Halt
+    });
+    assert_eq!(bench.run(), Pause::Interrupted);
+    assert_eq!(bench.taken(), [Event::Exception(vcpu::Exception::DEBUG)]);
+}
+
+#[test]
+fn an_nmi_wakes_unless_another_is_served() {
+    let mut bench = Bench::new();
+    bench.enable_x2apic();
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(None));
+    let nmi = Message { vector: 0, mode: DeliveryMode::Nmi, target: Target::All, level_triggered: false };
+    bench.machine.post(0, Mail::Message(nmi), &mut bench.host);
+    assert!(bench.machine.has_mail(0));
+    assert_eq!(bench.run(), Pause::Interrupted);
+    assert_eq!(bench.taken(), [Event::Nmi], "although IF is clear");
+    bench.machine.post(0, Mail::Message(nmi), &mut bench.host);
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(None), "blocked by the first");
+    assert_eq!(bench.taken(), []);
+}
+
+#[test]
+fn an_interrupt_waits_for_its_window() {
+    let mut bench = with_timer();
+    bench.write_msr(0x83f, 0x41).unwrap();
+    bench.exit(Exit::Pause);
+    assert_eq!(bench.taken(), [], "IF is clear");
+    bench.then(|state| {
+        state.rflags |= rflags::IF;
+        Exit::CacheFlush
+    });
+    assert_eq!(bench.run(), Pause::Interrupted);
+    assert_eq!(bench.taken(), [Event::Interrupt(0x41)]);
+}
+
+#[test]
+fn the_window_opens_without_another_exit() {
+    let mut bench = with_timer();
+    bench.write_msr(0x83f, 0x41).unwrap();
+    bench.set_if(true);
+    // The mock leaves with the window's exit before it does anything else.
+    bench.then(|state| {
+        assert_eq!(state.rflags & rflags::IF, 0, "the handler runs first");
+        Exit::Pause
+    });
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x41)]);
+}
+
+#[test]
+fn priorities_decide_who_is_next() {
+    let mut bench = with_timer();
+    for vector in [0x41, 0x91, 0x42, 0x91] {
+        bench.write_msr(0x83f, vector).unwrap();
+    }
+    let mut order = vec![];
+    for _ in 0..4 {
+        bench.set_if(true);
+        bench.run();
+        order.extend(bench.taken());
+        end_of_interrupt(&mut bench);
+    }
+    assert_eq!(order, [0x91, 0x42, 0x41].map(Event::Interrupt));
+}
+
+#[test]
+fn a_pit_that_is_set_by_port_wakes_the_guest() {
+    let mut bench = Bench::new();
+    bench.enable_x2apic();
+    bench.set_ioapic_pin(2, 0x31);
+    bench.out(0x43, 1, 0x34);
+    bench.out(0x40, 1, 0x9c);
+    bench.out(0x40, 1, 0x2e);
+    let due = bench.machine.board.lock().chipset.deadline_ns().unwrap();
+    assert_eq!(bench.host.armed.last(), Some(&due), "the host's timer is set at once");
+    bench.set_if(true);
+    let Pause::Idle(Some(until)) = bench.exit(Exit::Halt) else { panic!("it sleeps until the PIT") };
+    assert_eq!(until, due);
+    bench.pass(until - bench.now_ns());
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x31)]);
+}
+
+/// Makes the PIC pair raise vectors 0x20 to 0x2f, all open.
+fn program_pics(bench: &mut Bench) {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x20),
+        (0x21, 4),
+        (0x21, 1),
+        (0xa0, 0x11),
+        (0xa1, 0x28),
+        (0xa1, 2),
+        (0xa1, 1),
+        (0x21, 0),
+        (0xa1, 0),
+    ] {
+        bench.out(port, 1, value);
+    }
+}
+
+#[test]
+fn the_pic_interrupts_through_lint0() {
+    let mut bench = Bench::new();
+    program_pics(&mut bench);
+    // The UART's transmitter is empty: its interrupt comes as it is enabled.
+    bench.out(0x3fc, 1, 8);
+    bench.out(0x3f9, 1, 2);
+    bench.set_if(true);
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x24)]);
+    bench.set_if(true);
+    bench.run();
+    assert_eq!(bench.taken(), [], "in service, nothing else waits");
+    bench.out(0x20, 1, 0x20);
+    bench.out(0x3f9, 1, 0);
+    bench.out(0x3f9, 1, 2);
+    assert_eq!(bench.taken(), [Event::Interrupt(0x24)]);
+}
+
+#[test]
+fn a_masked_pic_does_not_interrupt() {
+    let mut bench = Bench::new();
+    program_pics(&mut bench);
+    bench.out(0x21, 1, 0xff);
+    bench.out(0x3fc, 1, 8);
+    bench.out(0x3f9, 1, 2);
+    bench.set_if(true);
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(None));
+}
+
+#[test]
+fn a_level_repeats_after_its_end_while_it_is_asserted() {
+    let mut bench = Bench::new();
+    bench.enable_x2apic();
+    bench.set_ioapic_pin(9, 1 << 15 | 0x49);
+    // The power button's enable bit.
+    bench.out(0x602, 2, 0x100);
+    bench.set_if(true);
+    bench.machine.power_button(&mut bench.host);
+    assert_eq!(bench.host.kicks, 1);
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x49)], "SCI");
+    bench.set_if(true);
+    bench.run();
+    assert_eq!(bench.taken(), [], "remote IRR holds it back");
+    bench.then(|_| Exit::MsrWrite { index: 0x80b, value: 0 });
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x49)], "the status is still set");
+    assert_eq!(bench.input(0x600, 2) & 0x100, 0x100);
+    bench.out(0x600, 2, 0x100);
+    bench.set_if(true);
+    end_of_interrupt(&mut bench);
+    bench.run();
+    assert_eq!(bench.taken(), []);
+}
+
+#[test]
+fn level_interrupts_are_not_offered_to_end_in_memory() {
+    let mut bench = Bench::new();
+    bench.enable_x2apic();
+    bench.write_msr(0x4b56_4d04, 0x5001).unwrap();
+    bench.set_ioapic_pin(9, 1 << 15 | 0x49);
+    bench.out(0x602, 2, 0x100);
+    bench.set_if(true);
+    bench.machine.power_button(&mut bench.host);
+    let machine = bench.machine.clone();
+    bench.then(move |_| {
+        assert_eq!(machine.memory().load(addr::Gpa::new(0x5000), 1).unwrap(), 0);
+        Exit::Pause
+    });
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x49)]);
+}
+
+#[test]
+fn the_xapic_page_works_as_the_registers_do() {
+    let mut bench = Bench::new();
+    bench.mmio_write(0xfee0_00f0, 4, 0x1ff);
+    bench.mmio_write(0xfee0_0320, 4, 0xec);
+    bench.mmio_write(0xfee0_03e0, 4, 0xb);
+    bench.mmio_write(0xfee0_0380, 4, 5_000);
+    assert_eq!(bench.mmio_read(0xfee0_0380, 4), 5_000);
+    bench.set_if(true);
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(Some(bench.now_ns() + 5_000)));
+    bench.pass(5_000);
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0xec)]);
+}
+
+#[test]
+fn mail_is_kept_once_and_bounded() {
+    let mailbox = Mailbox::default();
+    let message = |id| {
+        let target = Target::Physical(id);
+        Mail::Message(Message { vector: 0x31, mode: DeliveryMode::Fixed, target, level_triggered: false })
+    };
+    assert!(!mailbox.has_mail());
+    for id in [1, 2, 1] {
+        mailbox.post(message(id));
+    }
+    for mail in [Mail::PicLine(true), Mail::Board, Mail::PicLine(false), Mail::Board] {
+        mailbox.post(mail);
+    }
+    let mut mail = vec![];
+    assert!(mailbox.has_mail());
+    mailbox.take(&mut mail);
+    assert_eq!(mail, [message(1), message(2), Mail::Board, Mail::PicLine(false)]);
+    assert!(!mailbox.has_mail());
+    mail.clear();
+    (0..100_000).for_each(|id| mailbox.post(message(id)));
+    mailbox.post(Mail::PicLine(true));
+    mailbox.take(&mut mail);
+    assert!((256..2048).contains(&mail.len()), "{}", mail.len());
+    assert_eq!(mail.last(), Some(&Mail::PicLine(true)), "a level is never lost");
+}

@@ -1,0 +1,155 @@
+//! [`MockVcpu`]: a processor that does not run code, but does what the test's script says.
+//!
+//! It takes events as a processor does (an interrupt's handler starts with IF clear), and leaves when the window opens
+//! that was asked for.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use vcpu::*;
+
+/// What the guest does between two exits, and the exit.
+pub type Step = Box<dyn FnOnce(&mut VcpuState) -> Exit + Send>;
+
+/// What test and processor share.
+#[derive(Default)]
+pub struct Shared {
+    pub script: VecDeque<Step>,
+    /// The events that the guest took.
+    pub taken: Vec<Event>,
+}
+
+/// A processor of plain fields that follows its script; at the script's end the host interrupts it.
+pub struct MockVcpu {
+    state: VcpuState,
+    waiting: Option<Event>,
+    in_nmi: bool,
+    window: bool,
+    tsc_offset: u64,
+    /// The last exit's instruction has to be decoded to find its end.
+    string_exit: bool,
+    time: Arc<AtomicU64>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl MockVcpu {
+    /// A processor after reset. `time` is the host's, in nanoseconds.
+    pub fn new(time: Arc<AtomicU64>, shared: Arc<Mutex<Shared>>) -> Self {
+        let state = VcpuState::reset();
+        let (waiting, in_nmi, window, tsc_offset, string_exit) = (None, false, false, 0, false);
+        Self { state, waiting, in_nmi, window, tsc_offset, string_exit, time, shared }
+    }
+}
+
+/// The host's TSC at a moment.
+pub fn host_tsc(ns: u64) -> u64 {
+    2 * ns + 987_654_321
+}
+
+impl Vcpu for MockVcpu {
+    fn run(&mut self) -> Exit {
+        let mut shared = self.shared.lock().unwrap();
+        if let Some(event) = self.waiting.take() {
+            shared.taken.push(event);
+            match event {
+                Event::Interrupt(_) => self.state.rflags &= !rflags::IF,
+                Event::Nmi => self.in_nmi = true,
+                Event::Exception(_) => {}
+            }
+        }
+        if self.window && self.state.rflags & rflags::IF != 0 {
+            return Exit::InterruptWindow;
+        }
+        let Some(step) = shared.script.pop_front() else { return Exit::HostInterrupt };
+        drop(shared);
+        let exit = step(&mut self.state);
+        self.string_exit = matches!(exit, Exit::Port(PortAccess { string: true, .. }) | Exit::NestedFault { .. });
+        exit
+    }
+
+    fn park(&mut self) {}
+    fn unload(&mut self) {}
+
+    fn gprs(&self) -> &[u64; 16] {
+        &self.state.gprs
+    }
+
+    fn gprs_mut(&mut self) -> &mut [u64; 16] {
+        &mut self.state.gprs
+    }
+
+    fn rip(&self) -> u64 {
+        self.state.rip
+    }
+
+    fn rflags(&self) -> u64 {
+        self.state.rflags
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.state.rflags = value;
+    }
+
+    fn next_rip(&self) -> Option<u64> {
+        (!self.string_exit).then(|| self.state.rip.wrapping_add(2))
+    }
+
+    fn retire(&mut self, next_rip: u64) {
+        self.state.rip = next_rip;
+        if self.state.rflags & rflags::TF != 0 {
+            self.inject(Event::Exception(Exception::DEBUG));
+        }
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        self.state.segments[name as usize]
+    }
+
+    fn paging(&self) -> Paging {
+        let VcpuState { cr0, cr3, cr4, efer, .. } = self.state;
+        Paging { cr0, cr3, cr4, efer, cpl: (self.segment(SegmentName::Ss).attributes >> 5 & 3) as u8 }
+    }
+
+    fn inject(&mut self, event: Event) {
+        assert!(self.waiting.is_none(), "one event an entry");
+        self.waiting = Some(event);
+    }
+
+    fn ready_for(&self) -> ReadyFor {
+        match (self.waiting, self.state.rflags & rflags::IF) {
+            (Some(_), _) => ReadyFor::Nothing,
+            (None, 0) => ReadyFor::Exceptions,
+            (None, _) => ReadyFor::Interrupts,
+        }
+    }
+
+    fn nmi_blocked(&self) -> bool {
+        self.in_nmi
+    }
+
+    fn want_interrupt_window(&mut self, wanted: bool) {
+        self.window = wanted;
+    }
+
+    fn state(&mut self) -> VcpuState {
+        self.state.clone()
+    }
+
+    fn set_state(&mut self, state: &VcpuState) {
+        self.state = state.clone();
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.state.xcr0 = value;
+    }
+
+    fn set_tsc(&mut self, guest: u64) {
+        self.tsc_offset = guest.wrapping_sub(host_tsc(self.time.load(Ordering::Relaxed)));
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.tsc_offset
+    }
+
+    fn invalidate(&mut self) {}
+}
