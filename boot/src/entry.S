@@ -124,5 +124,5 @@ boot_pdpt: .skip 4096
 boot_pds:  .skip 4 * 4096
 .global boot_stack_guard
 boot_stack_guard: .skip 4096                        # hw/memory unmaps it
-boot_stack: .skip 65536
+boot_stack: .skip 262144                         # start-up passes large values by move
 boot_stack_end:

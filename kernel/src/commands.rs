@@ -5,11 +5,11 @@ use crate::host::{self, Host};
 use crate::log_ring::{self, Message};
 use crate::management;
 use crate::probe;
-use crate::vm::{self, Order, Refusal, Running, Vm};
+use crate::vm::{self, Order, Refusal, Running, Start, Vm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use config::{Name, VmSpec};
 use core::sync::atomic::Ordering;
@@ -30,8 +30,10 @@ pub enum Answer {
     Reply(Reply, bool),
     /// The guest's console, from now on.
     Attach(Arc<Vm>),
-    /// This reply once the VM's life has ended.
-    End(Arc<Vm>, Reply, bool),
+    /// This reply once a start has succeeded, or why it did not once all of it is taken back.
+    Start(Arc<Start>, Weak<Running>, Reply, bool),
+    /// This reply once a life has ended and everything of it is free.
+    End(Weak<Running>, Reply, bool),
     /// The host's end, once the guests are off or the moment has come.
     Power { off: bool, at_ns: u64 },
 }
@@ -42,7 +44,7 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
     let reply = match command {
         Command::Help { topic } => shell::help(&topic),
         Command::Host => Reply::Host(host_report(host)),
-        Command::VmCreate(spec) => create(host, spec),
+        Command::VmCreate(spec) => return create(host, spec, json),
         Command::VmList => Reply::Vms(host.vms.lock().iter().map(|vm| summary(host, vm)).collect()),
         Command::VmShow { name } => match host.vm(&name) {
             Some(vm) => Reply::Vm(detail(host, &vm)),
@@ -74,7 +76,11 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
     match answer {
         Answer::Reply(reply, json) => Some(Answer::Reply(reply.clone(), *json)),
         Answer::Attach(vm) => Some(Answer::Attach(vm.clone())),
-        Answer::End(vm, reply, json) => vm.running().is_none().then(|| Answer::Reply(reply.clone(), *json)),
+        Answer::Start(start, life, reply, json) => match start.outcome()? {
+            Ok(()) => Some(Answer::Reply(reply.clone(), *json)),
+            Err(refusal) => (life.strong_count() == 0).then(|| Answer::Reply(refused(refusal), *json)),
+        },
+        Answer::End(life, reply, json) => (life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
         Answer::Power { off, at_ns } => {
             let all_off = host.vms.lock().iter().all(|vm| vm.running().is_none());
             if !all_off && host.clock.now_ns() < *at_ns {
@@ -88,7 +94,7 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
 /// Types into a guest's console. What it does not take is lost, as on a line without flow control.
 pub fn type_into(host: &'static Host, vm: &Vm, bytes: &[u8]) {
     if let Some(running) = vm.running() {
-        running.machine.console_input(bytes, &mut InputHost { host, cpu: SERVICE_CPU, running: &running });
+        running.machine.console_input(bytes, &mut InputHost::new(host, SERVICE_CPU, &running));
     }
 }
 
@@ -102,32 +108,44 @@ pub fn log_text(message: &Message) -> String {
     }
 }
 
-fn create(host: &'static Host, spec: Box<VmSpec>) -> Reply {
-    let (name, starts) = (spec.name.clone(), spec.start);
+fn create(host: &'static Host, spec: Box<VmSpec>, json: bool) -> Answer {
+    let name = spec.name.clone();
     match vm::create(host, *spec) {
-        Ok(()) if starts => Reply::done(format!("{name} is running")),
-        Ok(()) => Reply::done(format!("{name} is created")),
-        Err(refusal) => refused(refusal),
+        Ok(Some(running)) => started(&running, json),
+        Ok(None) => Answer::Reply(Reply::done(format!("{name} is created")), json),
+        Err(refusal) => Answer::Reply(refused(refusal), json),
     }
+}
+
+fn started(running: &Arc<Running>, json: bool) -> Answer {
+    let reply = Reply::done(format!("{} is running", running.vm.name()));
+    Answer::Start(running.start.clone(), Arc::downgrade(running), reply, json)
 }
 
 fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> Answer {
     let name = vm.name();
-    let order = |order: Order| vm.must_run().map(|running| running.command(host, SERVICE_CPU, order));
+    let order = |order: Order| {
+        let running = vm.must_run()?;
+        let ending = || (format!("{name} is being stopped"), "see \"vm list\"".to_string());
+        running.command(host, SERVICE_CPU, order).then_some(Arc::downgrade(&running)).ok_or_else(ending)
+    };
     let done = |what: &str| Reply::done(format!("{name} {what}"));
     let result = match action {
-        VmAction::Start => vm.start(host).map(|()| done("is running")),
+        VmAction::Start => match vm.start(host) {
+            Ok(running) => return started(&running, json),
+            Err(refusal) => Err(refusal),
+        },
         VmAction::Stop => vm.must_run().map(|running| {
             press_power_button(host, &running);
             done("was asked to shut down")
         }),
         VmAction::Kill => match order(Order::Kill) {
-            Ok(()) => return Answer::End(vm.clone(), done("is stopped"), json),
+            Ok(life) => return Answer::End(life, done("is stopped"), json),
             Err(refusal) => Err(refusal),
         },
-        VmAction::Reset => order(Order::Reset).map(|()| done("resets")),
-        VmAction::Pause => order(Order::Pause).map(|()| done("is paused")),
-        VmAction::Resume => order(Order::Run).map(|()| done("is running")),
+        VmAction::Reset => order(Order::Reset).map(|_| done("resets")),
+        VmAction::Pause => order(Order::Pause).map(|_| done("is paused")),
+        VmAction::Resume => order(Order::Run).map(|_| done("is running")),
         VmAction::Delete => vm::delete(host, vm).map(|()| done("is deleted")),
     };
     Answer::Reply(result.unwrap_or_else(refused), json)
@@ -143,7 +161,7 @@ fn power(host: &'static Host, off: bool) -> Answer {
 }
 
 fn press_power_button(host: &'static Host, running: &Arc<Running>) {
-    running.machine.power_button(&mut InputHost { host, cpu: SERVICE_CPU, running });
+    running.machine.power_button(&mut InputHost::new(host, SERVICE_CPU, running));
 }
 
 fn refused((message, remedy): Refusal) -> Reply {
@@ -157,10 +175,8 @@ fn no_such_vm(host: &Host, name: &str) -> Reply {
 
 fn host_report(host: &Host) -> HostReport {
     let guests_bytes = running(host).iter().map(|running| running.machine.memory().total_bytes()).sum();
-    let (free_bytes, total_bytes) = {
-        let frames = memory::FRAMES.lock();
-        (frames.free_bytes(), frames.total_bytes())
-    };
+    let free_bytes = vm::free_bytes();
+    let total_bytes = memory::FRAMES.lock().total_bytes();
     let image = boot::BootInfo::image();
     HostReport {
         name: host.config.host.name.to_string(),

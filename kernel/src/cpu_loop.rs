@@ -3,19 +3,22 @@
 //! Interrupts of the host are shut but for two places here: the moment in which they are let in, and the sleep.
 
 use crate::host::{self, Host};
-use crate::network::Forwarder;
+use crate::network::{Forwarder, Frame};
 use crate::services::{self, Services};
-use crate::vm::{Order, Running};
+use crate::vm::{Ending, Order, Running};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 use cpu::percpu;
 use interrupts::local_apic;
-use machine::{End, Moment, Outbox, Pause};
+use machine::{End, Moment, Outbox, Pause, Thread};
 use trace::Event;
 
 /// How long a vCPU runs when others wait for the same CPU.
 const SLICE_NS: u64 = 10_000_000;
+/// How long a vCPU runs on that woke another of the same CPU: long enough to send the rest of a batch.
+const WAKER_NS: u64 = 100_000;
+/// How long a CPU zeroes a new guest's memory before others have their turn.
+const PREPARE_NS: u64 = 2_000_000;
 
 /// One CPU's loop.
 struct CpuLoop {
@@ -23,6 +26,8 @@ struct CpuLoop {
     index: usize,
     outbox: Outbox,
     forwarder: Forwarder,
+    /// Interrupts that arrived; kept for its memory.
+    arrived: Vec<u8>,
     /// CPU 0 serves.
     services: Option<Services>,
     /// Whose floating-point state is in the processor.
@@ -31,11 +36,16 @@ struct CpuLoop {
 
 /// Runs this CPU.
 pub fn run(host: &'static Host, index: usize) -> ! {
+    let lag = host.cpus.tsc_lag(index);
+    if lag > 0 {
+        log::warn!("the TSC of CPU {index} is {} us behind: its guests' clocks stand still as long", host.clock.ns(lag) / 1000);
+    }
     let mut cpu_loop = CpuLoop {
         host,
         index,
         outbox: Outbox::new(),
-        forwarder: Forwarder::default(),
+        forwarder: Forwarder::new(index),
+        arrived: Vec::new(),
         services: (index == 0).then(|| Services::new(host)),
         loaded: None,
     };
@@ -47,11 +57,11 @@ pub fn run(host: &'static Host, index: usize) -> ! {
 impl CpuLoop {
     fn turn(&mut self) {
         cpu::take_interrupts();
-        let mut arrived = Vec::new();
-        percpu::current().take_arrived(|vector| arrived.push(vector));
+        self.arrived.clear();
+        percpu::current().take_arrived(|vector| self.arrived.push(vector));
         let mut deadline_ns = None;
         if let Some(services) = &mut self.services {
-            deadline_ns = services.poll(&arrived, &mut self.forwarder);
+            deadline_ns = services.poll(&self.arrived, &mut self.forwarder);
         }
         match self.next_ready() {
             Some(running) => self.run_slice(&running, deadline_ns),
@@ -75,10 +85,16 @@ impl CpuLoop {
     fn run_slice(&mut self, running: &Arc<Running>, deadline_ns: Option<u64>) {
         if running.order() != Order::Run {
             let end = if running.order() == Order::Reset { End::Reset } else { End::PowerOff };
-            return self.end(running, end);
+            return self.end(running, Ending::Ended(end));
+        }
+        let start_ns = self.host.clock.now_ns();
+        running.begin_slice(start_ns);
+        match running.prepare(self.host, start_ns + PREPARE_NS) {
+            Ok(true) => {}
+            Ok(false) => return running.end_slice(start_ns, self.host.clock.now_ns()),
+            Err(refusal) => return self.end(running, Ending::NotStarted(refusal)),
         }
         self.load(running);
-        let start_ns = self.host.clock.now_ns();
         let others = self.host.cpus.queue(self.index).lock().len() > 1;
         let slice_end_ns = others.then_some(start_ns + SLICE_NS);
         let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).min();
@@ -86,12 +102,12 @@ impl CpuLoop {
             GuestHost { cpu: self.index, host: self.host, running, forwarder: &mut self.forwarder, limit_ns };
         host.arm_limit();
         host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: 0 });
-        let pause = running.machine.run(&mut running.thread.lock(), &mut self.outbox, &mut host);
-        running.cpu_ns.fetch_add(self.host.clock.now_ns() - start_ns, Ordering::Relaxed);
-        match pause {
+        let pause = running.with_thread(|thread| running.machine.run(thread, &mut self.outbox, &mut host));
+        running.end_slice(start_ns, self.host.clock.now_ns());
+        match pause.expect("a guest that is prepared has a thread") {
             Pause::Interrupted => {}
             Pause::Idle(until_ns) => running.sleep(until_ns),
-            Pause::Ended(end) => self.end(running, end),
+            Pause::Ended(end) => self.end(running, Ending::Ended(end)),
         }
     }
 
@@ -101,18 +117,22 @@ impl CpuLoop {
             return;
         }
         if let Some(before) = self.loaded.replace(running.clone()) {
-            before.thread.lock().unload();
+            before.with_thread(Thread::unload);
         }
     }
 
     /// Stops running a VM; the services take it down.
-    fn end(&mut self, running: &Arc<Running>, end: End) {
+    fn end(&mut self, running: &Arc<Running>, ending: Ending) {
+        running.start.settle(Err(match &ending {
+            Ending::NotStarted(refusal) => refusal.clone(),
+            Ending::Ended(_) => ("it was stopped before it ran".into(), "start it again".into()),
+        }));
         if self.loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, running)) {
-            running.thread.lock().unload();
+            running.with_thread(Thread::unload);
             self.loaded = None;
         }
         self.host.cpus.queue(self.index).lock().retain(|other| !Arc::ptr_eq(other, running));
-        services::hand_over(running.clone(), end);
+        services::hand_over(running.clone(), ending);
         self.host.cpus.kick(self.index, 0);
     }
 
@@ -171,17 +191,7 @@ impl machine::Host for GuestHost<'_> {
             services::note_console(self.host, self.cpu);
         }
         self.flush_transfers(outbox);
-        let frames = outbox.frames_mut();
-        if !frames.is_empty() {
-            for out in frames {
-                let offload = machine::offload_of(&out.frame.header);
-                self.forwarder.forward(self.host, self.running.ports[out.nic], &offload, &out.frame.bytes);
-            }
-            let (host, cpu) = (self.host, self.cpu);
-            self.forwarder.settle(host, |running, nic| {
-                running.machine.frames_settle(nic, &mut InputHost { host, cpu, running });
-            });
-        }
+        self.flush_frames(outbox);
     }
 
     fn random(&mut self, into: &mut [u8]) {
@@ -194,6 +204,36 @@ impl machine::Host for GuestHost<'_> {
 }
 
 impl GuestHost<'_> {
+    fn flush_frames(&mut self, outbox: &mut Outbox) {
+        let frames = &*outbox.frames_mut();
+        if frames.is_empty() {
+            return;
+        }
+        let (host, cpu) = (self.host, self.cpu);
+        let frame = |index: usize| {
+            let machine::OutFrame { nic, frame } = &frames[index];
+            let offload = machine::offload_of(&frame.header);
+            Frame { from: self.running.ports[*nic], offload, bytes: &frame.bytes }
+        };
+        self.forwarder.forward(host, frames.len(), frame);
+        let mut woke_neighbour = false;
+        self.forwarder.settle(host, |running, nic| {
+            let mut input = InputHost::new(host, cpu, running);
+            running.machine.frames_settle(nic, &mut input);
+            woke_neighbour |= input.woke && running.cpu == cpu;
+        });
+        if woke_neighbour || cpu == 0 && services::is_urgent() {
+            self.end_soon();
+        }
+    }
+
+    /// Others of this CPU have something to do, of which no interrupt tells.
+    fn end_soon(&mut self) {
+        let soon_ns = self.host.clock.now_ns() + WAKER_NS;
+        self.limit_ns = Some(self.limit_ns.map_or(soon_ns, |limit_ns| limit_ns.min(soon_ns)));
+        self.arm_limit();
+    }
+
     fn flush_transfers(&mut self, outbox: &Outbox) {
         let mut refused = Vec::new();
         let mut storage = self.host.storage.lock();
@@ -208,10 +248,17 @@ impl GuestHost<'_> {
         if any {
             storage.kick();
         }
+        let ended = any && storage.has_ended();
         drop(storage);
+        if ended {
+            services::note_transfers(self.host, self.cpu);
+            if self.cpu == 0 {
+                self.end_soon();
+            }
+        }
         for (disk, id, outcome) in refused {
             let machine = &self.running.machine;
-            let mut host = InputHost { host: self.host, cpu: self.cpu, running: self.running };
+            let mut host = InputHost::new(self.host, self.cpu, self.running);
             self.running.count_outcome(disk, outcome);
             machine.disk_done(disk, id, outcome, &mut host);
             machine.disks_settle(disk, &mut host);
@@ -225,6 +272,15 @@ pub struct InputHost<'a> {
     /// The CPU that calls.
     pub cpu: usize,
     pub running: &'a Arc<Running>,
+    /// Whether it slept, and does no more.
+    pub woke: bool,
+}
+
+impl<'a> InputHost<'a> {
+    /// For input to `running` on the CPU that calls.
+    pub fn new(host: &'static Host, cpu: usize, running: &'a Arc<Running>) -> Self {
+        Self { host, cpu, running, woke: false }
+    }
 }
 
 impl machine::Host for InputHost<'_> {
@@ -235,7 +291,7 @@ impl machine::Host for InputHost<'_> {
     fn arm(&mut self, _ns: u64) {}
 
     fn kick(&mut self, _vcpu: usize) {
-        self.running.wake(self.host, self.cpu);
+        self.woke |= self.running.wake(self.host, self.cpu);
     }
 
     fn flush(&mut self, _outbox: &mut Outbox) {}

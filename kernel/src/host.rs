@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use boot::{BootInfo, Module};
 use config::Config;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use cpu::percpu::CPUS_MAX;
 use platform::Platform;
 use spin::{Mutex, Once};
@@ -120,6 +120,8 @@ pub struct Cpus {
 #[derive(Default)]
 pub struct Cpu {
     apic_id: AtomicUsize,
+    /// The boot processor's TSC just before this one was started.
+    started_tsc: AtomicU64,
     /// What runs here.
     queue: Mutex<Vec<Arc<Running>>>,
 }
@@ -140,12 +142,19 @@ impl Cpus {
     pub fn add(&self, apic_id: u32) {
         let index = self.count();
         self.cpus[index].apic_id.store(apic_id as usize, Ordering::Relaxed);
+        self.cpus[index].started_tsc.store(cpu::tsc(), Ordering::Relaxed);
         self.count.store(index + 1, Ordering::Release);
     }
 
     /// Takes back the last one, which did not start.
     pub fn remove_last(&self) {
         self.count.fetch_sub(1, Ordering::Release);
+    }
+
+    /// How many ticks the TSC of CPU `index`, which calls, is behind the boot processor's at least. A lag shorter than
+    /// the start took is not seen; clocks only stand still for as long.
+    pub fn tsc_lag(&self, index: usize) -> u64 {
+        self.cpus[index].started_tsc.load(Ordering::Relaxed).saturating_sub(cpu::tsc())
     }
 
     /// Makes CPU `to` look around. `from` is the CPU that calls: it cannot be asked while a guest's segments are loaded.

@@ -17,6 +17,8 @@ const KEYS_MAX: usize = 256;
 const SHOWN_BYTES: usize = 4096;
 /// How long the serial line may keep bytes before it is asked again whether it has room.
 const LINE_NS: u64 = 1_000_000;
+/// Leaves a command that takes long.
+const CTRL_C: u8 = 3;
 /// How often the keyboard is asked for where its interrupt does not come.
 const KEYBOARD_NS: u64 = 20_000_000;
 
@@ -97,6 +99,7 @@ impl HostConsole {
                 Some(Input::Cancelled) => self.editor.show(&mut self.output),
                 None => {}
             },
+            Mode::Waiting(_) if key == CTRL_C => self.stop_waiting(),
             // Keys are not kept for later: what they would do is not what was meant when they were typed.
             Mode::Waiting(_) => {}
             Mode::Attached { attach, .. } => {
@@ -134,8 +137,22 @@ impl HostConsole {
                 self.mode = Mode::Prompt;
                 self.editor.show(&mut self.output);
             }
-            Some(Answer::End(..) | Answer::Power { .. }) => unreachable!("proceed answers when it is over"),
+            Some(Answer::Start(..) | Answer::End(..) | Answer::Power { .. }) => {
+                unreachable!("proceed answers when it is over")
+            }
         }
+    }
+
+    /// Gives the prompt back while a command goes on.
+    fn stop_waiting(&mut self) {
+        let text = match &self.mode {
+            Mode::Waiting(Answer::Power { .. }) => "^C\nthe host stays on; its guests were asked to shut down\n",
+            _ => "^C\nthis goes on; see \"log\" and \"vm list\"\n",
+        };
+        shell::to_terminal(text, &mut self.output);
+        self.mode = Mode::Prompt;
+        self.print_log();
+        self.editor.show(&mut self.output);
     }
 
     fn attached(&mut self, host: &'static Host, action: AttachAction) {

@@ -2,14 +2,16 @@
 
 use crate::time::Clock;
 use alloc::collections::VecDeque;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt::Write;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::{Mutex, Once};
 
 /// Messages that are kept.
 const MESSAGES_MAX: usize = 512;
+/// Memory that each has at least.
+const TEXT_BYTES: usize = 128;
 
 /// A message.
 #[derive(Clone)]
@@ -26,11 +28,13 @@ struct Ring {
     messages: VecDeque<Message>,
     /// Messages that the console has not printed yet.
     unprinted: usize,
+    /// Memory for messages to come.
+    spare: Vec<String>,
 }
 
 struct Logger;
 
-static RING: Mutex<Ring> = Mutex::new(Ring { messages: VecDeque::new(), unprinted: 0 });
+static RING: Mutex<Ring> = Mutex::new(Ring { messages: VecDeque::new(), unprinted: 0, spare: Vec::new() });
 static CLOCK: Once<Clock> = Once::new();
 
 /// Takes the log over. Messages before the heap is up are not allowed.
@@ -39,9 +43,13 @@ pub fn init() {
     log::set_max_level(LevelFilter::Info);
 }
 
-/// Gives messages their times from now on.
+/// Gives messages their times from now on, and takes their memory, so that what the host uses does not grow with them.
 pub fn set_clock(clock: Clock) {
     CLOCK.call_once(|| clock);
+    let mut ring = RING.lock();
+    let left = MESSAGES_MAX - ring.messages.len();
+    ring.messages.reserve_exact(left);
+    ring.spare = (0..left).map(|_| String::with_capacity(TEXT_BYTES)).collect();
 }
 
 /// The last `lines` messages, oldest first.
@@ -62,6 +70,20 @@ pub fn has_unprinted() -> bool {
     RING.lock().unprinted > 0
 }
 
+impl Ring {
+    /// Memory for the next message, the oldest one's where all is in use.
+    fn take_text(&mut self) -> String {
+        if let Some(text) = self.spare.pop() {
+            return text;
+        }
+        let Some(Message { mut text, .. }) = self.messages.pop_front() else { return String::new() };
+        self.unprinted = self.unprinted.min(self.messages.len());
+        text.clear();
+        text.shrink_to(TEXT_BYTES);
+        text
+    }
+}
+
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= Level::Info
@@ -69,12 +91,12 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let time_ns = CLOCK.get().map_or(0, Clock::now_ns);
-        let message = Message { time_ns, level: record.level(), text: format!("{}", record.args()) };
+        // Its memory is taken and what falls out is dropped under the lock, but never words found: they may lock.
+        let mut text = RING.lock().take_text();
+        // A string takes all words.
+        let _ = write!(text, "{}", record.args());
         let mut ring = RING.lock();
-        if ring.messages.len() == MESSAGES_MAX {
-            ring.messages.pop_front();
-        }
-        ring.messages.push_back(message);
+        ring.messages.push_back(Message { time_ns, level: record.level(), text });
         ring.unprinted = (ring.unprinted + 1).min(MESSAGES_MAX);
     }
 

@@ -19,23 +19,41 @@ mod storage;
 mod time;
 mod vm;
 
+use alloc::vec::Vec;
 use boot::BootInfo;
+use cpu::percpu::CPUS_MAX;
+use cpu::tables::SPECIAL_STACKS;
 use host::Host;
 use memory::Stack;
 use platform::Platform;
+use spin::Once;
 
 boot::entry!(start);
 
+/// The ends of each processor's special stacks.
+static STACKS: [Once<[u64; SPECIAL_STACKS]>; CPUS_MAX] = [const { Once::new() }; CPUS_MAX];
+
 /// The boot processor, from the loader's hand to its loop.
 fn start(boot: Result<BootInfo, &'static str>) -> ! {
+    let host = set_up(boot);
+    probe::report(host);
+    vm::create_configured(host);
+    cpu_loop::run(host, 0)
+}
+
+/// Finds what there is and makes the host of it. Not inlined: what is moved about here would stay on the stack for ever.
+#[inline(never)]
+fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     log_ring::init();
     let boot = boot.unwrap_or_else(|error| panic!("{error}"));
     memory::init(&boot);
     log::info!("Pollux {} starts, loaded by {}", env!("CARGO_PKG_VERSION"), &*boot.loader);
-    let platform = Platform::read(boot.rsdp);
+    let rsdp = platform::find_rsdp(boot.rsdp);
     memory::protect(&boot);
     interrupts::init(epitaph::exception);
+    make_stacks(0).expect("memory for stacks");
     prepare_processor(0);
+    let platform = Platform::read(rsdp);
     let clock = time::init(&platform);
     insn::warm_up();
     let backend = backend::Backend::detect();
@@ -43,35 +61,59 @@ fn start(boot: Result<BootInfo, &'static str>) -> ! {
     let config = probe::read_config(&boot);
     let (storage, network) = probe::devices();
     probe::route_serial_line(&platform);
+    let has_smp_room = smp::has_room(&boot);
     let host = host::init(Host::new(boot, platform, clock, backend, config, storage, network));
-    start_other_processors(host);
-    probe::report(host);
-    vm::create_configured(host);
-    cpu_loop::run(host, 0)
+    host.cpus.add(interrupts::local_apic::id());
+    if has_smp_room {
+        start_other_processors(host);
+    } else {
+        log::warn!("the pages where other processors start are in use: one processor");
+    }
+    host
 }
 
-/// What every processor needs before interrupts: stacks, tables, its block, its local APIC.
+/// Makes a processor's special stacks. The guard pages change the page tables, so only before other processors start.
+fn make_stacks(index: usize) -> Option<()> {
+    let mut tops = [0; SPECIAL_STACKS];
+    for top in &mut tops {
+        *top = Stack::new()?.top();
+    }
+    STACKS[index].call_once(|| tops);
+    Some(())
+}
+
+/// What every processor needs before interrupts: tables, its block, its local APIC.
 fn prepare_processor(index: usize) {
-    let stacks = [(); cpu::tables::SPECIAL_STACKS].map(|()| Stack::new().expect("memory for stacks").top());
-    cpu::tables::load(stacks, interrupts::table());
+    let stacks = STACKS[index].get().expect("the processor's stacks were made");
+    cpu::tables::load(*stacks, interrupts::table());
     cpu::percpu::install(index);
     interrupts::local_apic::init();
 }
 
 /// Starts the processors that the firmware lists, one after the other.
 fn start_other_processors(host: &'static Host) {
-    smp::prepare();
     let own = interrupts::local_apic::id();
-    host.cpus.add(own);
-    for &apic_id in host.platform.cpus.iter().filter(|&&id| id != own) {
+    let mut others: Vec<u32> = host.platform.cpus.iter().copied().filter(|&id| id != own).collect();
+    others.retain(|&id| interrupts::local_apic::reaches(id));
+    if others.len() < host.platform.cpus.len().saturating_sub(1) {
+        log::warn!("processors with APIC IDs above 254 are not used: there is no x2APIC");
+    }
+    if others.len() >= CPUS_MAX {
+        log::warn!("only {CPUS_MAX} processors are used");
+    }
+    // All stacks first: see `make_stacks`. A number whose processor does not start goes to the next.
+    let stacks: Vec<Stack> =
+        (1..CPUS_MAX).take(others.len()).map_while(|index| make_stacks(index).and_then(|()| Stack::new())).collect();
+    smp::prepare();
+    let mut stacks = stacks.into_iter();
+    let mut stack = stacks.next();
+    for apic_id in others {
+        let Some(own_stack) = stack else { break };
         let index = host.cpus.count();
-        if index == cpu::percpu::CPUS_MAX {
-            log::warn!("only {index} processors are used");
-            break;
-        }
-        let Some(stack) = Stack::new() else { break };
         host.cpus.add(apic_id);
-        if !smp::start(apic_id, index, host.clock.tsc_khz(), stack, start_secondary) {
+        if smp::start(apic_id, index, host.clock.tsc_khz(), own_stack, start_secondary) {
+            stack = stacks.next();
+        } else {
             host.cpus.remove_last();
             log::warn!("the processor with APIC ID {apic_id} does not start");
         }
@@ -80,10 +122,11 @@ fn start_other_processors(host: &'static Host) {
 
 /// Another processor, from its first Rust instruction to its loop.
 extern "sysv64" fn start_secondary(index: usize) -> ! {
+    smp::arrive(index);
     memory::init_secondary();
     prepare_processor(index);
     let host = host::get();
     host.backend.enable(index);
-    smp::begun();
+    smp::begun(index);
     cpu_loop::run(host, index)
 }

@@ -1,7 +1,7 @@
 //! The management address: the host's own place in the network, over smoltcp.
 
 use crate::host::Host;
-use crate::network::Forwarder;
+use crate::network::{Forwarder, Frame};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
@@ -71,7 +71,8 @@ impl Management {
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         self.take_lease();
         while let Some(frame) = self.wire.outgoing.pop_front() {
-            forwarder.forward(host, self.port, &Offload::default(), &frame);
+            let from = self.port;
+            forwarder.forward(host, 1, |_| Frame { from, offload: Offload::default(), bytes: &frame });
         }
         let next = self.interface.poll_at(now, &self.sockets)?;
         Some(next.total_micros().max(0) as u64 * 1000)

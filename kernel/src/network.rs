@@ -1,9 +1,10 @@
 //! The network: a switch between guests, the host's network cards, and the management address.
 //!
-//! A frame is forwarded by [`Forwarder`], one for each CPU, which finds the targets under the network's lock and hands
-//! the frame to guests without it: a guest's board is never locked inside.
+//! Frames are forwarded by [`Forwarder`], one for each CPU, a batch at a time: it finds the targets of all under the
+//! network's lock, and hands them to guests without it. A guest's board is never locked inside.
 
 use crate::host::Host;
+use crate::services;
 use crate::vm::{Refusal, Running, Vm};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -16,6 +17,11 @@ use switch::{Counters, Nic, Offload, Offloads, PortConfig, PortId, Segments, Swi
 
 /// Frames that wait for the management address at most.
 const MANAGEMENT_FRAMES_MAX: usize = 64;
+
+/// Frames taken from a card under one lock.
+const BATCH_FRAMES: usize = 32;
+/// Frames taken from a card before others have their turn.
+const RECEIVED_FRAMES_MAX: usize = 256;
 
 /// The network.
 pub struct Network {
@@ -140,62 +146,80 @@ impl Network {
         self.ports.iter().map(report).collect()
     }
 
+    /// Fills `into` with frames that arrived from outside; the port that they came from and how many there are, or
+    /// `None` without an uplink. Fewer than fit also means that the card announces the next.
+    fn receive(&mut self, into: &mut [(Offload, Vec<u8>)]) -> Option<(PortId, usize)> {
+        let port = self.ports.iter().find_map(|(id, port)| matches!(port, Port::Uplink(_)).then_some(*id))?;
+        let nic = self.nics.first_mut()?;
+        nic.acknowledge_interrupt();
+        let mut count = 0;
+        for (offload, bytes) in into {
+            let Some(received) = nic.receive(bytes) else { break };
+            *offload = received;
+            count += 1;
+        }
+        Some((port, count))
+    }
+
     fn remove(&mut self, port: PortId) {
         self.switch.remove_port(port);
         self.ports.retain(|(id, _)| *id != port);
     }
 }
 
-/// Carries frames to where the switch says. Kept for its buffers.
-#[derive(Default)]
+/// A frame on its way.
+pub struct Frame<'a> {
+    /// The port that it came from.
+    pub from: PortId,
+    /// What its sender left to do.
+    pub offload: Offload,
+    /// From the destination address on.
+    pub bytes: &'a [u8],
+}
+
+/// Carries frames to where the switch says. One for each CPU, kept for its buffers.
 pub struct Forwarder {
-    /// Guests that the present frame goes to.
-    guests: Vec<(PortId, Arc<Running>, usize)>,
+    /// The CPU that it works on.
+    cpu: usize,
+    /// Frames of the present batch that go to guests.
+    for_guests: Vec<ForGuest>,
     /// Guests that got frames and were not told yet.
     unsettled: Vec<(Arc<Running>, usize)>,
     segment: Vec<u8>,
-    received: Vec<u8>,
+    received: Vec<(Offload, Vec<u8>)>,
+}
+
+/// A frame of a batch, and a guest that it goes to.
+struct ForGuest {
+    frame: usize,
+    port: PortId,
+    running: Arc<Running>,
+    nic: usize,
 }
 
 impl Forwarder {
-    /// Carries a frame that came from `from`.
-    pub fn forward(&mut self, host: &Host, from: PortId, offload: &Offload, frame: &[u8]) {
-        if offload.check(frame).is_err() {
-            return;
-        }
-        let mut network = host.network.lock();
-        let network = &mut *network;
-        for target in network.switch.forward(from, frame, host.clock.now_ns()) {
-            let Some((_, port)) = network.ports.iter().find(|(id, _)| *id == target) else { continue };
-            match port {
-                Port::Uplink(nic) => {
-                    let nic = &mut network.nics[*nic];
-                    let sent = finish(offload, frame, nic.offloads(), &mut self.segment, |offload, frame| {
-                        nic.transmit(offload, frame).is_ok()
-                    });
-                    if !sent {
-                        network.switch.undelivered(target, frame.len());
-                    }
-                }
-                Port::Management(_) => {
-                    let frames = &mut network.management_frames;
-                    finish(offload, frame, Offloads::default(), &mut self.segment, |_, frame| {
-                        let room = frames.len() < MANAGEMENT_FRAMES_MAX;
-                        if room {
-                            frames.push_back(frame.to_vec());
-                        }
-                        room
-                    });
-                }
-                Port::Guest { running, nic, .. } => {
-                    self.guests.extend(running.upgrade().map(|running| (target, running, *nic)));
-                }
-            }
-        }
-        self.deliver(host, offload, frame);
+    /// A forwarder for a CPU.
+    pub fn new(cpu: usize) -> Self {
+        Self { cpu, for_guests: Vec::new(), unsettled: Vec::new(), segment: Vec::new(), received: Vec::new() }
     }
 
-    /// Ends a batch: the host's cards send, and guests are told. `host_of` gives each its way to be woken.
+    /// Carries `count` frames, in order; `frame` gives each by its number.
+    pub fn forward<'a>(&mut self, host: &Host, count: usize, frame: impl Fn(usize) -> Frame<'a>) {
+        let now_ns = host.clock.now_ns();
+        let mut for_management = false;
+        {
+            let mut network = host.network.lock();
+            for index in 0..count {
+                for_management |= self.route(&mut network, index, &frame(index), now_ns);
+            }
+        }
+        if for_management {
+            services::note_management(host, self.cpu);
+        }
+        self.deliver(host, frame);
+    }
+
+    /// Ends a batch: the host's cards send, and `tell` tells each guest of the frames for one of its cards.
     pub fn settle(&mut self, host: &Host, mut tell: impl FnMut(&Arc<Running>, usize)) {
         host.network.lock().nics.iter_mut().for_each(|nic| nic.kick());
         for (running, nic) in self.unsettled.drain(..) {
@@ -203,39 +227,86 @@ impl Forwarder {
         }
     }
 
-    /// Takes in everything that arrived from outside.
-    pub fn receive(&mut self, host: &Host) {
-        let mut frame = core::mem::take(&mut self.received);
-        loop {
-            let mut network = host.network.lock();
-            let Some(port) = network.ports.iter().find_map(|(id, port)| matches!(port, Port::Uplink(_)).then_some(*id))
-            else {
+    /// Takes in what arrived from outside; says whether there may be more.
+    pub fn receive(&mut self, host: &Host) -> bool {
+        let mut received = core::mem::take(&mut self.received);
+        received.resize_with(BATCH_FRAMES, Default::default);
+        let mut more = true;
+        for _ in 0..RECEIVED_FRAMES_MAX / BATCH_FRAMES {
+            let Some((from, count)) = host.network.lock().receive(&mut received) else {
+                more = false;
                 break;
             };
-            let nic = &mut network.nics[0];
-            nic.acknowledge_interrupt();
-            let Some(offload) = nic.receive(&mut frame) else { break };
-            drop(network);
-            self.forward(host, port, &offload, &frame);
+            let frame = |index: usize| {
+                let (offload, bytes): &(Offload, Vec<u8>) = &received[index];
+                Frame { from, offload: *offload, bytes }
+            };
+            self.forward(host, count, frame);
+            if count < BATCH_FRAMES {
+                more = false;
+                break;
+            }
         }
-        self.received = frame;
+        self.received = received;
+        more
     }
 
-    fn deliver(&mut self, host: &Host, offload: &Offload, frame: &[u8]) {
-        let mut guests = core::mem::take(&mut self.guests);
-        for (port, running, nic) in guests.drain(..) {
+    /// Gives a frame to all of its targets but guests, which are noted; says whether it is for the management address.
+    fn route(&mut self, network: &mut Network, index: usize, frame: &Frame<'_>, now_ns: u64) -> bool {
+        let Frame { from, offload, bytes } = frame;
+        if offload.check(bytes).is_err() {
+            return false;
+        }
+        let mut for_management = false;
+        for target in network.switch.forward(*from, bytes, now_ns) {
+            let Some((_, port)) = network.ports.iter().find(|(id, _)| *id == target) else { continue };
+            let taken = match port {
+                Port::Uplink(nic) => {
+                    let nic = &mut network.nics[*nic];
+                    finish(offload, bytes, nic.offloads(), &mut self.segment, |offload, frame| {
+                        nic.transmit(offload, frame).is_ok()
+                    })
+                }
+                Port::Management(_) => {
+                    for_management = true;
+                    let frames = &mut network.management_frames;
+                    finish(offload, bytes, Offloads::default(), &mut self.segment, |_, frame| {
+                        let room = frames.len() < MANAGEMENT_FRAMES_MAX;
+                        if room {
+                            frames.push_back(frame.to_vec());
+                        }
+                        room
+                    })
+                }
+                Port::Guest { running, nic, .. } => {
+                    let running = running.upgrade();
+                    let nic = *nic;
+                    self.for_guests.extend(running.map(|running| ForGuest { frame: index, port: target, running, nic }));
+                    true
+                }
+            };
+            if !taken {
+                network.switch.undelivered(target, bytes.len());
+            }
+        }
+        for_management
+    }
+
+    /// Hands frames to guests. The network is not locked, but for a moment where one is lost.
+    fn deliver<'a>(&mut self, host: &Host, frame: impl Fn(usize) -> Frame<'a>) {
+        for ForGuest { frame: index, port, running, nic } in self.for_guests.drain(..) {
+            let Frame { offload, bytes, .. } = frame(index);
             let machine = &running.machine;
-            let taken = finish(offload, frame, machine.nic_offloads(nic), &mut self.segment, |offload, frame| {
+            let taken = finish(&offload, bytes, machine.nic_offloads(nic), &mut self.segment, |offload, frame| {
                 machine.frame(nic, offload, frame).is_ok()
             });
             if !taken {
-                host.network.lock().switch.undelivered(port, frame.len());
+                host.network.lock().switch.undelivered(port, bytes.len());
             }
             if !self.unsettled.iter().any(|(other, of)| Arc::ptr_eq(other, &running) && *of == nic) {
                 self.unsettled.push((running, nic));
             }
         }
-        self.guests = guests;
     }
 }
 

@@ -46,8 +46,9 @@ pub fn devices() -> (Storage, Network) {
         let place = function.to_string();
         let mut vector = None;
         let message = || {
-            vector = interrupts::take_device_vector();
-            let (address, data) = local_apic::msi(own, vector?);
+            let taken = interrupts::take_device_vector()?;
+            let (address, data) = local_apic::msi(own, taken)?;
+            vector = Some(taken);
             Some(Message { address, data })
         };
         match probe::<Dma>(function, message) {
@@ -70,7 +71,9 @@ pub fn route_serial_line(platform: &Platform) {
     platform.io_apics.iter().for_each(|apic| apic.mask_all());
     let Some((apic, input)) = platform.isa_input(drivers::uart::COM1_IRQ) else { return };
     let Some(vector) = interrupts::take_device_vector() else { return };
-    apic.route(input.gsi, local_apic::id(), vector, input.level, input.active_low);
+    if !apic.route(input.gsi, local_apic::id(), vector, input.level, input.active_low) {
+        log::warn!("the serial line's interrupt cannot reach the processor with APIC ID {}", local_apic::id());
+    }
 }
 
 /// Writes the start-up report.

@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::host_console::HostConsole;
 use crate::management::Management;
 use crate::network::Forwarder;
-use crate::vm::{self, Running};
+use crate::vm::{self, Ending, Order, Running};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,26 @@ use spin::Mutex;
 
 /// How often devices without an interrupt are asked.
 const POLL_NS: u64 = 1_000_000;
+/// How soon a card is asked again that had more frames than one turn takes; a guest on this CPU runs meanwhile.
+const MORE_FRAMES_NS: u64 = 100_000;
+/// How often it is looked whether an ended life can be taken down: another CPU needs microseconds to let go of it.
+const TAKE_DOWN_NS: u64 = 50_000;
+/// How long a life may take to end before that is worth a message.
+const SLOW_END_NS: u64 = 5_000_000_000;
 
-/// Lives that ended and wait to be taken down.
-static ENDED: Mutex<Vec<(Arc<Running>, End)>> = Mutex::new(Vec::new());
+/// Lives that ended and that the services have not seen yet.
+static ENDED: Mutex<Vec<(Arc<Running>, Ending)>> = Mutex::new(Vec::new());
 /// Some guest's console printed something.
-static CONSOLE: AtomicBool = AtomicBool::new(false);
+static CONSOLE: Work = Work::new();
+/// Frames wait for the management address.
+static MANAGEMENT: Work = Work::new();
+/// Disk transfers ended that no interrupt announces.
+static TRANSFERS: Work = Work::new();
+/// The card has more frames.
+static FRAMES: Work = Work::new();
+
+/// A kind of work that waits for CPU 0.
+struct Work(AtomicBool);
 
 /// CPU 0's work besides guests.
 pub struct Services {
@@ -26,31 +41,74 @@ pub struct Services {
     console: HostConsole,
     management: Option<Management>,
     management_due_ns: Option<u64>,
+    ending: Vec<Life>,
     started: bool,
 }
 
+/// A life on its way out.
+struct Life {
+    running: Arc<Running>,
+    ending: Ending,
+    since_ns: u64,
+    is_slow: bool,
+}
+
 /// Gives a life that ended to the services.
-pub fn hand_over(running: Arc<Running>, end: End) {
-    ENDED.lock().push((running, end));
+pub fn hand_over(running: Arc<Running>, ending: Ending) {
+    ENDED.lock().push((running, ending));
 }
 
 /// Notes that a guest's console printed something. `from` is the CPU that calls.
 pub fn note_console(host: &Host, from: usize) {
-    if !CONSOLE.swap(true, Ordering::AcqRel) {
-        host.cpus.kick(from, 0);
-    }
+    CONSOLE.note(host, from);
+}
+
+/// Notes that a frame for the management address waits. `from` is the CPU that calls.
+pub fn note_management(host: &Host, from: usize) {
+    MANAGEMENT.note(host, from);
+}
+
+/// Notes that disk transfers ended which no interrupt announces. `from` is the CPU that calls.
+pub fn note_transfers(host: &Host, from: usize) {
+    TRANSFERS.note(host, from);
 }
 
 /// Whether something waits that no interrupt announces.
 pub fn has_work() -> bool {
-    CONSOLE.load(Ordering::Acquire) || !ENDED.lock().is_empty()
+    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &FRAMES].into_iter().any(Work::waits) || !ENDED.lock().is_empty()
+}
+
+/// Whether some of that should be done before the present slice would end.
+pub fn is_urgent() -> bool {
+    [&MANAGEMENT, &TRANSFERS].into_iter().any(Work::waits)
+}
+
+impl Work {
+    const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    fn note(&self, host: &Host, from: usize) {
+        if !self.0.swap(true, Ordering::AcqRel) {
+            host.cpus.kick(from, 0);
+        }
+    }
+
+    fn waits(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Whether it waited. What is noted from here on will be looked at again.
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
+    }
 }
 
 impl Services {
     /// The services of a host.
     pub fn new(host: &'static Host) -> Self {
-        let console = HostConsole::new(host);
-        Self { host, console, management: Management::new(host), management_due_ns: None, started: false }
+        let (console, management) = (HostConsole::new(host), Management::new(host));
+        Self { host, console, management, management_due_ns: None, ending: Vec::new(), started: false }
     }
 
     /// Does what is due; returns when it wants to be called next at the latest.
@@ -61,25 +119,28 @@ impl Services {
             let storage = host.storage.lock();
             (storage.polls(), arrived.iter().any(|&vector| storage.has_vector(vector)))
         };
-        if disks_due || disks_poll || first {
+        if TRANSFERS.take() || disks_due || disks_poll || first {
             self.finish_transfers();
         }
         let (cards_poll, cards_due) = {
             let network = host.network.lock();
             (network.polls(), arrived.iter().any(|&vector| network.has_vector(vector)))
         };
-        if cards_due || cards_poll || first {
-            forwarder.receive(host);
+        let more_frames = (FRAMES.take() || cards_due || cards_poll || first) && forwarder.receive(host);
+        if more_frames {
+            FRAMES.note(host, 0);
         }
         self.poll_management(forwarder);
         forwarder.settle(host, |running, nic| {
-            running.machine.frames_settle(nic, &mut InputHost { host, cpu: 0, running });
+            running.machine.frames_settle(nic, &mut InputHost::new(host, 0, running));
         });
-        self.take_down_ended();
-        CONSOLE.store(false, Ordering::Release);
+        let ending_due_ns = self.take_down_ended();
+        CONSOLE.take();
         let console_due_ns = self.console.poll(host);
         let poll_due_ns = (disks_poll || cards_poll).then(|| host.clock.now_ns() + POLL_NS);
-        [self.management_due_ns, console_due_ns, poll_due_ns].into_iter().flatten().min()
+        let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
+        let due = [self.management_due_ns, console_due_ns, poll_due_ns, frames_due_ns, ending_due_ns];
+        due.into_iter().flatten().min()
     }
 
     /// Tells machines of the disk transfers that ended.
@@ -90,39 +151,59 @@ impl Services {
             let Some(ended) = host.storage.lock().next_ended() else { break };
             let (running, disk) = (ended.running, ended.disk);
             running.count_outcome(disk, ended.outcome);
-            let mut input = InputHost { host, cpu: 0, running: &running };
+            let mut input = InputHost::new(host, 0, &running);
             running.machine.disk_done(disk, ended.id, ended.outcome, &mut input);
             if !settled.iter().any(|(other, of)| Arc::ptr_eq(other, &running) && *of == disk) {
                 settled.push((running, disk));
             }
         }
         for (running, disk) in &settled {
-            running.machine.disks_settle(*disk, &mut InputHost { host, cpu: 0, running });
+            running.machine.disks_settle(*disk, &mut InputHost::new(host, 0, running));
         }
     }
 
     fn poll_management(&mut self, forwarder: &mut Forwarder) {
+        MANAGEMENT.take();
         if let Some(management) = &mut self.management {
             self.management_due_ns = management.poll(self.host, forwarder);
         }
     }
 
-    fn take_down_ended(&mut self) {
-        if ENDED.lock().is_empty() {
-            return;
+    /// Takes down the lives that ended; returns when to look again after those that are not done.
+    fn take_down_ended(&mut self) -> Option<u64> {
+        let now_ns = self.host.clock.now_ns();
+        for (running, ending) in core::mem::take(&mut *ENDED.lock()) {
+            vm::disconnect(self.host, &running);
+            self.ending.push(Life { running, ending, since_ns: now_ns, is_slow: false });
+        }
+        if self.ending.is_empty() {
+            return None;
         }
         self.finish_transfers();
-        let ended = core::mem::take(&mut *ENDED.lock());
-        for (running, end) in ended {
-            if !vm::take_down(self.host, &running, &end) {
-                hand_over(running, end);
-                continue;
+        for life in core::mem::take(&mut self.ending) {
+            self.take_down(life, now_ns);
+        }
+        (!self.ending.is_empty()).then_some(now_ns + TAKE_DOWN_NS)
+    }
+
+    fn take_down(&mut self, mut life: Life, now_ns: u64) {
+        let vm = life.running.vm.clone();
+        let is_killed = life.running.order() == Order::Kill;
+        if is_killed && life.ending == Ending::Ended(End::Reset) {
+            life.ending = Ending::Ended(End::PowerOff);
+        }
+        if !vm::take_down(self.host, &life.running, &life.ending) {
+            if !life.is_slow && now_ns - life.since_ns > SLOW_END_NS {
+                life.is_slow = true;
+                log::warn!("{} has ended, but its disks still work in its memory", vm.name());
             }
-            let vm = running.vm.clone();
-            drop(running);
-            if end == End::Reset {
-                vm::restart(self.host, &vm);
-            }
+            return self.ending.push(life);
+        }
+        let Life { running, ending, .. } = life;
+        // Its memory is free from here on.
+        drop(running);
+        if ending == Ending::Ended(End::Reset) {
+            vm::restart(self.host, &vm);
         }
     }
 }

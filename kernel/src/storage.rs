@@ -103,6 +103,11 @@ impl Storage {
         self.datastores.iter_mut().for_each(Datastore::kick);
     }
 
+    /// Whether transfers ended that no disk announces.
+    pub fn has_ended(&self) -> bool {
+        self.datastores.iter().any(Datastore::has_ended)
+    }
+
     /// The next transfer that ended, of any VM that still lives.
     pub fn next_ended(&mut self) -> Option<Ended> {
         for (index, datastore) in self.datastores.iter_mut().enumerate() {

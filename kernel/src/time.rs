@@ -29,10 +29,10 @@ pub fn init(platform: &Platform) -> Clock {
 }
 
 impl Clock {
-    /// The moment.
+    /// The moment. A processor whose TSC is behind sees the start until it has caught up.
     pub fn now(&self) -> Moment {
         let tsc = cpu::tsc();
-        Moment { ns: self.ns(tsc.wrapping_sub(self.base_tsc)), tsc }
+        Moment { ns: self.ns(tsc.saturating_sub(self.base_tsc)), tsc }
     }
 
     /// Nanoseconds since the start.

@@ -1,28 +1,28 @@
 //! Virtual machines from definition to end: made, started, ordered about, taken down.
 //!
-//! [`Vm`] is what the operator sees; [`Running`] is one life of it, with everything that life owns. A life ends in
-//! three steps: its CPU stops running it, the disks finish what they still do in its memory, and then the host's
-//! services take everything back ([`take_down`]).
+//! [`Vm`] is what the operator sees; [`Running`] is one life of it, with everything that life owns, and [`take_down`]
+//! its end. Only CPU 0, which serves, calls what is here; a life's own CPU runs it.
 
-use crate::backend::SecondStage;
+mod life;
+mod memory;
+
+pub use life::{DiskIo, Ending, Order, Running, Start};
+
 use crate::host::{self, Host};
 use crate::storage::Lent;
-use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use ::memory::{FRAMES, Heap};
 use config::{Mac, VmSpec};
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-use guestmem::{Backing, GuestMemory};
-use machine::{CpuProfile, DiskConfig, End, Kernel, Leaf, Machine, MachineConfig, NicConfig, Thread};
-use memory::{FRAMES, HostFrames};
-use nested::PageSize;
+use core::sync::atomic::{AtomicU16, Ordering};
+use life::Parts;
+use machine::{CpuProfile, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig};
+use memory::GuestFrames;
 use shell::{ConsoleBuffer, VmState};
 use spin::Mutex;
-use switch::PortId;
 use trace::{Event, RunState};
-use virtio::blk::Outcome;
 
 /// A line that says what is wrong, and one that says what to do.
 pub type Refusal = (String, String);
@@ -47,64 +47,14 @@ enum Life {
     Crashed(String),
 }
 
-/// What a running VM was told to do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Order {
-    Run,
-    Pause,
-    Kill,
-    Reset,
-}
-
-/// One life of a VM.
-pub struct Running {
-    pub vm: Arc<Vm>,
-    pub machine: Machine,
-    pub thread: Mutex<Thread>,
-    /// The CPU that it runs on.
-    pub cpu: usize,
-    pub started_ns: u64,
-    pub disks: Vec<Lent>,
-    pub ports: Vec<PortId>,
-    pub io: Mutex<Vec<DiskIo>>,
-    /// Time on a CPU, and time that it was ready and had none.
-    pub cpu_ns: AtomicU64,
-    pub steal_ns: AtomicU64,
-    order: AtomicU8,
-    /// It sleeps until this moment; 0 when it does not.
-    sleep_until_ns: AtomicU64,
-    /// Dropped after everything that points into them.
-    _second_stage: SecondStage,
-    _frames: GuestFrames,
-}
-
-/// What a disk did for a VM.
-#[derive(Clone, Copy, Default)]
-pub struct DiskIo {
-    pub reads: u64,
-    pub writes: u64,
-    pub flushes: u64,
-    pub read_bytes: u64,
-    pub written_bytes: u64,
-    pub errors: u64,
-}
-
-/// The large frames behind a guest's memory.
-struct GuestFrames(Vec<Hpa>);
-
-impl Drop for GuestFrames {
-    fn drop(&mut self) {
-        let mut frames = FRAMES.lock();
-        self.0.iter().for_each(|&frame| frames.free_large(frame));
-    }
-}
-
 static NEXT_ID: AtomicU16 = AtomicU16::new(0);
 static NEXT_MAC: AtomicU16 = AtomicU16::new(1);
 
-/// Heap that a start leaves for everybody else.
-const HEAP_RESERVE_BYTES: usize = 256 << 10;
+/// VMs that are kept at most, running or not.
+const VMS_MAX: usize = 256;
+
+/// Free memory that a new VM's definition and console leave for everybody else.
+const RESERVE_BYTES: u64 = 8 << 20;
 
 /// Defines the VMs of the configuration, and starts those that it says.
 pub fn create_configured(host: &'static Host) {
@@ -115,18 +65,17 @@ pub fn create_configured(host: &'static Host) {
     }
 }
 
-/// Defines a VM, and starts it where the definition says so.
-pub fn create(host: &'static Host, spec: VmSpec) -> Result<(), Refusal> {
+/// Defines a VM, and starts it where the definition says so; gives that start. Where it fails the VM is forgotten.
+pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>, Refusal> {
+    check_room(host)?;
     if host.vm(&spec.name).is_some() {
         return Err((format!("there is a VM {} already", spec.name), "choose another name, or delete it".into()));
     }
     if spec.vcpus != 1 {
         return Err((format!("{} vCPUs are not supported yet", spec.vcpus), "use --vcpus 1".into()));
     }
-    for module in [Some(&spec.kernel), spec.initrd.as_ref()].into_iter().flatten() {
-        if host.module(module).is_none() {
-            return Err((format!("there is no boot module {module}"), "see \"modules\"".into()));
-        }
+    for name in [Some(&spec.kernel), spec.initrd.as_ref()].into_iter().flatten() {
+        module(host, name)?;
     }
     let start = spec.start;
     let macs = spec.nics.iter().map(|nic| nic.mac.unwrap_or_else(choose_mac)).collect();
@@ -135,11 +84,9 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<(), Refusal> {
     let vm = Arc::new(Vm { id, spec, console, macs, life: Mutex::new(Life::Created) });
     host.vms.lock().push(vm.clone());
     if !start {
-        return Ok(());
+        return Ok(None);
     }
-    vm.start(host).inspect_err(|_| {
-        host.vms.lock().retain(|other| !Arc::ptr_eq(other, &vm));
-    })
+    vm.start_as(host, true).inspect_err(|_| forget(host, &vm)).map(Some)
 }
 
 /// Forgets a VM that does not run.
@@ -147,7 +94,7 @@ pub fn delete(host: &Host, vm: &Arc<Vm>) -> Result<(), Refusal> {
     if vm.running().is_some() {
         return Err((format!("{} is running", vm.name()), format!("stop it first: vm kill {}", vm.name())));
     }
-    host.vms.lock().retain(|other| !Arc::ptr_eq(other, vm));
+    forget(host, vm);
     Ok(())
 }
 
@@ -182,14 +129,17 @@ impl Vm {
         }
     }
 
-    /// Powers it on.
-    pub fn start(self: &Arc<Self>, host: &'static Host) -> Result<(), Refusal> {
-        let mut life = self.life.lock();
-        if matches!(*life, Life::Running(_)) {
+    /// Powers it on. Its CPU goes on from here; [`Running::start`] says how that went.
+    pub fn start(self: &Arc<Self>, host: &'static Host) -> Result<Arc<Running>, Refusal> {
+        self.start_as(host, false)
+    }
+
+    fn start_as(self: &Arc<Self>, host: &'static Host, is_first: bool) -> Result<Arc<Running>, Refusal> {
+        if self.running().is_some() {
             return Err((format!("{} is running already", self.name()), "see \"vm list\"".into()));
         }
         let mut disks = Vec::new();
-        let running = claim_disks(host, &self.spec.disks, &mut disks).and_then(|()| self.build(host, &disks));
+        let running = claim_disks(host, &self.spec.disks, &mut disks).and_then(|()| self.build(host, &disks, is_first));
         let running = running.inspect_err(|_| {
             let mut storage = host.storage.lock();
             disks.iter().for_each(|&lent| storage.release(lent));
@@ -199,25 +149,22 @@ impl Vm {
             running.disks.iter().enumerate().for_each(|(index, &lent)| storage.set_owner(lent, &running, index));
         }
         host.network.lock().set_guest(&running);
+        *self.life.lock() = Life::Running(running.clone());
         host.cpus.queue(running.cpu).lock().push(running.clone());
-        *life = Life::Running(running.clone());
-        drop(life);
         note(self.id, RunState::Running);
         running.wake(host, cpu::percpu::current().index());
         log::info!("{} starts on CPU {}", self.name(), running.cpu);
-        Ok(())
+        Ok(running)
     }
 
     /// Everything that a life needs, with its disks claimed.
-    fn build(self: &Arc<Self>, host: &'static Host, disks: &[Lent]) -> Result<Arc<Running>, Refusal> {
-        if memory::Heap::usage().list_free_bytes < HEAP_RESERVE_BYTES {
-            return Err(("Pollux has no memory left for another VM".into(), "stop one first".into()));
-        }
+    fn build(self: &Arc<Self>, host: &'static Host, disks: &[Lent], is_first: bool) -> Result<Arc<Running>, Refusal> {
         let no_memory = |_| ("there is no memory for page tables".to_string(), "stop another VM first".to_string());
+        let frames = GuestFrames::take(self.spec.memory.bytes())?;
+        let memory = frames.memory()?;
         let mut second_stage = host.backend.second_stage().map_err(no_memory)?;
         let vcpu = host.backend.vcpu(&second_stage).map_err(|why| (why, "see \"host\"".to_string()))?;
-        let (memory, frames) = guest_memory(self.spec.memory.bytes())?;
-        map_memory(&memory, &mut second_stage).map_err(no_memory)?;
+        memory::map(&memory, &mut second_stage).map_err(no_memory)?;
         let tsc_khz = host.clock.tsc_khz() as u32;
         let machine = Machine::new(MachineConfig {
             id: self.id,
@@ -228,126 +175,45 @@ impl Vm {
             nics: self.macs.iter().map(|mac| NicConfig { mac: mac.bytes(), mtu: 1500 }).collect(),
             wall_unix_ns: host.clock.wall_unix_ns(),
         });
-        let missing = |name: &str| (format!("there is no boot module {name}"), "see \"modules\"".to_string());
-        let kernel = Kernel {
-            image: host.module(&self.spec.kernel).ok_or_else(|| missing(&self.spec.kernel))?,
-            initrd: match &self.spec.initrd {
-                Some(name) => Some(host.module(name).ok_or_else(|| missing(name))?),
-                None => None,
-            },
-            command_line: &self.spec.command_line,
-        };
-        let state = machine.load(&kernel).map_err(|error| (error.0, "see \"modules\"".to_string()))?;
         let ports = host.network.lock().add_guest(self)?;
-        Ok(Arc::new(Running {
-            vm: self.clone(),
-            thread: Mutex::new(Thread::new(0, vcpu, &state, tsc_khz)),
-            machine,
-            cpu: host.cpus.least_loaded(),
-            started_ns: host.clock.now_ns(),
-            disks: disks.to_vec(),
-            ports,
-            io: Mutex::new(alloc::vec![DiskIo::default(); disks.len()]),
-            cpu_ns: AtomicU64::new(0),
-            steal_ns: AtomicU64::new(0),
-            order: AtomicU8::new(Order::Run as u8),
-            sleep_until_ns: AtomicU64::new(0),
-            _second_stage: second_stage,
-            _frames: frames,
-        }))
+        let (cpu, now_ns, disks) = (host.cpus.least_loaded(), host.clock.now_ns(), disks.to_vec());
+        let parts = Parts { machine, vcpu, second_stage, frames, disks, ports, cpu, now_ns, is_first };
+        Ok(Arc::new(Running::new(self.clone(), parts)))
     }
 }
 
-impl Running {
-    /// What it was told.
-    pub fn order(&self) -> Order {
-        match self.order.load(Ordering::Acquire) {
-            order if order == Order::Run as u8 => Order::Run,
-            order if order == Order::Pause as u8 => Order::Pause,
-            order if order == Order::Kill as u8 => Order::Kill,
-            _ => Order::Reset,
-        }
-    }
-
-    /// Tells it something. `from` is the CPU that calls.
-    pub fn command(&self, host: &Host, from: usize, order: Order) {
-        self.order.store(order as u8, Ordering::Release);
-        let state = match order {
-            Order::Run => RunState::Running,
-            Order::Pause => RunState::Paused,
-            Order::Kill | Order::Reset => RunState::Stopped,
-        };
-        note(self.vm.id, state);
-        self.wake(host, from);
-    }
-
-    /// Ends its sleep, and makes its CPU look around. `from` is the CPU that calls.
-    pub fn wake(&self, host: &Host, from: usize) {
-        self.sleep_until_ns.store(0, Ordering::Release);
-        host.cpus.kick(from, self.cpu);
-    }
-
-    /// Lets it sleep until a moment, unless mail came meanwhile.
-    pub fn sleep(&self, until_ns: Option<u64>) {
-        self.sleep_until_ns.store(until_ns.unwrap_or(u64::MAX), Ordering::Release);
-        // Mail that was posted before the store found nobody asleep.
-        if self.machine.has_mail(0) {
-            self.sleep_until_ns.store(0, Ordering::Release);
-        }
-    }
-
-    /// When it can run next; `None` while it may not.
-    pub fn ready_at_ns(&self) -> Option<u64> {
-        match self.order() {
-            Order::Run => Some(self.sleep_until_ns.load(Ordering::Acquire)),
-            Order::Pause => None,
-            Order::Kill | Order::Reset => Some(0),
-        }
-    }
-
-    /// Counts a transfer that ended.
-    pub fn count(&self, disk: usize, op: block::Op, bytes: u64) {
-        let io = &mut self.io.lock()[disk];
-        match op {
-            block::Op::Read => (io.reads, io.read_bytes) = (io.reads + 1, io.read_bytes + bytes),
-            block::Op::Write | block::Op::WriteZeroes => {
-                (io.writes, io.written_bytes) = (io.writes + 1, io.written_bytes + bytes);
-            }
-            block::Op::Flush => io.flushes += 1,
-            block::Op::Discard => {}
-        }
-    }
-
-    /// Counts a transfer that failed.
-    pub fn count_outcome(&self, disk: usize, outcome: Outcome) {
-        if outcome != Outcome::Ok {
-            self.io.lock()[disk].errors += 1;
-        }
-    }
+/// Takes an ended life's place in the network away: nobody finds it there from now on.
+pub fn disconnect(host: &Host, running: &Running) {
+    host.network.lock().remove_guest(running);
 }
 
-/// Takes back everything that an ended life had; says whether that is done, or disks still work in its memory.
-pub fn take_down(host: &'static Host, running: &Arc<Running>, end: &End) -> bool {
+/// Takes back everything that an ended and disconnected life had; says whether that is done. It is not while disks
+/// work in its memory, or another CPU is on its way out of it.
+pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -> bool {
+    // What is left when all others have let go: the VM's own, and the caller's.
+    const HOLDERS: usize = 2;
     {
         let mut storage = host.storage.lock();
         let drained = running.disks.iter().fold(true, |drained, &lent| storage.drain(lent) && drained);
-        if !drained {
+        if !drained || Arc::strong_count(running) > HOLDERS {
             return false;
         }
         running.disks.iter().for_each(|&lent| storage.release(lent));
     }
-    host.network.lock().remove_guest(running);
-    let vm = running.vm.clone();
-    let life = match end {
-        End::PowerOff | End::Reset => Life::Stopped,
-        End::Crash(why) => Life::Crashed(why.clone()),
+    let vm = &running.vm;
+    *vm.life.lock() = match ending {
+        Ending::Ended(End::PowerOff | End::Reset) | Ending::NotStarted(_) => Life::Stopped,
+        Ending::Ended(End::Crash(why)) => Life::Crashed(why.clone()),
     };
-    match end {
-        End::PowerOff => log::info!("{} is off", vm.name()),
-        End::Reset => log::info!("{} resets", vm.name()),
-        End::Crash(why) => log::error!("{} stopped: {why}", vm.name()),
+    match ending {
+        Ending::Ended(End::PowerOff) => log::info!("{} is off", vm.name()),
+        Ending::Ended(End::Reset) => log::info!("{} resets", vm.name()),
+        Ending::Ended(End::Crash(why)) => log::error!("{} stopped: {why}", vm.name()),
+        Ending::NotStarted((message, remedy)) => log::error!("{} does not start: {message}; {remedy}", vm.name()),
     }
-    *vm.life.lock() = life;
+    if running.is_first && matches!(ending, Ending::NotStarted(_)) {
+        forget(host, vm);
+    }
     true
 }
 
@@ -356,6 +222,30 @@ pub fn restart(host: &'static Host, vm: &Arc<Vm>) {
     if let Err((message, remedy)) = vm.start(host) {
         log::error!("{} does not start again: {message}; {remedy}", vm.name());
     }
+}
+
+/// The boot module with this name, or in one line that there is none.
+fn module(host: &Host, name: &str) -> Result<&'static [u8], Refusal> {
+    host.module(name).ok_or_else(|| (format!("there is no boot module {name}"), "see \"modules\"".into()))
+}
+
+fn check_room(host: &Host) -> Result<(), Refusal> {
+    if host.vms.lock().len() >= VMS_MAX {
+        return Err((format!("there are {VMS_MAX} VMs already"), "delete one first: vm delete NAME".into()));
+    }
+    if free_bytes() < RESERVE_BYTES {
+        return Err(("Pollux has no memory left for another VM".into(), "stop or delete one first".into()));
+    }
+    Ok(())
+}
+
+/// Memory that nothing uses: free frames, and what the heap holds idle.
+pub fn free_bytes() -> u64 {
+    Heap::usage().idle_bytes() as u64 + FRAMES.lock().free_bytes()
+}
+
+fn forget(host: &Host, vm: &Arc<Vm>) {
+    host.vms.lock().retain(|other| !Arc::ptr_eq(other, vm));
 }
 
 fn note(vm: u16, state: RunState) {
@@ -390,75 +280,4 @@ fn disk_config(host: &Host, lent: Lent) -> DiskConfig {
 fn host_leaf(leaf: u32, subleaf: u32) -> Leaf {
     let cpu::CpuidResult { eax, ebx, ecx, edx } = cpu::cpuid(leaf, subleaf);
     Leaf { eax, ebx, ecx, edx }
-}
-
-/// Zeroed memory for a guest: from 0 up to the PCI window, the rest from 4 GiB on; huge frames where they fit.
-fn guest_memory(bytes: u64) -> Result<(GuestMemory, GuestFrames), Refusal> {
-    const HIGH_MEMORY: Gpa = Gpa::new(4 << 30);
-    let low_bytes = bytes.min(3 << 30);
-    let frames = take_frames(bytes / LARGE_PAGE_BYTES).ok_or_else(|| {
-        let free_mib = FRAMES.lock().free_bytes() >> 20;
-        let message = format!("it needs {} MiB of memory and {free_mib} MiB are free", bytes >> 20);
-        (message, "give it less memory, or stop another VM".to_string())
-    })?;
-    for &frame in &frames.0 {
-        HostFrames.zero(frame, LARGE_PAGE_BYTES);
-    }
-    let mut memory = GuestMemory::new(Arc::new(HostFrames));
-    let (low, high) = frames.0.split_at((low_bytes / LARGE_PAGE_BYTES) as usize);
-    memory.add_slot(Gpa::new(0), low.to_vec());
-    if !high.is_empty() {
-        memory.add_slot(HIGH_MEMORY, high.to_vec());
-    }
-    Ok((memory, frames))
-}
-
-fn take_frames(count: u64) -> Option<GuestFrames> {
-    const LARGE_PER_HUGE: u64 = HUGE_PAGE_BYTES / LARGE_PAGE_BYTES;
-    let mut taken = GuestFrames(Vec::with_capacity(count as usize));
-    let mut frames = FRAMES.lock();
-    while (taken.0.len() as u64) < count {
-        let left = count - taken.0.len() as u64;
-        if left >= LARGE_PER_HUGE
-            && let Some(huge) = frames.take_huge()
-        {
-            taken.0.extend((0..LARGE_PER_HUGE).map(|index| huge.wrapping_add(index * LARGE_PAGE_BYTES)));
-            continue;
-        }
-        match frames.take_large() {
-            Some(frame) => taken.0.push(frame),
-            None => {
-                // Its frames go back by dropping it, which takes the lock.
-                drop(frames);
-                return None;
-            }
-        }
-    }
-    Some(taken)
-}
-
-/// Maps the guest's memory, in 1 GiB pages where addresses allow and the processor has them.
-fn map_memory(memory: &GuestMemory, second_stage: &mut SecondStage) -> Result<(), nested::OutOfMemory> {
-    const LARGE_PER_HUGE: usize = (HUGE_PAGE_BYTES / LARGE_PAGE_BYTES) as usize;
-    let has_huge = cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0;
-    let frames: Vec<_> = memory.frames().collect();
-    let mut rest = &frames[..];
-    while let [(gpa, hpa), ..] = *rest {
-        let is_huge = has_huge
-            && gpa.is_aligned(HUGE_PAGE_BYTES)
-            && hpa.is_aligned(HUGE_PAGE_BYTES)
-            && rest.get(..LARGE_PER_HUGE).is_some_and(|run| follow_each_other(run));
-        let (size, count) = if is_huge { (PageSize::Huge, LARGE_PER_HUGE) } else { (PageSize::Large, 1) };
-        second_stage.map(gpa, hpa, size)?;
-        rest = &rest[count..];
-    }
-    Ok(())
-}
-
-fn follow_each_other(run: &[(Gpa, Hpa)]) -> bool {
-    let (gpa, hpa) = run[0];
-    (0..).zip(run).all(|(index, &(next_gpa, next_hpa))| {
-        let offset = index * LARGE_PAGE_BYTES;
-        next_gpa == gpa.wrapping_add(offset) && next_hpa == hpa.wrapping_add(offset)
-    })
 }

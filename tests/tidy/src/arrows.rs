@@ -40,7 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("interrupts", &["addr", "cpu"]),
     ("memory", &["addr", "boot", "cpu", "guestmem", "nested"]),
     ("platform", &["addr", "cpu", "interrupts", "memory"]),
-    ("smp", &["addr", "cpu", "interrupts", "memory"]),
+    ("smp", &["addr", "boot", "cpu", "interrupts", "memory"]),
     ("svm", &["addr", "cpu", "vcpu"]),
     ("vmx", &["addr", "cpu", "vcpu"]),
     ("drivers", &["addr", "block", "cpu", "guestmem", "interrupts", "memory", "switch"]),

@@ -2,9 +2,9 @@
 
 use alloc::boxed::Box;
 use x86_64::VirtAddr;
-use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::load_tss;
+use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;

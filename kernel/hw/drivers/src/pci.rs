@@ -7,6 +7,7 @@
 pub mod interrupt;
 
 use addr::Hpa;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,13 @@ use virtio_drivers::transport::pci::bus::{BarInfo, ConfigurationAccess, DeviceFu
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 const CONFIG_ENABLE: u32 = 1 << 31;
+
+/// Devices on a bus.
+const DEVICES: u8 = 32;
+/// Header type, in the doubleword at 0Ch (section 6.2.1).
+const MULTIPLE_FUNCTIONS: u32 = 1 << 23;
+const HEADER_TYPE: u32 = 0x7f << 16;
+const HEADER_BRIDGE: u32 = 1 << 16;
 
 /// Capabilities that fit into the 192 bytes for them, at 4 bytes each.
 const CAPABILITIES_MAX: usize = 48;
@@ -126,16 +134,54 @@ pub fn enumerate() -> Vec<Function> {
         return functions;
     }
     let access = ConfigAccess(());
-    // All buses are asked, as bridges tell only of those below the first root.
-    for (bus, device) in (0..=255).flat_map(|bus| (0..32).map(move |device| (bus, device))) {
-        let first = PciHeader::new(PciAddress::new(0, bus, device, 0));
-        if first.id(access).0 == 0xffff {
-            continue;
-        }
-        let last = if first.has_multiple_functions(access) { 7 } else { 0 };
-        functions.extend((0..=last).filter_map(|function| Function::read(access, bus, device, function)));
-    }
+    // A virtual machine's further roots have something at device 0; of real ones it is not sure.
+    let root_devices = if cpu::is_virtual() { 1 } else { DEVICES };
+    let found = find(root_devices, |address, offset| access.read32(address, offset));
+    functions.extend(found.into_iter().filter_map(|address| Function::read(access, address)));
     functions
+}
+
+/// The addresses of all functions that answer, in order.
+///
+/// Asking every device of every bus takes tens of milliseconds. So bridges tell which buses there are below bus 0
+/// (PCI-to-PCI Bridge Architecture 1.2, section 3.2.5.3). Large machines have more roots, to which no bridge leads: of
+/// the other buses, the first `root_devices` devices are asked, and all of the bus where one answers.
+fn find(root_devices: u8, read: impl Fn(PciAddress, u16) -> u32) -> Vec<PciAddress> {
+    let (mut found, mut seen) = (Vec::new(), [false; 256]);
+    for root in 0..=255_u8 {
+        let answers = |device| answers(&read, PciAddress::new(0, root, device, 0));
+        let is_root = !seen[usize::from(root)] && (root == 0 || (0..root_devices).any(answers));
+        let mut pending = if is_root { vec![root] } else { Vec::new() };
+        while let Some(bus) = pending.pop() {
+            // Bridges that nobody set up name bus 0 or each other's.
+            if !core::mem::replace(&mut seen[usize::from(bus)], true) {
+                (0..DEVICES).for_each(|device| ask(bus, device, &read, &mut found, &mut pending));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Adds a device's functions to `found`, and the buses behind those that are bridges to `buses`.
+fn ask(bus: u8, device: u8, read: &impl Fn(PciAddress, u16) -> u32, found: &mut Vec<PciAddress>, buses: &mut Vec<u8>) {
+    let first = PciAddress::new(0, bus, device, 0);
+    if !answers(read, first) {
+        return;
+    }
+    let functions = if read(first, 0x0c) & MULTIPLE_FUNCTIONS != 0 { 8 } else { 1 };
+    let all = (0..functions).map(|function| PciAddress::new(0, bus, device, function));
+    for address in all.filter(|&address| answers(read, address)) {
+        found.push(address);
+        if read(address, 0x0c) & HEADER_TYPE == HEADER_BRIDGE {
+            let [_, secondary, ..] = read(address, 0x18).to_le_bytes();
+            buses.push(secondary);
+        }
+    }
+}
+
+fn answers(read: &impl Fn(PciAddress, u16) -> u32, address: PciAddress) -> bool {
+    read(address, 0) as u16 != 0xffff
 }
 
 impl fmt::Display for Function {
@@ -171,8 +217,8 @@ impl Function {
         &self.bars
     }
 
-    fn read(access: ConfigAccess, bus: u8, device: u8, function: u8) -> Option<Self> {
-        let header = PciHeader::new(PciAddress::new(0, bus, device, function));
+    fn read(access: ConfigAccess, address: PciAddress) -> Option<Self> {
+        let header = PciHeader::new(address);
         let (vendor, device) = header.id(access);
         if vendor == 0xffff {
             return None;
@@ -281,6 +327,65 @@ mod tests {
     fn selectors_name_bus_device_function_and_register() {
         assert_eq!(selector(PciAddress::new(0, 1, 2, 3), 0x3e), 0x8001_133c);
         assert_eq!(selector(PciAddress::new(0, 255, 31, 7), 0xfc), 0x80ff_fffc);
+    }
+
+    /// A machine of functions (bus, device, function, header type with its multi-function bit, secondary bus).
+    fn machine<'a>(
+        functions: &'a [(u8, u8, u8, u8, u8)],
+        reads: &'a core::cell::Cell<u32>,
+    ) -> impl Fn(PciAddress, u16) -> u32 + 'a {
+        move |address, offset| {
+            reads.set(reads.get() + 1);
+            let place = (address.bus(), address.device(), address.function());
+            let found = functions.iter().find(|(bus, device, function, ..)| (*bus, *device, *function) == place);
+            match (found, offset) {
+                (None, _) => u32::MAX,
+                (Some(_), 0) => 0x1234_8086,
+                (Some((.., kind, _)), 0x0c) => u32::from(*kind) << 16,
+                (Some((.., secondary)), 0x18) => 0x0707_0000 | u32::from(*secondary) << 8,
+                _ => panic!("another register is read"),
+            }
+        }
+    }
+
+    fn places(found: &[PciAddress]) -> Vec<(u8, u8, u8)> {
+        found.iter().map(|address| (address.bus(), address.device(), address.function())).collect()
+    }
+
+    #[test]
+    fn bridges_lead_to_buses() {
+        let functions =
+            [(0, 0, 0, 0, 0), (0, 3, 0, 0x81, 5), (0, 3, 2, 1, 2), (5, 0, 0, 1, 6), (6, 1, 0, 0, 0), (2, 9, 0, 0, 0)];
+        let reads = Default::default();
+        let found = find(1, machine(&functions, &reads));
+        let mut expected = functions.map(|(bus, device, function, ..)| (bus, device, function));
+        expected.sort();
+        assert_eq!(places(&found), expected);
+        assert!(reads.get() < 500, "{} reads", reads.get());
+    }
+
+    #[test]
+    fn functions_past_the_first_need_the_bit() {
+        let functions = [(0, 1, 0, 0, 0), (0, 1, 1, 0, 0), (0, 2, 0, 0x80, 0), (0, 2, 7, 0, 0), (0, 4, 3, 0, 0)];
+        let found = find(1, machine(&functions, &Default::default()));
+        assert_eq!(places(&found), [(0, 1, 0), (0, 2, 0), (0, 2, 7)]);
+    }
+
+    #[test]
+    fn further_roots_are_found_by_their_first_devices() {
+        let functions =
+            [(0, 0, 0, 0, 0), (0x40, 0, 0, 0, 0), (0x40, 9, 0, 1, 0x41), (0x41, 0, 0, 0, 0), (0x80, 5, 0, 0, 0)];
+        let some = find(1, machine(&functions, &Default::default()));
+        assert_eq!(places(&some), [(0, 0, 0), (0x40, 0, 0), (0x40, 9, 0), (0x41, 0, 0)]);
+        assert_eq!(find(32, machine(&functions, &Default::default())).len(), 5);
+    }
+
+    #[test]
+    fn bridges_in_a_circle_end() {
+        let functions = [(0, 0, 0, 1, 0), (0, 1, 0, 1, 1), (1, 0, 0, 1, 0), (1, 1, 0, 1, 1)];
+        assert_eq!(find(1, machine(&functions, &Default::default())).len(), 4);
+        let every = |address: PciAddress, offset| if offset == 0 { 1 } else { 0x81 << 16 | u32::from(address.bus()) };
+        assert_eq!(find(32, every).len(), 256 * 32 * 8);
     }
 
     #[test]

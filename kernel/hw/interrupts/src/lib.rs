@@ -8,8 +8,8 @@
 pub mod ioapic;
 pub mod local_apic;
 
-use cpu::percpu;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use cpu::percpu;
 use spin::{Once, RwLock};
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;

@@ -12,6 +12,13 @@ const PIT_HZ: u64 = 1_193_182;
 /// For how long the TSC is measured: 1/40 s gives four digits against an emulated timer too.
 const PERIODS_A_SECOND: u64 = 40;
 
+/// How often a timer is read before it counts as dead. A read takes 100 ns at the least.
+const READS_MAX: u32 = 2_000_000;
+/// No processor's TSC is slower or faster.
+const KHZ: core::ops::Range<u64> = 100_000..20_000_000;
+/// What is assumed when nothing can be measured.
+const KHZ_GUESS: u64 = 2_000_000;
+
 /// The TSC's rate in kHz, and where the figure comes from.
 ///
 /// CPUID leaf 15h is not believed: emulators state what they do not keep.
@@ -19,37 +26,42 @@ pub fn tsc_khz(platform: &Platform) -> (u64, &'static str) {
     if let Some(khz) = hypervisor_khz() {
         return (khz, "the hypervisor's timing leaf");
     }
-    match platform.pm_timer {
-        Some(port) => (against_pm_timer(port), "the ACPI timer"),
-        None => (against_pit(), "the PIT"),
+    if let Some(port) = platform.pm_timer {
+        if let Some(khz) = against_pm_timer(port) {
+            return (khz, "the ACPI timer");
+        }
+        log::warn!("the ACPI timer does not run");
+    }
+    if let Some(khz) = against_pit() {
+        return (khz, "the PIT");
+    }
+    log::warn!("the PIT does not run: time may pass too fast or too slowly");
+    match u64::from(cpuid(0x16, 0).eax & 0xffff) * 1000 {
+        khz if KHZ.contains(&khz) => (khz, "the processor's base frequency"),
+        _ => (KHZ_GUESS, "a guess"),
     }
 }
 
 /// Leaf 4000_0010h, which KVM and VMware give their guests: exact, where Pollux itself is a guest.
 fn hypervisor_khz() -> Option<u64> {
-    const HYPERVISOR: u32 = 1 << 31;
-    if cpuid(1, 0).ecx & HYPERVISOR == 0 || cpuid(0x4000_0000, 0).eax < 0x4000_0010 {
+    if !cpu::is_virtual() || cpuid(0x4000_0000, 0).eax < 0x4000_0010 {
         return None;
     }
     Some(cpuid(0x4000_0010, 0).eax.into()).filter(|&khz| khz > 100_000)
 }
 
-fn against_pm_timer(port: u16) -> u64 {
+fn against_pm_timer(port: u16) -> Option<u64> {
     const TICKS: u64 = PM_TIMER_HZ / PERIODS_A_SECOND;
     // SAFETY: reading the timer has no effect.
     let now = || unsafe { port_in32(port) } & PM_TIMER_MASK;
     let (start, start_tsc) = (now(), tsc());
-    let ticks = loop {
-        let ticks = now().wrapping_sub(start) & PM_TIMER_MASK;
-        if u64::from(ticks) >= TICKS {
-            break ticks;
-        }
-    };
-    (tsc() - start_tsc) * PM_TIMER_HZ / u64::from(ticks) / 1000
+    let passed = |_| Some(u64::from(now().wrapping_sub(start) & PM_TIMER_MASK)).filter(|&ticks| ticks >= TICKS);
+    let ticks = (0..READS_MAX).find_map(passed)?;
+    Some((tsc() - start_tsc) * PM_TIMER_HZ / ticks / 1000).filter(|khz| KHZ.contains(khz))
 }
 
 /// Counts down channel 2, whose output can be read at port 61h.
-fn against_pit() -> u64 {
+fn against_pit() -> Option<u64> {
     const TICKS: u64 = PIT_HZ / PERIODS_A_SECOND;
     const GATE: u8 = 1 << 0;
     const SPEAKER: u8 = 1 << 1;
@@ -61,7 +73,7 @@ fn against_pit() -> u64 {
         port_out8(0x42, TICKS as u8);
         port_out8(0x42, (TICKS >> 8) as u8);
         let start = tsc();
-        while port_in8(0x61) & OUTPUT == 0 {}
-        (tsc() - start) * PERIODS_A_SECOND / 1000
+        (0..READS_MAX).find(|_| port_in8(0x61) & OUTPUT != 0)?;
+        Some((tsc() - start) * PERIODS_A_SECOND / 1000).filter(|khz| KHZ.contains(khz))
     }
 }

@@ -17,6 +17,8 @@ pub use wall::wall_unix_s;
 
 use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
+use acpi::rsdp::Rsdp;
+use acpi::sdt::SdtHeader;
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 use addr::Hpa;
 use alloc::vec::Vec;
@@ -56,32 +58,60 @@ pub struct Override {
     pub active_low: bool,
 }
 
+/// No table is longer.
+const TABLE_BYTES_MAX: usize = 16 << 20;
+const HEADER_BYTES: usize = size_of::<SdtHeader>();
+
+/// What stands where no table can be: nothing that has a table's signature.
+static NOTHING: [u64; 512] = [0; 512];
+
 /// Physical memory is mapped at its own addresses.
 #[derive(Clone)]
 struct IdentityMap;
 
 impl AcpiHandler for IdentityMap {
     unsafe fn map_physical_region<T>(&self, physical_address: usize, size: usize) -> PhysicalMapping<Self, T> {
-        let start = NonNull::new(physical_address as *mut T).unwrap_or(NonNull::dangling());
-        // SAFETY: the caller names a table, and everything below 4 GiB and all RAM is mapped at its own address.
+        let readable = can_read(physical_address, size) && (size != HEADER_BYTES || has_sane_length(physical_address));
+        assert!(readable || size <= size_of_val(&NOTHING), "a table's header vouches for its length");
+        let at = if readable { physical_address as *mut T } else { (&raw const NOTHING).cast_mut().cast() };
+        let start = NonNull::new(at).unwrap_or(NonNull::dangling());
+        // SAFETY: `size` bytes from there can be read, and the crate only reads.
         unsafe { PhysicalMapping::new(physical_address, start, size, size, self.clone()) }
     }
 
     fn unmap_physical_region<T>(_region: &PhysicalMapping<Self, T>) {}
 }
 
+/// Maps `size` bytes of the firmware's; says whether there can be any.
+fn can_read(address: usize, size: usize) -> bool {
+    size <= TABLE_BYTES_MAX && memory::map_firmware(Hpa::new(address as u64), size as u64)
+}
+
+/// Whether the table whose header is at `address` can be as long as it says. The crate asks for the header alone first.
+fn has_sane_length(address: usize) -> bool {
+    // SAFETY: a header's bytes, which `can_read` mapped.
+    let [signature, length] = unsafe { (address as *const [u32; 2]).read_unaligned() };
+    // The root pointer is as long as a header, and holds the rest of its signature there.
+    let is_root_pointer = signature.to_le_bytes() == *b"RSD ";
+    is_root_pointer || length as usize >= HEADER_BYTES && can_read(address, length as usize)
+}
+
+/// The ACPI root pointer's address: what the boot loader passed, or where the BIOS's memory holds one.
+///
+/// Called while the first page can still be read.
+pub fn find_rsdp(passed: Option<u64>) -> Option<u64> {
+    // SAFETY: without a pointer from its loader the machine was started by a BIOS.
+    let search = || unsafe { Rsdp::search_for_on_bios(IdentityMap) };
+    passed.or_else(|| search().ok().map(|rsdp| rsdp.physical_start() as u64))
+}
+
 impl Platform {
-    /// Reads the tables behind `rsdp`, or behind the root pointer in the BIOS's memory.
+    /// Reads the tables behind the root pointer. Called with the host's own page tables, which can map all of them.
     pub fn read(rsdp: Option<u64>) -> Self {
         let mut platform = Self::default();
-        // SAFETY: the boot loader passed the pointer; without one the machine was started by a BIOS.
-        let tables = unsafe {
-            match rsdp {
-                Some(address) => AcpiTables::from_rsdp(IdentityMap, address as usize),
-                None => AcpiTables::search_for_rsdp_bios(IdentityMap),
-            }
-        };
-        let Ok(tables) = tables else {
+        // SAFETY: the pointer is the boot loader's or has a root pointer's signature and checksum.
+        let tables = rsdp.and_then(|address| unsafe { AcpiTables::from_rsdp(IdentityMap, address as usize) }.ok());
+        let Some(tables) = tables else {
             platform.notes.push("no ACPI tables: one processor, no power-off");
             return platform;
         };
@@ -108,8 +138,8 @@ impl Platform {
         const ENABLED: u32 = 1;
         for entry in madt.entries() {
             match entry {
-                MadtEntry::LocalApic(entry) if entry.flags & ENABLED != 0 => self.cpus.push(entry.apic_id.into()),
-                MadtEntry::LocalX2Apic(entry) if entry.flags & ENABLED != 0 => self.cpus.push(entry.x2apic_id),
+                MadtEntry::LocalApic(entry) if entry.flags & ENABLED != 0 => self.add_cpu(entry.apic_id.into()),
+                MadtEntry::LocalX2Apic(entry) if entry.flags & ENABLED != 0 => self.add_cpu(entry.x2apic_id),
                 MadtEntry::IoApic(entry) => self.io_apics.push(IoApic {
                     base: Hpa::new(entry.io_apic_address.into()),
                     first_gsi: entry.global_system_interrupt_base,
@@ -125,6 +155,13 @@ impl Platform {
         }
     }
 
+    /// Adds a processor, once: firmware may list it as both kinds.
+    fn add_cpu(&mut self, apic_id: u32) {
+        if !self.cpus.contains(&apic_id) {
+            self.cpus.push(apic_id);
+        }
+    }
+
     fn read_fadt(&mut self, fadt: &Fadt, tables: &AcpiTables<IdentityMap>) {
         let port = |address: acpi::address::GenericAddress| {
             (address.address_space == acpi::address::AddressSpace::SystemIo).then_some(address.address as u16)
@@ -135,8 +172,8 @@ impl Platform {
             self.reset = fadt.reset_register().ok().and_then(port).map(|port| (port, fadt.reset_value));
         }
         let control = fadt.pm1a_control_block().ok().and_then(port);
-        let aml = tables.dsdt().ok().map(|table| {
-            // SAFETY: the table was found and checked by the crate.
+        let aml = tables.dsdt().ok().filter(|table| can_read(table.address, table.length as usize)).map(|table| {
+            // SAFETY: the table was found and checked by the crate, and its bytes can be read.
             unsafe { core::slice::from_raw_parts(table.address as *const u8, table.length as usize) }
         });
         self.power_off = control.zip(aml.and_then(power::sleep_type_off)).map(|(port, kind)| (port, power::off(kind)));

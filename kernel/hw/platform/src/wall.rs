@@ -9,7 +9,10 @@ const BINARY: u8 = 1 << 2;
 const HOURS_24: u8 = 1 << 1;
 const PM: u8 = 1 << 7;
 
-/// Seconds since 1970, taking the clock for UTC.
+/// How often the clock is asked whether it is in an update, which takes 2 ms; a question takes 200 ns at the least.
+const UPDATE_READS_MAX: u32 = 100_000;
+
+/// Seconds since 1970, taking the clock for UTC; 0 without a clock.
 pub fn wall_unix_s() -> u64 {
     // Twice the same outside an update is a time that was not changing.
     let mut last = read();
@@ -20,22 +23,24 @@ pub fn wall_unix_s() -> u64 {
         }
         last = next;
     }
-    last
+    last.unwrap_or_else(|| {
+        log::warn!("there is no real-time clock: the time of day is wrong");
+        0
+    })
 }
 
-fn read() -> u64 {
-    while register(0x0a) & UPDATE_IN_PROGRESS != 0 {}
+/// The time, or `None` where an update never ends, as a clock that is not there reads.
+fn read() -> Option<u64> {
+    (0..UPDATE_READS_MAX).find(|_| register(0x0a) & UPDATE_IN_PROGRESS == 0)?;
     let format = register(0x0b);
-    let number = |value: u8| {
-        u64::from(if format & BINARY != 0 { value } else { (value >> 4) * 10 + (value & 0xf) })
-    };
+    let number = |value: u8| u64::from(if format & BINARY != 0 { value } else { (value >> 4) * 10 + (value & 0xf) });
     let [second, minute, day, month, year] = [0x00, 0x02, 0x07, 0x08, 0x09].map(|index| number(register(index)));
     let raw_hour = register(0x04);
     let hour = match (format & HOURS_24 != 0, raw_hour & PM != 0) {
         (true, _) => number(raw_hour),
         (false, pm) => number(raw_hour & !PM) % 12 + if pm { 12 } else { 0 },
     };
-    (days_since_1970(2000 + year, month, day) * 24 + hour) * 3600 + minute * 60 + second
+    Some((days_since_1970(2000 + year, month, day) * 24 + hour) * 3600 + minute * 60 + second)
 }
 
 /// Days from 1970-01-01 to a date of the Gregorian calendar, counting years from March so that leap days come last.

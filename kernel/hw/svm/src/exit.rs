@@ -112,12 +112,12 @@ fn nested_fault(info: u64, gpa: u64) -> Exit {
     Exit::NestedFault { gpa: Gpa::new(gpa), access, page_walk: info & PAGE_WALK != 0 }
 }
 
-/// The guest leaves an NMI's handler; IRET itself runs now (15.13.3).
+/// The guest leaves an NMI's handler: IRET itself runs now (15.13.3), and what waits for it can be delivered.
 fn end_of_nmi(svm: &mut Svm) -> Option<Exit> {
     svm.in_nmi = false;
     svm.vmcb.control.intercept_misc[0] &= !misc1::IRET;
     svm.changed(clean::INTERCEPTS);
-    None
+    Some(Exit::InterruptWindow)
 }
 
 /// Delivers an exception that is intercepted only because delivering it for ever would hang the processor.

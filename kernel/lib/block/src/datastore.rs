@@ -15,6 +15,8 @@ use alloc::vec::Vec;
 
 /// Transfers that one virtual disk may have outstanding. Each has its own, so that a VM only ever waits for itself.
 const REQUESTS_PER_VIRTUAL_DISK: u32 = 256;
+/// Runs that a place of the slab keeps memory for: those of half a mebibyte in single pages.
+const RUNS_KEPT: usize = 128;
 
 /// A claim on a partition. A stale one (released since) is refused everywhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -260,6 +262,11 @@ impl Datastore {
         }
     }
 
+    /// Whether transfers have ended that no interrupt of the disk announces: [`Datastore::completed`] gives them.
+    pub fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
     /// Withdraws the transfers of a virtual disk as far as the disk does not have them. Each still comes out of
     /// [`Datastore::completed`], with [`IoError::Cancelled`] unless all of it had reached the disk.
     pub fn cancel(&mut self, disk: VirtualDisk) {
@@ -351,6 +358,9 @@ impl Datastore {
         let request = &mut self.requests[usize::from(index)];
         assert!(request.live && !request.queued && request.pieces == 0, "a request ended twice");
         request.live = false;
+        // What a long transfer took would stay in its place for ever.
+        request.runs.clear();
+        request.runs.shrink_to(RUNS_KEPT);
         request.generation = request.generation.wrapping_add(1);
         self.free.push(index);
     }

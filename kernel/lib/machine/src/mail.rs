@@ -38,12 +38,13 @@ impl Mailbox {
             Mail::Message(_) | Mail::Board => {}
         }
         mail.push(item);
-        self.waiting.store(true, Ordering::Release);
+        // One order for all: the poster's note, then its wake-up; the sleeper's note, then its question.
+        self.waiting.store(true, Ordering::SeqCst);
     }
 
     /// Whether anything waits.
     pub fn has_mail(&self) -> bool {
-        self.waiting.load(Ordering::Acquire)
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// Takes everything out, in order, into `into`, which is empty.

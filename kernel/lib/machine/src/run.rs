@@ -131,7 +131,8 @@ impl Machine {
         }
     }
 
-    /// Everything that an exit caused, or an input left to it: interrupts, device work, output, and perhaps the machine's end.
+    /// Everything that an exit caused or an input left to it: interrupts, device work, output, and perhaps the machine's
+    /// end.
     fn finish_exit(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Option<End> {
         if !thread.board_touched && thread.effects.is_empty() {
             return None;
@@ -247,8 +248,7 @@ impl Machine {
     fn wakes(&self, thread: &Thread) -> bool {
         let open = thread.vcpu.rflags() & vcpu::rflags::IF != 0;
         let nmi = thread.lapic.nmi_pending() && !thread.vcpu.nmi_blocked();
-        // An event that waits already is a trap that HLT itself left.
-        nmi || thread.vcpu.ready_for() == ReadyFor::Nothing || open && thread.lapic.pending_interrupt().is_some()
+        nmi || open && thread.lapic.pending_interrupt().is_some()
     }
 
     /// Puts the next event into the entry, or asks for an exit as soon as it can go in.

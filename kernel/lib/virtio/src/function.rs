@@ -5,7 +5,7 @@
 //! other structures. The devices' own methods are in their modules.
 
 use crate::chain::Chain;
-use crate::common::{COMMON_BYTES, StatusChange};
+use crate::common_configuration::{COMMON_BYTES, StatusChange};
 use crate::transport::{STATUS_FEATURES_OK, STATUS_NEEDS_RESET, Transport};
 use crate::{Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Signal};
 use addr::Gpa;

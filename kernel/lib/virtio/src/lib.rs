@@ -16,7 +16,7 @@ extern crate alloc;
 
 pub mod blk;
 mod chain;
-mod common;
+mod common_configuration;
 pub mod console;
 mod function;
 pub mod net;

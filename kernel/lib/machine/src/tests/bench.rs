@@ -87,7 +87,7 @@ pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
         (0xd, 1) => all,
         (0xd, 2) => component(256, 576, 0),
         // The standard form has a hole before these; the compacted one aligns the last.
-        (0xd, 5) => component(64, 1088, 0),
+        (0xd, 5) => component(40, 1088, 0),
         (0xd, 6) => component(512, 1152, 0),
         (0xd, 7) => component(1024, 1664, 2),
         (0xd, 9) => component(8, 2688, 0),

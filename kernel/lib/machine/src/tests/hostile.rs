@@ -3,10 +3,15 @@
 use super::bench::*;
 use super::driver::{BUFFERS, Driver, VERSION_1};
 use crate::Pause;
+use crate::mail::Mail;
 use addr::Gpa;
+use chipset::{DeliveryMode, Message, Target};
 use proptest::prelude::*;
-use vcpu::{Access, Exit, Gpr, PortAccess, PortDirection};
+use vcpu::{Access, Exit, Gpr, PortAccess, PortDirection, rflags};
 use virtio::blk::Outcome;
+
+/// Where the instructions of emulated accesses lie.
+const CODE: u64 = 0x8000;
 
 /// What happens next.
 #[derive(Clone, Debug)]
@@ -125,10 +130,45 @@ fn bench() -> Bench {
     bench
 }
 
+/// Runs with one more exit; false when the machine ended. A guest that sleeps is woken by an NMI, whose handler returns.
+fn step(bench: &mut Bench, exit: Exit) -> bool {
+    let string = matches!(exit, Exit::Port(PortAccess { string: true, .. }));
+    bench.then(move |state| {
+        if string || matches!(exit, Exit::NestedFault { .. }) {
+            state.rip = CODE;
+        }
+        exit
+    });
+    let pause = bench.run();
+    if let Pause::Idle(_) = pause {
+        bench.thread.vcpu.set_rflags(bench.thread.vcpu.rflags() | rflags::IF);
+        let nmi = Message { vector: 2, mode: DeliveryMode::Nmi, target: Target::All, level_triggered: false };
+        bench.machine.post(0, Mail::Message(nmi), &mut bench.host);
+        return !matches!(bench.run(), Pause::Ended(_));
+    }
+    !matches!(pause, Pause::Ended(_))
+}
+
+/// INS or OUTS as `access` has it, with a repeat prefix.
+fn string_code(access: PortAccess) -> [u8; 4] {
+    let opcode = if access.direction == PortDirection::In { 0x6c } else { 0x6e };
+    match access.size {
+        1 => [0xf3, opcode, 0x90, 0x90],
+        2 => [0x66, 0xf3, opcode + 1, 0x90],
+        _ => [0xf3, opcode + 1, 0x90, 0x90],
+    }
+}
+
 /// Does it; false when the machine ended.
 fn act(bench: &mut Bench, action: &Action) -> bool {
     match *action {
-        Action::Exit(exit) => return !matches!(bench.exit(exit), Pause::Ended(_)),
+        Action::Exit(exit) => {
+            if let Exit::Port(access @ PortAccess { string: true, port, .. }) = exit {
+                bench.machine.memory().write(Gpa::new(CODE), &string_code(access)).unwrap();
+                bench.set_gpr(Gpr::Rdx, port.into());
+            }
+            return step(bench, exit);
+        }
         Action::Move { gpa, size, value } => {
             let (opcode, access) = if value.is_some() { (0x88, Access::Write) } else { (0x8a, Access::Read) };
             let code: &[u8] = match size {
@@ -136,23 +176,21 @@ fn act(bench: &mut Bench, action: &Action) -> bool {
                 2 => &[0x66, opcode + 1, 0x07],
                 _ => &[opcode + 1, 0x07, 0x90],
             };
-            bench.machine.memory().write(Gpa::new(0x8000), code).unwrap();
+            bench.machine.memory().write(Gpa::new(CODE), code).unwrap();
             bench.set_gpr(Gpr::Rdi, gpa);
             bench.set_gpr(Gpr::Rax, value.unwrap_or(0).into());
-            bench.then(move |state| {
-                state.rip = 0x8000;
-                Exit::NestedFault { gpa: Gpa::new(gpa), access, page_walk: false }
-            });
-            return !matches!(bench.run(), Pause::Ended(_));
+            return step(bench, Exit::NestedFault { gpa: Gpa::new(gpa), access, page_walk: false });
         }
         Action::Register(index, value) => bench.thread.vcpu.gprs_mut()[index] = value,
         Action::Memory(at, value) => bench.store(at, 8, value),
         Action::Kick(device, queue) => {
             let port = 0xc000 + 0x20 * (device as u16 - 1);
-            return !matches!(bench.out(port, 2, queue), Pause::Ended(_));
+            bench.set_gpr(Gpr::Rax, queue.into());
+            let access = PortAccess { port, size: 2, direction: PortDirection::Out, string: false };
+            return step(bench, Exit::Port(access));
         }
         Action::Pass(ns) => bench.pass(ns),
-        Action::Flags(value) => bench.thread.vcpu.set_rflags(value & 0x3f_7fd5 & !vcpu::rflags::VM | 2),
+        Action::Flags(value) => bench.thread.vcpu.set_rflags(value & 0x3f_7fd5 & !rflags::VM | 2),
         Action::Key(count) => {
             let taken = bench.machine.console_input(&vec![b'k'; count], &mut bench.host);
             assert!(taken <= count);

@@ -87,6 +87,8 @@ impl Vcpu for MockVcpu {
     }
 
     fn set_rflags(&mut self, value: u64) {
+        // As an IRET with these flags: an NMI's handler ends.
+        self.in_nmi = false;
         self.state.rflags = value;
     }
 

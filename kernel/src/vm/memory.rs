@@ -1,0 +1,147 @@
+//! A guest's memory: host frames taken, handed to the guest's slots, mapped, and given back.
+//!
+//! The main type is [`GuestFrames`]. Frames come as the last owner left them: the CPU that runs the guest zeroes them
+//! one by one ([`GuestFrames::zero`]) before the guest's first instruction.
+
+use super::Refusal;
+use crate::backend::SecondStage;
+use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES};
+use alloc::format;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use guestmem::{Backing, GuestMemory};
+use memory::{FRAMES, HostFrames};
+use nested::{OutOfMemory, PageSize};
+
+/// Free memory that a start leaves for everybody else: page tables, the heap, the devices' queues.
+const RESERVE_BYTES: u64 = 8 << 20;
+
+/// Guest memory that does not fit below the PCI window starts here.
+const HIGH_MEMORY: Gpa = Gpa::new(4 << 30);
+const LOW_BYTES_MAX: u64 = 3 << 30;
+
+/// The large frames behind a guest's memory, in the order of its addresses.
+pub struct GuestFrames(Vec<Hpa>);
+
+impl Drop for GuestFrames {
+    fn drop(&mut self) {
+        let mut frames = FRAMES.lock();
+        self.0.iter().for_each(|&frame| frames.free_large(frame));
+    }
+}
+
+impl GuestFrames {
+    /// Frames for `bytes` bytes of memory, or in one line why there are none.
+    pub fn take(bytes: u64) -> Result<Self, Refusal> {
+        let free_bytes = FRAMES.lock().free_bytes().saturating_sub(RESERVE_BYTES);
+        if bytes > free_bytes {
+            return Err(too_much(bytes, free_bytes));
+        }
+        let count = (bytes / LARGE_PAGE_BYTES) as usize;
+        let mut taken = Self(list_of(count, bytes, free_bytes)?);
+        if taken.fill(count) { Ok(taken) } else { Err(too_much(bytes, free_bytes)) }
+    }
+
+    /// The guest's memory over these frames: from 0 up to the PCI window, the rest from 4 GiB on.
+    pub fn memory(&self) -> Result<GuestMemory, Refusal> {
+        let low_count = self.0.len().min((LOW_BYTES_MAX / LARGE_PAGE_BYTES) as usize);
+        let (low, high) = self.0.split_at(low_count);
+        let mut memory = GuestMemory::new(Arc::new(HostFrames));
+        for (start, frames) in [(Gpa::new(0), low), (HIGH_MEMORY, high)] {
+            if !frames.is_empty() {
+                let mut list = list_of(frames.len(), self.bytes(), 0)?;
+                list.extend_from_slice(frames);
+                memory.add_slot(start, list);
+            }
+        }
+        Ok(memory)
+    }
+
+    /// Zeroes the frame at `index`; says whether there is one.
+    pub fn zero(&self, index: usize) -> bool {
+        self.0.get(index).inspect(|&&frame| HostFrames.zero(frame, LARGE_PAGE_BYTES)).is_some()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.len() as u64 * LARGE_PAGE_BYTES
+    }
+
+    /// Takes frames until there are `count`, huge ones where they fit; says whether there were enough.
+    fn fill(&mut self, count: usize) -> bool {
+        const LARGE_PER_HUGE: usize = (HUGE_PAGE_BYTES / LARGE_PAGE_BYTES) as usize;
+        let mut frames = FRAMES.lock();
+        while self.0.len() < count {
+            if count - self.0.len() >= LARGE_PER_HUGE
+                && let Some(huge) = frames.take_huge()
+            {
+                self.0.extend((0..LARGE_PER_HUGE as u64).map(|index| huge.wrapping_add(index * LARGE_PAGE_BYTES)));
+                continue;
+            }
+            let Some(frame) = frames.take_large() else { return false };
+            self.0.push(frame);
+        }
+        true
+    }
+}
+
+/// Maps the guest's memory, in 1 GiB pages where addresses allow and the processor has them.
+pub fn map(memory: &GuestMemory, second_stage: &mut SecondStage) -> Result<(), OutOfMemory> {
+    let has_huge = cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0;
+    let mut run = Run::default();
+    for (gpa, hpa) in memory.frames() {
+        if !run.extend(gpa, hpa) {
+            run.map(has_huge, second_stage)?;
+            run = Run { gpa, hpa, bytes: LARGE_PAGE_BYTES };
+        }
+    }
+    run.map(has_huge, second_stage)
+}
+
+/// Frames that follow each other in the guest and in the host.
+struct Run {
+    gpa: Gpa,
+    hpa: Hpa,
+    bytes: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { gpa: Gpa::new(0), hpa: Hpa::new(0), bytes: 0 }
+    }
+}
+
+impl Run {
+    fn extend(&mut self, gpa: Gpa, hpa: Hpa) -> bool {
+        let follows = gpa == self.gpa.wrapping_add(self.bytes) && hpa == self.hpa.wrapping_add(self.bytes);
+        let follows = follows && self.bytes > 0;
+        self.bytes += if follows { LARGE_PAGE_BYTES } else { 0 };
+        follows
+    }
+
+    fn map(&self, has_huge: bool, second_stage: &mut SecondStage) -> Result<(), OutOfMemory> {
+        let mut done_bytes = 0;
+        while done_bytes < self.bytes {
+            let (gpa, hpa) = (self.gpa.wrapping_add(done_bytes), self.hpa.wrapping_add(done_bytes));
+            let is_huge = has_huge
+                && self.bytes - done_bytes >= HUGE_PAGE_BYTES
+                && gpa.is_aligned(HUGE_PAGE_BYTES)
+                && hpa.is_aligned(HUGE_PAGE_BYTES);
+            let (size, bytes) =
+                if is_huge { (PageSize::Huge, HUGE_PAGE_BYTES) } else { (PageSize::Large, LARGE_PAGE_BYTES) };
+            second_stage.map(gpa, hpa, size)?;
+            done_bytes += bytes;
+        }
+        Ok(())
+    }
+}
+
+fn list_of(count: usize, bytes: u64, free_bytes: u64) -> Result<Vec<Hpa>, Refusal> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(count).map_err(|_| too_much(bytes, free_bytes))?;
+    Ok(list)
+}
+
+fn too_much(bytes: u64, free_bytes: u64) -> Refusal {
+    let message = format!("it needs {} MiB of memory and {} MiB are free", bytes >> 20, free_bytes >> 20);
+    (message, "give it less memory, or stop another VM".into())
+}
