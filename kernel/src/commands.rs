@@ -6,7 +6,6 @@ use crate::log_ring::{self, Message};
 use crate::management;
 use crate::probe;
 use crate::vm::{self, Order, Refusal, Running, Start, Vm};
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
@@ -44,7 +43,7 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
     let reply = match command {
         Command::Help { topic } => shell::help(&topic),
         Command::Host => Reply::Host(host_report(host)),
-        Command::VmCreate(spec) => return create(host, spec, json),
+        Command::VmCreate(spec) => return create(host, *spec, json),
         Command::VmList => Reply::Vms(host.vms.lock().iter().map(|vm| summary(host, vm)).collect()),
         Command::VmShow { name } => match host.vm(&name) {
             Some(vm) => Reply::Vm(detail(host, &vm)),
@@ -108,9 +107,9 @@ pub fn log_text(message: &Message) -> String {
     }
 }
 
-fn create(host: &'static Host, spec: Box<VmSpec>, json: bool) -> Answer {
+fn create(host: &'static Host, spec: VmSpec, json: bool) -> Answer {
     let name = spec.name.clone();
-    match vm::create(host, *spec) {
+    match vm::create(host, spec) {
         Ok(Some(running)) => started(&running, json),
         Ok(None) => Answer::Reply(Reply::done(format!("{name} is created")), json),
         Err(refusal) => Answer::Reply(refused(refusal), json),
@@ -175,8 +174,11 @@ fn no_such_vm(host: &Host, name: &str) -> Reply {
 
 fn host_report(host: &Host) -> HostReport {
     let guests_bytes = running(host).iter().map(|running| running.machine.memory().total_bytes()).sum();
-    let free_bytes = vm::free_bytes();
-    let total_bytes = memory::FRAMES.lock().total_bytes();
+    // What the heap holds idle is Pollux's own: this number then moves with guests only.
+    let (free_bytes, total_bytes) = {
+        let frames = memory::FRAMES.lock();
+        (frames.free_bytes(), frames.total_bytes())
+    };
     let image = boot::BootInfo::image();
     HostReport {
         name: host.config.host.name.to_string(),

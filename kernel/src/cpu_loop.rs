@@ -38,7 +38,10 @@ struct CpuLoop {
 pub fn run(host: &'static Host, index: usize) -> ! {
     let lag = host.cpus.tsc_lag(index);
     if lag > 0 {
-        log::warn!("the TSC of CPU {index} is {} us behind: its guests' clocks stand still as long", host.clock.ns(lag) / 1000);
+        log::warn!(
+            "the TSC of CPU {index} is {} us behind: its guests' clocks stand still as long",
+            host.clock.ns(lag) / 1000
+        );
     }
     let mut cpu_loop = CpuLoop {
         host,
@@ -147,7 +150,8 @@ impl CpuLoop {
             }
             local_apic::arm_timer(self.host.clock.tsc_at(next_ns));
         }
-        if !percpu::current().any_arrived() && !(self.index == 0 && services::has_work()) {
+        let has_work = self.index == 0 && services::has_work();
+        if !has_work && !percpu::current().any_arrived() {
             cpu::wait_for_interrupt();
         }
     }

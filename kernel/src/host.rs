@@ -5,6 +5,7 @@ use crate::network::Network;
 use crate::storage::Storage;
 use crate::time::Clock;
 use crate::vm::{Running, Vm};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use boot::{BootInfo, Module};
@@ -17,6 +18,9 @@ use trace::{Event, Ring};
 
 /// Trace entries that each CPU keeps.
 const TRACE_ENTRIES: usize = 512;
+
+/// What the heap takes for small blocks of each size before there are guests.
+const CLASS_BYTES: usize = 128 << 10;
 
 /// A CPU's trace.
 pub type Trace = Ring<TRACE_ENTRIES>;
@@ -92,7 +96,17 @@ impl Host {
 
 /// Makes the host known to all CPUs.
 pub fn init(host: Host) -> &'static Host {
+    fill_heap();
     HOST.call_once(|| host)
+}
+
+/// Lets the heap take what histories, traces and queues will grow to, so that free memory moves with guests only: what
+/// the heap has taken for small blocks it keeps.
+fn fill_heap() {
+    for block_bytes in (4..=11).map(|shift| 1 << shift) {
+        let blocks: Vec<Vec<u8>> = (0..CLASS_BYTES / block_bytes).map(|_| Vec::with_capacity(block_bytes)).collect();
+        drop(blocks);
+    }
 }
 
 /// The host.
@@ -113,7 +127,7 @@ pub fn trace(cpu: usize, event: Event) {
 /// The CPUs and the vCPUs placed on them.
 pub struct Cpus {
     count: AtomicUsize,
-    cpus: [Cpu; CPUS_MAX],
+    cpus: Box<[Cpu]>,
 }
 
 /// One CPU, as others see it.
@@ -128,7 +142,7 @@ pub struct Cpu {
 
 impl Default for Cpus {
     fn default() -> Self {
-        Self { count: AtomicUsize::new(0), cpus: core::array::from_fn(|_| Cpu::default()) }
+        Self { count: AtomicUsize::new(0), cpus: (0..CPUS_MAX).map(|_| Cpu::default()).collect() }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::commands::{self, Answer};
 use crate::host::Host;
 use crate::log_ring;
 use crate::vm::Vm;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -33,7 +34,7 @@ pub struct HostConsole {
 enum Mode {
     Prompt,
     /// A command goes on until it has something to say.
-    Waiting(Answer),
+    Waiting(Box<Answer>),
     Attached {
         vm: Arc<Vm>,
         cursor: Cursor,
@@ -115,7 +116,7 @@ impl HostConsole {
             Ok(Some(invocation)) => commands::carry_out(host, invocation),
             Err(error) => Answer::Reply(Reply::from(error), line.contains("--json")),
         };
-        self.mode = Mode::Waiting(answer);
+        self.mode = Mode::Waiting(Box::new(answer));
         self.go_on(host);
     }
 
@@ -146,7 +147,9 @@ impl HostConsole {
     /// Gives the prompt back while a command goes on.
     fn stop_waiting(&mut self) {
         let text = match &self.mode {
-            Mode::Waiting(Answer::Power { .. }) => "^C\nthe host stays on; its guests were asked to shut down\n",
+            Mode::Waiting(answer) if matches!(**answer, Answer::Power { .. }) => {
+                "^C\nthe host stays on; its guests were asked to shut down\n"
+            }
             _ => "^C\nthis goes on; see \"log\" and \"vm list\"\n",
         };
         shell::to_terminal(text, &mut self.output);

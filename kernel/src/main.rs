@@ -41,7 +41,7 @@ fn start(boot: Result<BootInfo, &'static str>) -> ! {
     cpu_loop::run(host, 0)
 }
 
-/// Finds what there is and makes the host of it. Not inlined: what is moved about here would stay on the stack for ever.
+/// Finds what there is and makes the host of it. Not inlined: what it moves about would stay on the stack for ever.
 #[inline(never)]
 fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     log_ring::init();

@@ -19,13 +19,14 @@ use switch::{Counters, Nic, Offload, Offloads, PortConfig, PortId, Segments, Swi
 const MANAGEMENT_FRAMES_MAX: usize = 64;
 
 /// Frames taken from a card under one lock.
-const BATCH_FRAMES: usize = 32;
+const BATCH_FRAMES: usize = 16;
 /// Frames taken from a card before others have their turn.
 const RECEIVED_FRAMES_MAX: usize = 256;
 
 /// The network.
 pub struct Network {
-    switch: Switch,
+    /// Boxed: its table is large, and start-up hands the network on by value.
+    switch: Box<Switch>,
     ports: Vec<(PortId, Port)>,
     nics: Vec<Box<dyn Nic>>,
     /// Interrupt vectors of the cards.
@@ -51,7 +52,7 @@ impl Network {
     /// A network that joins nothing.
     pub fn new() -> Self {
         Self {
-            switch: Switch::new(),
+            switch: Box::new(Switch::new()),
             ports: Vec::new(),
             nics: Vec::new(),
             vectors: Vec::new(),
@@ -121,9 +122,9 @@ impl Network {
         self.management_frames.pop_front()
     }
 
-    /// Whether a vector is a card's.
-    pub fn has_vector(&self, vector: u8) -> bool {
-        self.vectors.contains(&vector)
+    /// The cards' interrupt vectors.
+    pub fn vectors(&self) -> &[u8] {
+        &self.vectors
     }
 
     /// Whether some card must be asked because it raises no interrupt.
@@ -185,6 +186,8 @@ pub struct Forwarder {
     for_guests: Vec<ForGuest>,
     /// Guests that got frames and were not told yet.
     unsettled: Vec<(Arc<Running>, usize)>,
+    /// Frames were given to the host's cards, which were not told yet.
+    kick_due: bool,
     segment: Vec<u8>,
     received: Vec<(Offload, Vec<u8>)>,
 }
@@ -200,7 +203,14 @@ struct ForGuest {
 impl Forwarder {
     /// A forwarder for a CPU.
     pub fn new(cpu: usize) -> Self {
-        Self { cpu, for_guests: Vec::new(), unsettled: Vec::new(), segment: Vec::new(), received: Vec::new() }
+        Self {
+            cpu,
+            for_guests: Vec::new(),
+            unsettled: Vec::new(),
+            kick_due: false,
+            segment: Vec::new(),
+            received: Vec::new(),
+        }
     }
 
     /// Carries `count` frames, in order; `frame` gives each by its number.
@@ -221,7 +231,9 @@ impl Forwarder {
 
     /// Ends a batch: the host's cards send, and `tell` tells each guest of the frames for one of its cards.
     pub fn settle(&mut self, host: &Host, mut tell: impl FnMut(&Arc<Running>, usize)) {
-        host.network.lock().nics.iter_mut().for_each(|nic| nic.kick());
+        if core::mem::take(&mut self.kick_due) {
+            host.network.lock().nics.iter_mut().for_each(|nic| nic.kick());
+        }
         for (running, nic) in self.unsettled.drain(..) {
             tell(&running, nic);
         }
@@ -262,6 +274,7 @@ impl Forwarder {
             let Some((_, port)) = network.ports.iter().find(|(id, _)| *id == target) else { continue };
             let taken = match port {
                 Port::Uplink(nic) => {
+                    self.kick_due = true;
                     let nic = &mut network.nics[*nic];
                     finish(offload, bytes, nic.offloads(), &mut self.segment, |offload, frame| {
                         nic.transmit(offload, frame).is_ok()
@@ -281,7 +294,12 @@ impl Forwarder {
                 Port::Guest { running, nic, .. } => {
                     let running = running.upgrade();
                     let nic = *nic;
-                    self.for_guests.extend(running.map(|running| ForGuest { frame: index, port: target, running, nic }));
+                    self.for_guests.extend(running.map(|running| ForGuest {
+                        frame: index,
+                        port: target,
+                        running,
+                        nic,
+                    }));
                     true
                 }
             };

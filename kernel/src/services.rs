@@ -42,7 +42,16 @@ pub struct Services {
     management: Option<Management>,
     management_due_ns: Option<u64>,
     ending: Vec<Life>,
+    disks: Devices,
+    cards: Devices,
     started: bool,
+}
+
+/// What calls for the services of a kind of device; it does not change, and no lock is taken to ask.
+struct Devices {
+    vectors: Vec<u8>,
+    /// Some raise no interrupt.
+    polls: bool,
 }
 
 /// A life on its way out.
@@ -104,29 +113,35 @@ impl Work {
     }
 }
 
+impl Devices {
+    fn call(&self, arrived: &[u8]) -> bool {
+        self.polls || arrived.iter().any(|vector| self.vectors.contains(vector))
+    }
+}
+
 impl Services {
     /// The services of a host.
     pub fn new(host: &'static Host) -> Self {
         let (console, management) = (HostConsole::new(host), Management::new(host));
-        Self { host, console, management, management_due_ns: None, ending: Vec::new(), started: false }
+        let disks = {
+            let storage = host.storage.lock();
+            Devices { vectors: storage.vectors().to_vec(), polls: storage.polls() }
+        };
+        let cards = {
+            let network = host.network.lock();
+            Devices { vectors: network.vectors().to_vec(), polls: network.polls() }
+        };
+        Self { host, console, management, management_due_ns: Some(0), ending: Vec::new(), disks, cards, started: false }
     }
 
     /// Does what is due; returns when it wants to be called next at the latest.
     pub fn poll(&mut self, arrived: &[u8], forwarder: &mut Forwarder) -> Option<u64> {
         let host = self.host;
         let first = !core::mem::replace(&mut self.started, true);
-        let (disks_poll, disks_due) = {
-            let storage = host.storage.lock();
-            (storage.polls(), arrived.iter().any(|&vector| storage.has_vector(vector)))
-        };
-        if TRANSFERS.take() || disks_due || disks_poll || first {
+        if TRANSFERS.take() || self.disks.call(arrived) || first {
             self.finish_transfers();
         }
-        let (cards_poll, cards_due) = {
-            let network = host.network.lock();
-            (network.polls(), arrived.iter().any(|&vector| network.has_vector(vector)))
-        };
-        let more_frames = (FRAMES.take() || cards_due || cards_poll || first) && forwarder.receive(host);
+        let more_frames = (FRAMES.take() || self.cards.call(arrived) || first) && forwarder.receive(host);
         if more_frames {
             FRAMES.note(host, 0);
         }
@@ -137,7 +152,7 @@ impl Services {
         let ending_due_ns = self.take_down_ended();
         CONSOLE.take();
         let console_due_ns = self.console.poll(host);
-        let poll_due_ns = (disks_poll || cards_poll).then(|| host.clock.now_ns() + POLL_NS);
+        let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
         let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
         let due = [self.management_due_ns, console_due_ns, poll_due_ns, frames_due_ns, ending_due_ns];
         due.into_iter().flatten().min()
@@ -163,8 +178,10 @@ impl Services {
     }
 
     fn poll_management(&mut self, forwarder: &mut Forwarder) {
-        MANAGEMENT.take();
-        if let Some(management) = &mut self.management {
+        let is_due = self.management_due_ns.is_some_and(|due_ns| due_ns <= self.host.clock.now_ns());
+        if let Some(management) = &mut self.management
+            && (MANAGEMENT.take() || is_due)
+        {
             self.management_due_ns = management.poll(self.host, forwarder);
         }
     }

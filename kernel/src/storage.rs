@@ -138,9 +138,9 @@ impl Storage {
         self.datastores[lent.datastore].release(lent.disk).expect("a drained claim is released once");
     }
 
-    /// Whether a vector is a disk's.
-    pub fn has_vector(&self, vector: u8) -> bool {
-        self.vectors.contains(&vector)
+    /// The disks' interrupt vectors.
+    pub fn vectors(&self) -> &[u8] {
+        &self.vectors
     }
 
     /// Whether some disk must be asked because it raises no interrupt.

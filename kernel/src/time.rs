@@ -42,7 +42,7 @@ impl Clock {
 
     /// How long `ticks` of the TSC take.
     pub fn ns(&self, ticks: u64) -> u64 {
-        (u128::from(ticks) * u128::from(self.ns_per_4g_ticks) >> 32) as u64
+        ((u128::from(ticks) * u128::from(self.ns_per_4g_ticks)) >> 32) as u64
     }
 
     /// The TSC at a moment, rounded up, so that the moment has come when the TSC says so.

@@ -10,11 +10,12 @@ pub use life::{DiskIo, Ending, Order, Running, Start};
 
 use crate::host::{self, Host};
 use crate::storage::Lent;
+use ::memory::{FRAMES, Heap};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use ::memory::{FRAMES, Heap};
 use config::{Mac, VmSpec};
 use core::sync::atomic::{AtomicU16, Ordering};
 use life::Parts;
@@ -166,7 +167,7 @@ impl Vm {
         let vcpu = host.backend.vcpu(&second_stage).map_err(|why| (why, "see \"host\"".to_string()))?;
         memory::map(&memory, &mut second_stage).map_err(no_memory)?;
         let tsc_khz = host.clock.tsc_khz() as u32;
-        let machine = Machine::new(MachineConfig {
+        let machine = Box::new(Machine::new(MachineConfig {
             id: self.id,
             vcpus: self.spec.vcpus.into(),
             memory,
@@ -174,7 +175,7 @@ impl Vm {
             disks: disks.iter().map(|&lent| disk_config(host, lent)).collect(),
             nics: self.macs.iter().map(|mac| NicConfig { mac: mac.bytes(), mtu: 1500 }).collect(),
             wall_unix_ns: host.clock.wall_unix_ns(),
-        });
+        }));
         let ports = host.network.lock().add_guest(self)?;
         let (cpu, now_ns, disks) = (host.cpus.least_loaded(), host.clock.now_ns(), disks.to_vec());
         let parts = Parts { machine, vcpu, second_stage, frames, disks, ports, cpu, now_ns, is_first };
@@ -194,8 +195,9 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     const HOLDERS: usize = 2;
     {
         let mut storage = host.storage.lock();
-        let drained = running.disks.iter().fold(true, |drained, &lent| storage.drain(lent) && drained);
-        if !drained || Arc::strong_count(running) > HOLDERS {
+        // All of them withdraw what they can, at once.
+        let busy = running.disks.iter().filter(|&&lent| !storage.drain(lent)).count();
+        if busy > 0 || Arc::strong_count(running) > HOLDERS {
             return false;
         }
         running.disks.iter().for_each(|&lent| storage.release(lent));
@@ -233,15 +235,11 @@ fn check_room(host: &Host) -> Result<(), Refusal> {
     if host.vms.lock().len() >= VMS_MAX {
         return Err((format!("there are {VMS_MAX} VMs already"), "delete one first: vm delete NAME".into()));
     }
-    if free_bytes() < RESERVE_BYTES {
+    let idle_bytes = Heap::usage().idle_bytes() as u64;
+    if idle_bytes + FRAMES.lock().free_bytes() < RESERVE_BYTES {
         return Err(("Pollux has no memory left for another VM".into(), "stop or delete one first".into()));
     }
     Ok(())
-}
-
-/// Memory that nothing uses: free frames, and what the heap holds idle.
-pub fn free_bytes() -> u64 {
-    Heap::usage().idle_bytes() as u64 + FRAMES.lock().free_bytes()
 }
 
 fn forget(host: &Host, vm: &Arc<Vm>) {

@@ -47,7 +47,7 @@ pub struct Start(Mutex<Option<Result<(), Refusal>>>);
 /// One life of a VM.
 pub struct Running {
     pub vm: Arc<Vm>,
-    pub machine: Machine,
+    pub machine: Box<Machine>,
     /// The CPU that it runs on.
     pub cpu: usize,
     pub started_ns: u64,
@@ -76,7 +76,7 @@ pub struct Running {
 
 /// What a life is made of.
 pub struct Parts {
-    pub machine: Machine,
+    pub machine: Box<Machine>,
     pub vcpu: Box<dyn Vcpu>,
     pub second_stage: SecondStage,
     pub frames: GuestFrames,
@@ -92,7 +92,7 @@ enum Stage {
     /// Its memory is zeroed up to this frame.
     Preparing { zeroed: usize, vcpu: Box<dyn Vcpu> },
     /// It runs.
-    Ready(Thread),
+    Ready(Box<Thread>),
     /// The vCPU is on its way from one to the other, or the kernel was not loaded.
     Nothing,
 }
@@ -162,7 +162,7 @@ impl Running {
         }
         let Stage::Preparing { vcpu, .. } = core::mem::replace(&mut *stage, Stage::Nothing) else { return Ok(false) };
         let state = self.machine.load(&self.kernel(host)?).map_err(|error| (error.0, "see \"modules\"".to_string()))?;
-        *stage = Stage::Ready(Thread::new(0, vcpu, &state, host.clock.tsc_khz() as u32));
+        *stage = Stage::Ready(Box::new(Thread::new(0, vcpu, &state, host.clock.tsc_khz() as u32)));
         self.is_prepared.store(true, Ordering::Relaxed);
         self.start.settle(Ok(()));
         Ok(true)

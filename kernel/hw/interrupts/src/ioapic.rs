@@ -32,7 +32,7 @@ impl IoApic {
         }
     }
 
-    /// Sends input `gsi` to processor `to` as `vector`; says whether it can: an entry has 8 bits for the APIC ID, of which
+    /// Sends input `gsi` to processor `to` as `vector`; says whether it can: an entry has 8 bits for the APIC ID, and
     /// 255 is everybody.
     pub fn route(self, gsi: u32, to: u32, vector: u8, level: bool, active_low: bool) -> bool {
         if to >= 0xff {

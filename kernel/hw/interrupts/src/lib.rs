@@ -70,8 +70,8 @@ static NEXT_DEVICE_VECTOR: RwLock<u8> = RwLock::new(DEVICES.start);
 static DYING: AtomicBool = AtomicBool::new(false);
 static NMIS: AtomicU64 = AtomicU64::new(0);
 
-/// How many NMIs arrived, on all processors. Pollux sends none while it lives, so each is a hardware error or somebody's
-/// button.
+/// How many NMIs arrived, on all processors. Pollux sends none while it lives, so each is a hardware error or the
+/// operator's button.
 pub fn nmis() -> u64 {
     NMIS.load(Ordering::Relaxed)
 }

@@ -1,8 +1,8 @@
 //! Starts the other processors.
 //!
-//! SDM volume 3, 10.4.4 (INIT, STARTUP, STARTUP). One processor is started at a time: all use the same page below 1 MiB,
-//! in which [`start`] leaves the stack and the number of the next. A processor that comes too late must not run: what it
-//! would use is another's by then. So each asks by [`arrive`] first, and one that was given up on is reset by INIT.
+//! SDM volume 3, 10.4.4 (INIT, STARTUP, STARTUP). One processor is started at a time: all use the same page below
+//! 1 MiB, in which [`start`] leaves the stack and the number of the next. A processor that comes too late must not run:
+//! what it would use is another's by then. So each asks by [`arrive`] first, and one that was given up on is reset by INIT.
 #![no_std]
 #![expect(unsafe_code, reason = "copies code to where processors begin")]
 

@@ -201,3 +201,30 @@ fn first(rules: &[Rule]) -> Result<(), &'static str> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_fault_in_the_host_is_not_loaded() {
+        let mut state = VcpuState::reset();
+        assert_eq!(loadable(&state), Ok(()));
+        state.lstar = 0xffff_8000_0000_0000;
+        assert_eq!(loadable(&state), Ok(()));
+        state.lstar = 1 << 47;
+        assert_eq!(loadable(&state), Err("LSTAR is not canonical"));
+        let aux = VcpuState { tsc_aux: 1 << 32, ..VcpuState::reset() };
+        assert_eq!(loadable(&aux), Err("TSC_AUX bits 63:32 are not zero"));
+    }
+
+    #[test]
+    fn addresses_are_canonical_when_their_upper_bits_are_equal() {
+        for good in [0, (1 << 47) - 1, 0xffff_8000_0000_0000, u64::MAX] {
+            assert!(is_canonical(good));
+        }
+        for bad in [1 << 47, 0x8000_0000_0000_0000, 0xfffe_ffff_ffff_ffff] {
+            assert!(!is_canonical(bad));
+        }
+    }
+}

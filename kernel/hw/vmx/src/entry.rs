@@ -3,17 +3,16 @@
 use crate::checks;
 use crate::control_registers::{CR0_GUEST, CR4_GUEST};
 use crate::controls::Controls;
-use crate::enable::{Features, Host, host};
+use crate::enable::{Features, host};
 use crate::event::Encoded;
 use crate::exit::{self, Reason};
 use crate::host_state;
 use crate::vmcs::{Field, Vmcs, interruptibility, processor, secondary};
 use addr::Hpa;
 use alloc::boxed::Box;
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::cell::Cell;
 use cpu::fpu::Area;
-use cpu::msr;
 use vcpu::{Event, Exit, Gpr, VcpuState, rflags};
 
 /// A virtual CPU on VMX.
@@ -30,7 +29,7 @@ pub struct Vmx {
     pub(crate) hot: Hot,
     written: Hot,
     pub(crate) features: Features,
-    controls: Controls,
+    pub(crate) controls: Controls,
     pub(crate) ept_root: Hpa,
     pub(crate) fpu: Box<Area>,
     pub(crate) xcr0: u64,
@@ -44,14 +43,16 @@ pub struct Vmx {
     pub(crate) event: Option<Encoded>,
     /// An event whose delivery an exit interrupted; it goes first.
     pub(crate) interrupted: Option<Encoded>,
+    /// Traps that a shadow holds back, while the VMCS does not keep them.
+    pub(crate) pending_debug: u64,
     /// An NMI was held back: an exit shall follow as soon as it could go in.
     pub(crate) nmi_waits: Cell<bool>,
     /// The four page-directory pointers in the VMCS are not those of the guest's CR3.
     pub(crate) pointers_stale: bool,
     pub(crate) ept_changed: bool,
     /// Where the VPID is valid: processor and round of its VPIDs.
-    vpid_of: Option<(usize, u64)>,
-    vpid: u16,
+    pub(crate) vpid_of: Option<(usize, u64)>,
+    pub(crate) vpid: u16,
 }
 
 /// Fields of the VMCS that are read after every exit or change often; only those that differ are written back.
@@ -70,9 +71,6 @@ struct Page(#[expect(dead_code, reason = "only the processor uses it")] [u8; 409
 
 /// Two bits an MSR: every access exits but those to registers that are switched with the vCPU (25.6.9).
 static MSR_MAP: Page = Page(msr_map());
-
-/// Registers that no field of the VMCS holds, switched when the vCPU comes and goes: the host uses none of them.
-const SWITCHED: [u32; 5] = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::SFMASK, msr::KERNEL_GS_BASE];
 
 const EXCEPTION_DEBUG: u64 = 1 << 1;
 const EXCEPTION_ALIGNMENT: u64 = 1 << 17;
@@ -194,6 +192,7 @@ impl Vmx {
             next_rip: None,
             event: None,
             interrupted: None,
+            pending_debug: 0,
             nmi_waits: Cell::new(false),
             pointers_stale: true,
             ept_changed: false,
@@ -378,47 +377,6 @@ impl Vmx {
         self.written = self.hot;
     }
 
-    /// EPT of four levels that the processor walks write-back, noting accesses where it can (25.6.11).
-    fn ept_pointer(&self) -> u64 {
-        const WRITE_BACK: u64 = 6;
-        const LEVELS_LESS_ONE: u64 = 3 << 3;
-        const ACCESSED_DIRTY: u64 = 1 << 6;
-        let noting = if self.features.contains(Features::EPT_ACCESSED_DIRTY) { ACCESSED_DIRTY } else { 0 };
-        self.ept_root.as_u64() | WRITE_BACK | LEVELS_LESS_ONE | noting
-    }
-
-    /// Sees to it that no stale translation can be used: a tag of this processor's current round, and nothing cached
-    /// of an EPT that changed while the vCPU ran elsewhere, or that lies where another guest's did (29.4.3).
-    fn choose_vpid(&mut self, host: &Host, cpu: usize) {
-        if self.vpid_of == Some((cpu, host.vpid_round())) {
-            return;
-        }
-        if self.features.contains(Features::VPID) {
-            let (vpid, flush) = host.take_vpid();
-            self.vpid = vpid;
-            if flush {
-                invvpid(INVVPID_ALL, 0);
-            }
-        }
-        self.ept_changed = true;
-        self.vpid_of = Some((cpu, host.vpid_round()));
-    }
-
-    /// Forgets cached translations of an EPT that lost or narrowed an entry.
-    fn flush_ept(&mut self) {
-        if core::mem::take(&mut self.ept_changed) {
-            let single = self.features.contains(Features::INVEPT_SINGLE);
-            invept(if single { INVEPT_SINGLE } else { INVEPT_ALL }, self.ept_pointer());
-        }
-    }
-
-    /// Forgets the guest's own translations, as its MOV to a control register does. Without VPIDs every entry does.
-    pub(crate) fn flush_linear(&self) {
-        if self.features.contains(Features::VPID) {
-            invvpid(INVVPID_SINGLE, self.vpid);
-        }
-    }
-
     /// The fields for an event; a page fault's address goes to CR2.
     pub(crate) fn encode(&mut self, event: Event) -> Encoded {
         if let Event::Exception(exception) = event
@@ -428,94 +386,12 @@ impl Vmx {
         }
         Encoded::new(event, self.is_real_mode())
     }
-
-    /// CR2 is in the processor while the vCPU is: the host takes no page faults that it survives.
-    fn set_cr2(&mut self, address: u64) {
-        self.saved.cr2 = address;
-        if self.loaded {
-            // SAFETY: the guest's own register.
-            unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) }
-        }
-    }
-
-    /// So is DR6: the host takes no debug exceptions.
-    pub(crate) fn change_dr6(&mut self, change: impl FnOnce(u64) -> u64) {
-        if !self.loaded {
-            self.saved.dr6 = change(self.saved.dr6);
-            return;
-        }
-        let before: u64;
-        // SAFETY: the guest's own register; its upper half stays clear.
-        unsafe {
-            asm!("mov {}, dr6", out(reg) before, options(nomem, nostack, preserves_flags));
-            let after = change(before) & 0xffff_ffff;
-            asm!("mov dr6, {}", in(reg) after, options(nomem, nostack, preserves_flags));
-        }
-    }
-
-    /// The registers that no field holds.
-    fn load_registers(&mut self) {
-        self.fpu.restore(self.xcr0);
-        let saved = &self.saved;
-        let switched = [saved.star, saved.lstar, saved.cstar, saved.sfmask, saved.kernel_gs_base];
-        // SAFETY: `checks::loadable` saw the values; the host uses none of these registers, and DR7 arms no breakpoint
-        // while it runs.
-        unsafe {
-            SWITCHED.into_iter().zip(switched).for_each(|(register, value)| msr::write(register, value));
-            if self.has_tsc_aux() {
-                msr::write(msr::TSC_AUX, saved.tsc_aux);
-            }
-            asm!("mov cr2, {}", "mov dr6, {}", in(reg) saved.cr2, in(reg) saved.dr6, options(nostack));
-            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", in(reg) saved.dr[0], in(reg) saved.dr[1],
-                in(reg) saved.dr[2], in(reg) saved.dr[3], options(nostack));
-        }
-    }
-
-    fn save_registers(&mut self) {
-        self.fpu.save();
-        let has_tsc_aux = self.has_tsc_aux();
-        let saved = &mut self.saved;
-        // SAFETY: reads registers that were written by `load_registers`.
-        unsafe {
-            [saved.star, saved.lstar, saved.cstar, saved.sfmask, saved.kernel_gs_base] =
-                SWITCHED.map(|register| msr::read(register));
-            if has_tsc_aux {
-                saved.tsc_aux = msr::read(msr::TSC_AUX);
-            }
-            asm!("mov {}, cr2", "mov {}, dr6", out(reg) saved.cr2, out(reg) saved.dr6, options(nostack));
-            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) saved.dr[0],
-                out(reg) saved.dr[1], out(reg) saved.dr[2], out(reg) saved.dr[3], options(nostack));
-        }
-    }
-
-    /// TSC_AUX comes with RDTSCP.
-    fn has_tsc_aux(&self) -> bool {
-        self.controls.secondary & secondary::RDTSCP != 0
-    }
 }
 
 impl Drop for Vmx {
     fn drop(&mut self) {
         assert!(!self.loaded, "a vCPU is unloaded before it is dropped");
     }
-}
-
-/// INVEPT's and INVVPID's types (chapter 31).
-const INVEPT_SINGLE: u64 = 1;
-const INVEPT_ALL: u64 = 2;
-const INVVPID_SINGLE: u64 = 1;
-const INVVPID_ALL: u64 = 2;
-
-fn invept(kind: u64, ept_pointer: u64) {
-    let descriptor = [ept_pointer, 0];
-    // SAFETY: only forgets what is cached; `check` and `Features` said which types there are.
-    unsafe { asm!("invept {}, [{}]", in(reg) kind, in(reg) &descriptor, options(nostack)) }
-}
-
-fn invvpid(kind: u64, vpid: u16) {
-    let descriptor = [u64::from(vpid), 0];
-    // SAFETY: as in `invept`.
-    unsafe { asm!("invvpid {}, [{}]", in(reg) kind, in(reg) &descriptor, options(nostack)) }
 }
 
 /// The MSR bitmap: all set but the registers that are the guest's own. Reads of low and high registers, then writes.

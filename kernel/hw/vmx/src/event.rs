@@ -78,3 +78,52 @@ impl Encoded {
         self.info & 0xff
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exception(vector: u8, error_code: Option<u32>) -> Encoded {
+        Encoded::new(Event::Exception(Exception { vector, error_code, fault_address: None }), false)
+    }
+
+    #[test]
+    fn events_are_encoded_as_the_entry_fields_take_them() {
+        assert_eq!(Encoded::new(Event::Interrupt(0x30), false).info, 0x8000_0030);
+        assert_eq!(Encoded::new(Event::Nmi, false).info, 0x8000_0202);
+        assert_eq!(exception(6, None), Encoded { info: 0x8000_0306, error_code: 0 });
+        assert_eq!(exception(14, Some(2)), Encoded { info: 0x8000_0b0e, error_code: 2 });
+    }
+
+    #[test]
+    fn real_mode_pushes_no_error_codes() {
+        let protection = Encoded::new(Event::Exception(Exception::PROTECTION), true);
+        assert_eq!(protection, Encoded { info: 0x8000_030d, error_code: 0 });
+        assert_eq!(protection.then(protection, true).info, 0x8000_0308);
+    }
+
+    #[test]
+    fn what_an_exit_interrupted_goes_in_again_but_for_software_events() {
+        const UNDEFINED_BIT: u32 = 1 << 12;
+        let fault = Encoded::interrupted(0x8000_0b0e | UNDEFINED_BIT, || 7);
+        assert_eq!(fault, Some(Encoded { info: 0x8000_0b0e, error_code: 7 }));
+        assert_eq!(Encoded::interrupted(0x8000_0030, || 7), Some(Encoded { info: 0x8000_0030, error_code: 0 }));
+        assert!(Encoded::interrupted(0x8000_0202, || 0).is_some_and(Encoded::is_nmi));
+        // INT n, ICEBP, INT3 and INTO; and nothing at all.
+        for info in [0x8000_0480, 0x8000_0501, 0x8000_0603, 0x0000_030d] {
+            assert_eq!(Encoded::interrupted(info, || 0), None);
+        }
+    }
+
+    #[test]
+    fn contributory_exceptions_make_a_double_fault() {
+        let (protection, page, debug) = (exception(13, Some(0)), exception(14, Some(0)), exception(1, None));
+        let double_fault = exception(8, Some(0));
+        assert_eq!(protection.then(protection, false), double_fault);
+        assert_eq!(page.then(protection, false), double_fault);
+        assert_eq!(page.then(page, false), double_fault);
+        assert_eq!(protection.then(page, false), page);
+        assert_eq!(debug.then(page, false), page);
+        assert_eq!(page.then(debug, false), debug);
+    }
+}

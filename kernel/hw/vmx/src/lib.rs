@@ -2,8 +2,8 @@
 //!
 //! SDM volume 3, revision 083, chapters 24 to 31 and appendices A to C; section numbers stand beside each rule. [`Vmx`]
 //! is one virtual CPU and implements [`vcpu::Vcpu`]; [`enable`] turns a physical processor on. `hw/svm` mirrors this
-//! crate file by file; what SVM's hardware does itself stands here in `control_registers` and `host_state`.
-#![no_std]
+//! crate file by file; what SVM's hardware does itself stands here in files of its own.
+#![cfg_attr(not(test), no_std)]
 #![expect(unsafe_code, reason = "VMLAUNCH and what surrounds it")]
 
 extern crate alloc;
@@ -16,7 +16,9 @@ mod entry;
 mod event;
 mod exit;
 mod host_state;
+mod registers;
 mod state;
+mod translations;
 mod vmcs;
 
 pub use enable::{Features, Unavailable, check, enable};

@@ -135,6 +135,7 @@ impl Vcpu for Vmx {
         };
         self.event = None;
         self.interrupted = None;
+        self.pending_debug = 0;
         self.pointers_stale = true;
     }
 
@@ -178,7 +179,7 @@ impl Vmx {
             (Field::GUEST_SYSENTER_CS, saved.sysenter_cs),
             (Field::GUEST_SYSENTER_ESP, saved.sysenter_esp),
             (Field::GUEST_SYSENTER_EIP, saved.sysenter_eip),
-            (Field::PENDING_DEBUG, 0),
+            (Field::PENDING_DEBUG, self.pending_debug),
         ];
         fields.into_iter().for_each(|(field, value)| self.vmcs.write(field, value));
         self.put_cr0(saved.cr0);
@@ -200,6 +201,7 @@ impl Vmx {
         (saved.cr0, saved.cr4, saved.efer) = (cr0, cr4, efer);
         saved.gdtr = table(vmcs, Field::GUEST_GDTR_BASE, Field::GUEST_GDTR_LIMIT);
         saved.idtr = table(vmcs, Field::GUEST_IDTR_BASE, Field::GUEST_IDTR_LIMIT);
+        self.pending_debug = vmcs.read(Field::PENDING_DEBUG);
         saved.cr3 = vmcs.read(Field::GUEST_CR3);
         saved.dr7 = vmcs.read(Field::GUEST_DR7);
         saved.pat = vmcs.read(Field::GUEST_PAT);
@@ -262,4 +264,46 @@ fn task_register(tr: Segment) -> Segment {
         return Segment { attributes: BUSY_TSS, limit: tr.limit.max(0x67), ..tr };
     }
     Segment { attributes: tr.attributes | BUSY, ..tr }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn back_and_forth(segment: Segment) -> Segment {
+        from_vmcs(segment.selector, access_rights(segment), segment.limit, segment.base)
+    }
+
+    #[test]
+    fn segments_survive_the_way_there_and_back() {
+        let code = Segment { selector: 0x10, attributes: 0xa9b, limit: u32::MAX, base: 0 };
+        let data = Segment { selector: 0x2b, attributes: 0xcf3, limit: u32::MAX, base: 0 };
+        let real = Segment { selector: 0xf000, attributes: 0x9b, limit: 0xffff, base: 0xffff_0000 };
+        let null = Segment { selector: 0, attributes: 0, limit: 0, base: 0x7fff_0000_1000 };
+        for segment in [code, data, real, null] {
+            assert_eq!(back_and_forth(segment), segment);
+        }
+        assert_eq!(access_rights(code), 0xa09b);
+        assert_eq!(access_rights(data), 0xc0f3);
+        assert_eq!(access_rights(null), 1 << 16);
+    }
+
+    #[test]
+    fn rights_are_made_to_keep_the_rules_of_entry() {
+        let fresh = Segment { selector: 8, attributes: 0xa9a, limit: u32::MAX, base: 0 };
+        assert_eq!(access_rights(fresh) & 1, 1, "a code segment that was not accessed");
+        let long = Segment { selector: 8, attributes: 0x93, limit: 0xf_ffff_u32 << 8, base: 0 };
+        assert_ne!(access_rights(long) & access_rights::GRANULAR, 0, "a limit that needs pages");
+        let short = Segment { selector: 8, attributes: 0x893, limit: 0x67, base: 0 };
+        assert_eq!(access_rights(short) & access_rights::GRANULAR, 0, "a limit that needs bytes");
+    }
+
+    #[test]
+    fn a_task_register_is_always_a_busy_tss() {
+        let tss = |attributes| Segment { selector: 0x40, attributes, limit: 0x67, base: 0x1000 };
+        assert_eq!(task_register(tss(0)).attributes, 0x8b);
+        assert_eq!(task_register(tss(0x89)).attributes, 0x8b);
+        assert_eq!(task_register(tss(0x81)).attributes, 0x83);
+        assert_eq!(task_register(tss(0x8b)), tss(0x8b));
+    }
 }

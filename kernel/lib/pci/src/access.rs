@@ -54,7 +54,8 @@ impl ConfigPort {
         }
         let [register, device_function, bus, extension] = self.latch.to_le_bytes();
         let bdf = Bdf { bus, device: device_function >> 3, function: device_function & 7 };
-        Some((bdf, u16::from(extension & 0xf) << 8 | u16::from(register) + byte))
+        let register = u16::from(extension & 0xf) << 8 | u16::from(register);
+        Some((bdf, register + byte))
     }
 }
 

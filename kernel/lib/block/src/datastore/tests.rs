@@ -158,9 +158,25 @@ fn a_disk_never_strands_a_transfer() {
 #[test]
 fn a_flush_without_a_cache_ends_at_once() {
     let (mut datastore, root, script) = datastore_with(Geometry { flush: false, ..geometry() });
+    assert!(!datastore.has_ended());
     datastore.submit(root, &transfer(3, Op::Flush, 0, 0, &[])).unwrap();
+    assert!(datastore.has_ended(), "no interrupt comes for it");
     assert_eq!(datastore.completed(), Some(Completion { disk: root, id: 3, outcome: Ok(()) }));
     assert!(script.lock().unwrap().seen.is_empty());
+    assert!(!datastore.has_ended());
+}
+
+#[test]
+fn a_place_keeps_little_memory() {
+    let (mut datastore, root, script) = datastore_with(Geometry { max_runs: 1000, ..geometry() });
+    let runs: Vec<_> = (0..512).map(|index| run(index * 0x1000, 8)).collect();
+    datastore.submit(root, &transfer(1, Op::Write, 0, 8, &runs)).unwrap();
+    assert!(datastore.requests[0].runs.capacity() >= 512);
+    while !script.lock().unwrap().seen.is_empty() {
+        script.lock().unwrap().complete(Ok(()));
+        datastore.completed();
+    }
+    assert!(!datastore.requests[0].live && datastore.requests[0].runs.capacity() <= RUNS_KEPT);
 }
 
 #[test]
