@@ -47,12 +47,14 @@ impl Backend {
         }
     }
 
-    /// Turns virtualisation on for this processor.
-    pub fn enable(&self, index: usize) {
+    /// Turns virtualisation on for this processor; says whether it can run guests as the first one can. Firmware sets
+    /// each processor's switches on its own.
+    #[must_use]
+    pub fn enable(&self, index: usize) -> bool {
         match self {
-            Self::Svm(_) => svm::enable(index),
-            Self::Vmx(_) => vmx::enable(index),
-            Self::None(_) => {}
+            Self::Svm(_) => svm::check().map(|_| svm::enable(index)).is_ok(),
+            Self::Vmx(_) => vmx::check().map(|_| vmx::enable(index)).is_ok(),
+            Self::None(_) => true,
         }
     }
 

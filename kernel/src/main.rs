@@ -57,7 +57,7 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     let clock = time::init(&platform);
     insn::warm_up();
     let backend = backend::Backend::detect();
-    backend.enable(0);
+    assert!(backend.enable(0), "what was detected a moment ago is there");
     let config = probe::read_config(&boot);
     let (storage, network) = probe::devices();
     probe::route_serial_line(&platform);
@@ -126,7 +126,10 @@ extern "sysv64" fn start_secondary(index: usize) -> ! {
     memory::init_secondary();
     prepare_processor(index);
     let host = host::get();
-    host.backend.enable(index);
+    if !host.backend.enable(index) {
+        // Who started it gives up on it, with a message.
+        cpu::halt_forever();
+    }
     smp::begun(index);
     cpu_loop::run(host, index)
 }
