@@ -15,6 +15,8 @@ use trace::Event;
 
 /// How long a vCPU runs when others wait for the same CPU.
 const SLICE_NS: u64 = 10_000_000;
+/// How long a vCPU runs at least, unless an interrupt arrives.
+const SLICE_NS_MIN: u64 = 50_000;
 /// How long a vCPU runs on that woke another of the same CPU: long enough to send the rest of a batch.
 const WAKER_NS: u64 = 100_000;
 /// How long a CPU zeroes a new guest's memory before others have their turn.
@@ -100,7 +102,8 @@ impl CpuLoop {
         self.load(running);
         let others = self.host.cpus.queue(self.index).lock().len() > 1;
         let slice_end_ns = others.then_some(start_ns + SLICE_NS);
-        let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).min();
+        // However much there is to do, a guest gets on: what is due already waits this long.
+        let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN));
         let mut host =
             GuestHost { cpu: self.index, host: self.host, running, forwarder: &mut self.forwarder, limit_ns };
         host.arm_limit();

@@ -131,7 +131,9 @@ impl Services {
             let network = host.network.lock();
             Devices { vectors: network.vectors().to_vec(), polls: network.polls() }
         };
-        Self { host, console, management, management_due_ns: Some(0), ending: Vec::new(), disks, cards, started: false }
+        // Without an uplink there is nothing that could ever be due.
+        let management_due_ns = management.is_some().then_some(0);
+        Self { host, console, management, management_due_ns, ending: Vec::new(), disks, cards, started: false }
     }
 
     /// Does what is due; returns when it wants to be called next at the latest.
