@@ -58,10 +58,17 @@ impl Artifacts {
     /// # Errors
     /// As [`Artifacts::fast`].
     pub fn fast_with(&self, name: &str, modules: &[(&Path, &str)]) -> Result<Launch> {
+        Ok(self.bare_with(name, modules)?.disk(&self.datastore).nic(""))
+    }
+
+    /// As [`Artifacts::fast_with`], on a machine without disk and network card.
+    ///
+    /// # Errors
+    /// As [`Artifacts::fast`].
+    pub fn bare_with(&self, name: &str, modules: &[(&Path, &str)]) -> Result<Launch> {
         let mut all = vec![(self.linux.clone(), LINUX.to_owned()), (self.tiny_initrd.clone(), TINY_INITRD.to_owned())];
         all.extend(modules.iter().map(|(path, name)| (path.to_path_buf(), (*name).to_owned())));
-        let launch = Launch::new(name).accel(self.accel).multiboot(&self.kernel32, "", &all)?;
-        Ok(launch.disk(&self.datastore).nic(""))
+        Launch::new(name).accel(self.accel).multiboot(&self.kernel32, "", &all)
     }
 
     /// A machine that boots the image, as a person's does.

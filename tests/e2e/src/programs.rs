@@ -36,6 +36,7 @@ pub static PROGRAMS: &[Program] = &[
     quick("hello", guests::hello),
     quick("selftest", tiny::selftest),
     full("one_cpu", host::one_cpu),
+    full("bare_host", host::bare_host),
     full("no_svm", host::no_svm),
     full("mistakes", host::mistakes),
     full("console", console::console),

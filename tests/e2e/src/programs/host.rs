@@ -32,6 +32,13 @@ pub fn one_cpu(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
+/// One CPU and no device: nothing is due but the guest, which must get on.
+pub fn bare_host(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.bare_with("bare_host", &[])?.cpus(1))?;
+    super::tiny::run_selftest(&mut host, "t", "clock", "")?;
+    host.power_off()
+}
+
 /// A CPU without AMD-V: the report says so, the shell comes up, and a VM is refused with the reason.
 pub fn no_svm(artifacts: &Artifacts) -> Result<()> {
     let launch = artifacts.fast("no_svm")?.accel(crate::Accel::Tcg).cpu("EPYC,-svm,+x2apic");
