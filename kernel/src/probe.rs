@@ -180,8 +180,12 @@ fn add_disk(storage: &mut Storage, mut disk: alloc::boxed::Box<dyn block::Disk>,
 }
 
 fn add_unsupported(place: String, what: &str) {
-    let status = DeviceStatus::NotSupported { reason: "no driver yet".into() };
-    let device = Device { name: place, description: what.to_string(), status };
+    let (description, reason) = match what.strip_suffix(": not supported yet") {
+        Some(description) => (description, "no driver yet"),
+        None => (what, "its driver could not start it"),
+    };
+    let status = DeviceStatus::NotSupported { reason: reason.into() };
+    let device = Device { name: place, description: description.to_string(), status };
     let is_nic = what.contains("network");
     let mut devices = DEVICES.lock();
     let list = if is_nic { &mut devices.1 } else { &mut devices.0 };
