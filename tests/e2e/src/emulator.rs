@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::monitor;
 use crate::permit::Permit;
 use crate::transcript::{Found, Missing, Transcript};
 
@@ -32,6 +33,8 @@ pub struct Emulator {
     fatal: Option<&'static str>,
     log: PathBuf,
     qemu_log: PathBuf,
+    /// Where its monitor listens.
+    monitor: Option<PathBuf>,
     _permit: Permit,
 }
 
@@ -73,8 +76,24 @@ impl Emulator {
             fatal: None,
             log,
             qemu_log,
+            monitor: None,
             _permit: permit,
         })
+    }
+
+    /// Notes where its monitor listens.
+    pub(crate) fn with_monitor(mut self, socket: PathBuf) -> Self {
+        self.monitor = Some(socket);
+        self
+    }
+
+    /// Carries out a command of QEMU's human monitor (`device_del disk0`, `set_link net0 off`) and gives what it printed.
+    ///
+    /// # Errors
+    /// If the monitor cannot be reached. A mistake in the command is part of what is printed.
+    pub fn monitor(&mut self, command: &str) -> Result<String> {
+        let socket = self.monitor.as_deref().context("this emulator has no monitor")?;
+        monitor::run(socket, command).with_context(|| format!("`{command}` in the monitor"))
     }
 
     /// Types `text` on the serial line, without waiting for it to be read.
@@ -189,6 +208,10 @@ impl Emulator {
 impl Drop for Emulator {
     fn drop(&mut self) {
         self.keys = None;
+        if let Some(socket) = &self.monitor {
+            // QEMU has removed it where it ended by itself.
+            let _ = fs::remove_file(socket);
+        }
         // Both fail only when the process has already ended and been collected.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::Emulator;
+use crate::{Emulator, monitor};
 
 /// What executes the host's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,28 @@ pub enum Medium {
     Usb,
 }
 
+/// The controller that a disk hangs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskBus {
+    /// A virtio-blk function of its own.
+    Virtio,
+    /// An NVM Express controller of its own, with one namespace.
+    Nvme,
+    /// A port of the machine's AHCI controller.
+    Ahci,
+}
+
+impl DiskBus {
+    /// The value of `-device` for the disk on drive `id`.
+    fn device(self, id: &str) -> String {
+        match self {
+            Self::Virtio => format!("virtio-blk-pci,drive={id}"),
+            Self::Nvme => format!("nvme,drive={id},serial={id}"),
+            Self::Ahci => format!("ide-hd,drive={id},serial={id}"),
+        }
+    }
+}
+
 /// An emulated machine that has not been switched on: machine type q35, serial line on standard input and output, no
 /// display, no default devices, no reboot.
 #[derive(Debug, Clone)]
@@ -69,6 +91,7 @@ pub struct Launch {
     memory_mib: u32,
     cpus: u32,
     arguments: Vec<OsString>,
+    disk_bus: DiskBus,
     drives: usize,
     nics: usize,
 }
@@ -84,6 +107,7 @@ impl Launch {
             memory_mib: 2048,
             cpus: 2,
             arguments: Vec::new(),
+            disk_bus: DiskBus::Virtio,
             drives: 0,
             nics: 0,
         }
@@ -163,13 +187,20 @@ impl Launch {
             .argument("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={}", escape(variables)))
     }
 
-    /// Adds a virtio disk whose writes are kept in a temporary file and forgotten.
+    /// Chooses the controller of the disks added from here on; virtio-blk before.
+    #[must_use]
+    pub fn disk_bus(mut self, bus: DiskBus) -> Self {
+        self.disk_bus = bus;
+        self
+    }
+
+    /// Adds a disk whose writes are kept in a temporary file and forgotten.
     #[must_use]
     pub fn disk(self, image: &Path) -> Self {
         self.drive(image, "snapshot=on")
     }
 
-    /// Adds a virtio disk whose writes go to the image: for measuring, where a temporary file would be measured too.
+    /// Adds a disk whose writes go to the image: for measuring, where a temporary file would be measured too.
     #[must_use]
     pub fn kept_disk(self, image: &Path) -> Self {
         self.drive(image, "snapshot=off")
@@ -177,9 +208,10 @@ impl Launch {
 
     fn drive(mut self, image: &Path, option: &str) -> Self {
         let id = format!("disk{}", self.drives);
+        let device = self.disk_bus.device(&id);
         self.drives += 1;
         self.argument("-drive", format!("if=none,id={id},format=raw,{option},file={}", escape(image)))
-            .argument("-device", format!("virtio-blk-pci,drive={id}"))
+            .argument("-device", device)
     }
 
     /// Adds a virtio NIC on QEMU's user network: gateway and DHCP server 10.0.2.2, DNS 10.0.2.3. `options` is appended
@@ -247,7 +279,10 @@ impl Launch {
             bail!("\"{}\" cannot name a log file", self.name);
         }
         fs::create_dir_all(log_directory).with_context(|| format!("creating {}", log_directory.display()))?;
-        Emulator::start(self.command(), &self.name, log_directory)
+        let socket = monitor::socket(&self.name);
+        let mut command = self.command();
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        Ok(Emulator::start(command, &self.name, log_directory)?.with_monitor(socket))
     }
 }
 
@@ -285,5 +320,15 @@ mod tests {
         let arguments = arguments(&launch);
         assert!(arguments.contains(&"if=none,id=disk0,format=raw,snapshot=on,file=/a,,b".to_owned()));
         assert!(arguments.contains(&"virtio-blk-pci,drive=disk1".to_owned()));
+    }
+
+    #[test]
+    fn each_disk_hangs_on_the_controller_chosen_before_it() {
+        let launch = Launch::new("t").disk(Path::new("/a")).disk_bus(DiskBus::Nvme).disk(Path::new("/b"));
+        let arguments = arguments(&launch.disk_bus(DiskBus::Ahci).disk(Path::new("/c")));
+        for device in ["virtio-blk-pci,drive=disk0", "nvme,drive=disk1,serial=disk1", "ide-hd,drive=disk2,serial=disk2"]
+        {
+            assert!(arguments.contains(&device.to_owned()), "{device}");
+        }
     }
 }

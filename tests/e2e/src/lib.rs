@@ -7,6 +7,7 @@ mod console;
 mod emulator;
 mod host;
 mod launch;
+mod monitor;
 mod permit;
 mod programs;
 mod transcript;
@@ -15,7 +16,7 @@ pub use artifacts::{Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINU
 pub use console::{Console, GUEST_BOOT_LIMIT, GUEST_COMMAND_LIMIT};
 pub use emulator::Emulator;
 pub use host::{BOOT_LIMIT, COMMAND_LIMIT, Host, PROMPT, strip_escapes};
-pub use launch::{Accel, Launch, Medium};
+pub use launch::{Accel, DiskBus, Launch, Medium};
 pub use permit::EMULATORS_MAX;
 pub use programs::smoke::smoke_on;
 pub use programs::{PROGRAMS, Program};
