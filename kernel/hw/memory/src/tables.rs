@@ -24,6 +24,10 @@ impl TableMemory for TableFrames {
     fn write(&mut self, table: Hpa, index: usize, value: u64) {
         entry(table, index).store(value, Ordering::Release);
     }
+
+    fn clear(&mut self, table: Hpa, index: usize, bits: u64) {
+        entry(table, index).fetch_and(!bits, Ordering::AcqRel);
+    }
 }
 
 fn entry(table: Hpa, index: usize) -> &'static AtomicU64 {

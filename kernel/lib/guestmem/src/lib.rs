@@ -8,12 +8,18 @@
 
 extern crate alloc;
 
+mod dirty;
 #[cfg(any(test, feature = "heap"))]
 pub mod heap;
+mod pages;
 
-use addr::{Gpa, GpaRange, Hpa, LARGE_PAGE_BYTES};
+pub use dirty::NoRoom;
+pub use pages::PageSet;
+
+use addr::{Gpa, GpaRange, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use dirty::DirtyLog;
 
 /// How host frames are reached: raw copies, and single loads and stores that are atomic when aligned.
 ///
@@ -61,12 +67,13 @@ struct Slot {
 pub struct GuestMemory {
     backing: Arc<dyn Backing>,
     slots: Vec<Slot>,
+    dirty: DirtyLog,
 }
 
 impl GuestMemory {
     /// A guest without memory.
     pub fn new(backing: Arc<dyn Backing>) -> Self {
-        Self { backing, slots: Vec::new() }
+        Self { backing, slots: Vec::new(), dirty: DirtyLog::default() }
     }
 
     /// Adds memory at `start`, a large frame for each [`LARGE_PAGE_BYTES`].
@@ -116,12 +123,16 @@ impl GuestMemory {
             let next = done + run.bytes as usize;
             self.backing.write(run.start, &from[done..next]);
             done = next;
-        })
+        })?;
+        self.mark_dirty(at, from.len() as u64);
+        Ok(())
     }
 
     /// Fills guest bytes with zeroes. On an error no byte was written.
     pub fn zero(&self, at: Gpa, bytes: u64) -> Result<(), Outside> {
-        self.each_run(at, bytes, |run| self.backing.zero(run.start, run.bytes))
+        self.each_run(at, bytes, |run| self.backing.zero(run.start, run.bytes))?;
+        self.mark_dirty(at, bytes);
+        Ok(())
     }
 
     /// Calls `use_run` for each host run behind the range, in order, for DMA; for none of them if any byte is no memory.
@@ -165,6 +176,7 @@ impl GuestMemory {
         assert!(matches!(size, 1 | 2 | 4 | 8));
         if at.is_aligned(size as u64) {
             self.backing.store(self.run_at(at).ok_or(Outside { at })?.start, size, value);
+            self.mark_dirty(at, size as u64);
             return Ok(());
         }
         self.write(at, &value.to_le_bytes()[..size])
@@ -176,7 +188,11 @@ impl GuestMemory {
         assert!(matches!(size, 1 | 2 | 4 | 8));
         if at.is_aligned(size as u64) {
             let run = self.run_at(at).ok_or(Outside { at })?;
-            return Ok(self.backing.compare_exchange(run.start, size, expected, new));
+            let equal = self.backing.compare_exchange(run.start, size, expected, new);
+            if equal {
+                self.mark_dirty(at, size as u64);
+            }
+            return Ok(equal);
         }
         let equal = self.load(at, size)? == expected;
         if equal {
@@ -194,6 +210,49 @@ impl GuestMemory {
             next = slot.range.end();
         }
         Ok(())
+    }
+
+    /// One more than the number of the last page (of 4 KiB) of memory.
+    pub fn pages_end(&self) -> u64 {
+        self.slots.last().map_or(0, |slot| slot.range.end().as_u64() / PAGE_BYTES)
+    }
+
+    /// Every page of memory.
+    pub fn all_pages(&self) -> Result<PageSet, NoRoom> {
+        let mut pages = PageSet::new(self.pages_end()).ok_or(NoRoom)?;
+        for range in self.ranges() {
+            pages.insert(range.start().as_u64() / PAGE_BYTES, range.bytes() / PAGE_BYTES);
+        }
+        Ok(pages)
+    }
+
+    /// Notes from now on which pages the host writes. A write that is under way on another CPU may not be noted: the
+    /// caller lets all who write pass by once (their lock, their vCPU's exit) before it reads a page to send it.
+    pub fn start_tracking(&self) -> Result<(), NoRoom> {
+        self.dirty.start(self.pages_end())
+    }
+
+    /// Notes no more.
+    pub fn stop_tracking(&self) {
+        self.dirty.stop();
+    }
+
+    /// Notes, while tracking is on, that the bytes were written by other means than this type's: a device's DMA that
+    /// has ended.
+    pub fn mark_dirty(&self, at: Gpa, bytes: u64) {
+        if bytes > 0 {
+            let first = at.as_u64() / PAGE_BYTES;
+            let last = at.as_u64().saturating_add(bytes - 1) / PAGE_BYTES;
+            self.dirty.mark(first, last - first + 1);
+        }
+    }
+
+    /// Moves the pages that the host wrote since the last call into `pages`, which comes from
+    /// [`all_pages`](Self::all_pages) or has its bound. Whoever fails to send them puts them back with
+    /// [`mark_dirty`](Self::mark_dirty), or keeps them.
+    pub fn harvest(&self, pages: &mut PageSet) {
+        assert_eq!(pages.end(), self.pages_end(), "a set of this guest's pages");
+        self.dirty.harvest(pages);
     }
 
     fn slot_at(&self, at: Gpa) -> Option<&Slot> {
@@ -234,6 +293,51 @@ mod tests {
         assert_eq!(memory.load(at, 2).unwrap(), 0);
         assert!(memory.write(Gpa::new(u64::MAX), b"ab").is_err());
         assert!(memory.check(Gpa::new(u64::MAX - 1), 1).is_err());
+    }
+
+    #[test]
+    fn every_kind_of_write_is_noted_while_tracking_is_on() {
+        let memory = guest_memory(2 * LARGE_PAGE_BYTES);
+        let dirty = || {
+            let mut pages = PageSet::new(memory.pages_end()).unwrap();
+            memory.harvest(&mut pages);
+            pages.iter().collect::<Vec<_>>()
+        };
+        memory.write(Gpa::new(0), b"unseen").unwrap();
+        assert_eq!(dirty(), []);
+        memory.start_tracking().unwrap();
+        memory.write(Gpa::new(0xfff), b"ab").unwrap();
+        memory.store(Gpa::new(0x5000), 4, 7).unwrap();
+        memory.store(Gpa::new(0x7ffe), 4, 7).unwrap();
+        memory.zero(Gpa::new(LARGE_PAGE_BYTES - 1), 2).unwrap();
+        assert!(memory.compare_exchange(Gpa::new(0xa000), 8, 0, 1).unwrap());
+        assert!(!memory.compare_exchange(Gpa::new(0xb000), 8, 5, 1).unwrap());
+        memory.mark_dirty(Gpa::new(0xc000), 0x1001);
+        assert_eq!(dirty(), [0, 1, 5, 7, 8, 10, 12, 13, 511, 512]);
+        assert_eq!(dirty(), []);
+        memory.stop_tracking();
+        memory.write(Gpa::new(0), b"unseen").unwrap();
+        memory.start_tracking().unwrap();
+        assert_eq!(dirty(), []);
+    }
+
+    #[test]
+    fn a_refused_write_is_not_noted() {
+        let memory = guest_memory(LARGE_PAGE_BYTES);
+        memory.start_tracking().unwrap();
+        assert!(memory.write(Gpa::new(LARGE_PAGE_BYTES - 1), b"ab").is_err());
+        let mut pages = PageSet::new(memory.pages_end()).unwrap();
+        memory.harvest(&mut pages);
+        assert!(pages.is_empty());
+    }
+
+    #[test]
+    fn all_pages_leave_holes_out() {
+        let mut memory = guest_memory(LARGE_PAGE_BYTES);
+        memory.add_slot(Gpa::new(4 * LARGE_PAGE_BYTES), alloc::vec![Hpa::new(0)]);
+        let pages = memory.all_pages().unwrap();
+        assert_eq!(pages.count(), 1024);
+        assert!(pages.contains(511) && !pages.contains(512) && pages.contains(2048));
     }
 
     #[test]

@@ -12,12 +12,18 @@ const WRITE_BACK: u64 = 6 << 3;
 /// one page are the guest's slowness at best.
 const IGNORE_PAT: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
+const ACCESSED: u64 = 1 << 8;
+const DIRTY: u64 = 1 << 9;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// The format of extended page tables.
 pub struct Ept;
 
 impl Format for Ept {
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
+    const WRITABLE: u64 = WRITABLE;
+
     fn table(next: Hpa) -> u64 {
         next.as_u64() | READABLE | WRITABLE | EXECUTABLE
     }

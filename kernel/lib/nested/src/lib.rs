@@ -6,8 +6,13 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 pub mod ept;
+mod harvest;
 pub mod npt;
+
+pub use harvest::{Mark, Retired};
 
 use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 
@@ -21,10 +26,18 @@ pub trait TableMemory {
     fn read(&self, table: Hpa, index: usize) -> u64;
     /// Writes entry `index` (0 to 511), as one access: the processor may be walking.
     fn write(&mut self, table: Hpa, index: usize, entry: u64);
+    /// Clears `bits` of entry `index`, as one access: the processor may be setting others.
+    fn clear(&mut self, table: Hpa, index: usize, bits: u64);
 }
 
 /// How a vendor's entries look.
 pub trait Format {
+    /// The bit that the processor sets where it walked through an entry.
+    const ACCESSED: u64;
+    /// The bit that it sets where it writes to a page, in the entry that maps it.
+    const DIRTY: u64;
+    /// The right to write.
+    const WRITABLE: u64;
     /// An entry that leads to the next table.
     fn table(next: Hpa) -> u64;
     /// An entry that maps a page with all rights; `large` where it stands above the last level.

@@ -7,6 +7,8 @@ const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 /// Every access of a guest counts as a user's (15.25.5).
 const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
@@ -14,6 +16,10 @@ const FRAME: u64 = 0x000f_ffff_ffff_f000;
 pub struct Npt;
 
 impl Format for Npt {
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
+    const WRITABLE: u64 = WRITABLE;
+
     fn table(next: Hpa) -> u64 {
         next.as_u64() | PRESENT | WRITABLE | USER
     }

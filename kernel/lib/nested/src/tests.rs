@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 /// Tables in a map; `left` frames may still be taken.
 #[derive(Clone, Default)]
-struct Model(Rc<RefCell<State>>);
+pub struct Model(Rc<RefCell<State>>);
 
 #[derive(Default)]
 struct State {
@@ -37,9 +37,25 @@ impl TableMemory for Model {
     fn write(&mut self, table: Hpa, index: usize, entry: u64) {
         self.0.borrow_mut().tables.get_mut(&table.as_u64()).unwrap()[index] = entry;
     }
+
+    fn clear(&mut self, table: Hpa, index: usize, bits: u64) {
+        self.0.borrow_mut().tables.get_mut(&table.as_u64()).unwrap()[index] &= !bits;
+    }
 }
 
-fn model(frames: u64) -> Model {
+impl Model {
+    /// How many tables there are.
+    pub fn tables(&self) -> usize {
+        self.0.borrow().tables.len()
+    }
+
+    /// Lets so many more be taken.
+    pub fn grant(&self, frames: u64) {
+        self.0.borrow_mut().left = frames;
+    }
+}
+
+pub fn model(frames: u64) -> Model {
     let model = Model::default();
     model.0.borrow_mut().left = frames;
     model
