@@ -20,10 +20,14 @@ pub fn build(accel: Accel) -> Result<Artifacts> {
     kernel::check_no_simd(&kernel.elf)?;
     let guests = guest::guests()?;
     let image = paths::target().join("pollux.img");
-    image::build(&kernel.elf, &Contents::demonstration(&guests), &image)?;
+    let usb_image = paths::target().join("pollux-usb.img");
+    let contents = Contents::demonstration(&guests);
+    image::build(&kernel.elf, &contents, &image)?;
+    image::build_usb(&kernel.elf, &contents, &usb_image)?;
     Ok(Artifacts {
         kernel32: kernel.elf32,
         image,
+        usb_image,
         datastore: guests.datastore,
         linux: guests.linux,
         debian_initrd: guests.debian_initrd,

@@ -23,7 +23,7 @@ enum Demonstration {
 /// Runs the demonstration.
 pub fn command(options: &Options) -> Result<()> {
     let programs: &[&str] = match options.demonstration {
-        Demonstration::Boot => &["bios_cd", "bios_usb", "uefi_usb", "pings", "kill_loop"],
+        Demonstration::Boot => &["bios_cd", "bios_usb", "uefi_usb", "bios_stick", "uefi_stick", "pings", "kill_loop"],
     };
     setup::setup()?;
     let artifacts = artifacts::build(Accel::detect())?;

@@ -1,8 +1,12 @@
-//! `cargo xtask image`: one hybrid image for CD and USB stick, BIOS and UEFI, by grub-mkrescue. The main function is
-//! [`build`]; the image carries the kernel, the configuration and whatever boot modules it is given.
+//! `cargo xtask image`: what a real machine boots, by BIOS or UEFI. The main functions are [`build`], one hybrid image for
+//! CD and USB stick by grub-mkrescue, and [`build_usb`], a stick with a partition table of its own; either carries the
+//! kernel, the configuration and whatever boot modules it is given, and is the same to the byte when built again.
+
+mod usb;
 
 use std::env;
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,12 +38,15 @@ autostart = true
 /// Options of `cargo xtask image`.
 #[derive(Args)]
 pub struct Options {
-    /// Where to write the image [default: target/pollux.img]
+    /// Make the image of a USB stick (GPT, BIOS boot partition, EFI system partition) instead of a hybrid one
+    #[arg(long)]
+    usb: bool,
+    /// Where to write the image [default: target/pollux.img, target/pollux-usb.img]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Write the image to this USB stick as well, a whole block device such as /dev/sdX: erases it
+    /// Write the image to this USB stick as well, a whole block device such as /dev/sdX, and read it back: erases it
     #[arg(long, value_name = "DEVICE")]
-    usb: Option<PathBuf>,
+    write: Option<PathBuf>,
     /// The configuration file to put on the image, instead of one that starts the demonstration guest
     #[arg(long)]
     config: Option<PathBuf>,
@@ -81,23 +88,23 @@ pub fn command(options: &Options) -> Result<()> {
         contents.modules.retain(|(present, _)| present != name);
         contents.modules.push((name.to_owned(), PathBuf::from(path)));
     }
-    let out = options.out.clone().unwrap_or_else(|| paths::target().join("pollux.img"));
+    let (name, build): (_, Build) = if options.usb { ("pollux-usb.img", build_usb) } else { ("pollux.img", build) };
+    let out = options.out.clone().unwrap_or_else(|| paths::target().join(name));
     build(&kernel::build()?.elf, &contents, &out)?;
-    println!("{}", out.display());
-    match &options.usb {
+    // The digest and the path, for who writes the image elsewhere and wants to verify it there.
+    print!("{}", steps::output(Command::new("sha256sum").arg(&out))?);
+    match &options.write {
         Some(device) => write_stick(&out, device),
         None => Ok(()),
     }
 }
 
-/// Makes the image `out`.
+/// Makes an image of a kernel and what goes with it.
+pub type Build = fn(&Path, &Contents, &Path) -> Result<()>;
+
+/// Makes the hybrid image `out`.
 pub fn build(kernel: &Path, contents: &Contents, out: &Path) -> Result<()> {
-    steps::output(Command::new("grub-file").arg("--is-x86-multiboot2").arg(kernel))
-        .with_context(|| format!("{} has no Multiboot 2 header in its first 32 KiB", kernel.display()))?;
     let tree = paths::target().join("image-tree");
-    if tree.exists() {
-        fs::remove_dir_all(&tree).with_context(|| format!("removing {}", tree.display()))?;
-    }
     lay_out(&tree, kernel, contents)?;
     let epoch = epoch();
     let mut command = Command::new("grub-mkrescue");
@@ -110,11 +117,39 @@ pub fn build(kernel: &Path, contents: &Contents, out: &Path) -> Result<()> {
         .arg(&tree)
         .args(["--", "-volid", "POLLUX", "-volume_date", "uuid", &volume_date(&epoch)?])
         .args(["-volume_date", "all_file_dates", &format!("={epoch}")]);
-    steps::logged("building the image", "grub-mkrescue", &mut command)
+    steps::logged("building the image", "grub-mkrescue", &mut command)?;
+    fix_esp_serial(out)
 }
 
-/// Puts every file where `boot/grub.cfg` looks for it.
+/// Gives the FAT file system for UEFI on a hybrid image a fixed serial number: grub-mkrescue has it made at random.
+fn fix_esp_serial(image: &Path) -> Result<()> {
+    /// Of the volume's serial number in the boot sector of a FAT12 or FAT16 (Microsoft's FAT specification 1.03, 3.2).
+    const SERIAL: u64 = 39;
+    let mut xorriso = Command::new("xorriso");
+    xorriso.arg("-indev").arg(image).args(["-find", "/efi.img", "-exec", "report_lba"]);
+    let report = steps::output(&mut xorriso)?;
+    // "File data lba:  0 ,       40 ,     1440 ,  2949120 , '/efi.img'"
+    let line = report.lines().find(|line| line.starts_with("File data lba:")).context("the image has no /efi.img")?;
+    let block: u64 = line.split(',').nth(1).unwrap_or_default().trim().parse().context("the place of /efi.img")?;
+    let mut image = fs::File::options().write(true).open(image).context("opening the image")?;
+    image.seek(SeekFrom::Start(block * 2048 + SERIAL))?;
+    image.write_all(b"XLOP").context("writing the serial number")
+}
+
+/// Makes the USB stick's image `out`.
+pub fn build_usb(kernel: &Path, contents: &Contents, out: &Path) -> Result<()> {
+    let tree = paths::target().join("usb-tree");
+    lay_out(&tree, kernel, contents)?;
+    usb::write(&tree, &epoch(), out)
+}
+
+/// Puts every file into the new folder `tree`, where `boot/grub.cfg` looks for it.
 fn lay_out(tree: &Path, kernel: &Path, contents: &Contents) -> Result<()> {
+    steps::output(Command::new("grub-file").arg("--is-x86-multiboot2").arg(kernel))
+        .with_context(|| format!("{} has no Multiboot 2 header in its first 32 KiB", kernel.display()))?;
+    if tree.exists() {
+        fs::remove_dir_all(tree).with_context(|| format!("removing {}", tree.display()))?;
+    }
     let modules = tree.join("boot/modules");
     for folder in [&tree.join("boot/grub"), &modules] {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -167,5 +202,10 @@ fn write_stick(image: &Path, device: &Path) -> Result<()> {
         .arg(format!("if={}", image.display()))
         .arg(format!("of={}", device.display()))
         .args(["bs=4M", "conv=fsync"]);
-    steps::logged(&format!("writing {}", device.display()), "dd", &mut command)
+    steps::logged(&format!("writing {}", device.display()), "dd", &mut command)?;
+    // Or the kernel would answer from its own memory.
+    steps::output(Command::new("blockdev").arg("--flushbufs").arg(device))?;
+    usb::verify(image, device)?;
+    eprintln!("{} holds the image; it was read back", device.display());
+    Ok(())
 }

@@ -27,17 +27,39 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds the kernel in release mode.
+/// Builds the kernel in release mode. Stripped, it is the same to the byte wherever and whenever it is built from the same
+/// sources, by the same compiler.
 pub fn build() -> Result<Kernel> {
     let elf = paths::target().join(TARGET).join("release/kernel");
-    steps::logged(
-        "building the kernel",
-        "kernel",
-        cargo().args(["build", "--release", "--package", "kernel", "--target", TARGET]),
-    )?;
+    build_in(&paths::root(), &mut cargo())?;
     let elf32 = elf.with_extension("elf32");
     steps::output(Command::new("objcopy").args(["-I", "elf64-x86-64", "-O", "elf32-i386"]).arg(&elf).arg(&elf32))?;
     Ok(Kernel { elf, elf32 })
+}
+
+/// Builds the kernel of the checkout `root` by `cargo`, which runs there.
+pub fn build_in(root: &Path, cargo: &mut Command) -> Result<()> {
+    let flags: Vec<String> = remaps(root)?.iter().map(|remap| format!("'--remap-path-prefix={remap}'")).collect();
+    // Added to those of `.cargo/config.toml`.
+    let config = format!("target.{TARGET}.rustflags=[{}]", flags.join(","));
+    cargo.args(["build", "--release", "--package", "kernel", "--target", TARGET, "--config", &config]);
+    steps::logged("building the kernel", "kernel", cargo)
+}
+
+/// What the compiler writes instead of this machine's paths, which panics name.
+fn remaps(root: &Path) -> Result<Vec<String>> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home =
+        home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).context("where Cargo keeps crates")?;
+    let sysroot = steps::output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(root))?;
+    let mut remaps =
+        vec![format!("{}=/pollux", root.display()), format!("{}/lib/rustlib/src/rust=/rust", sysroot.trim())];
+    // The registry's folder is named after where it was downloaded from.
+    if let Ok(registries) = fs::read_dir(home.join("registry/src")) {
+        let folders = registries.filter_map(|entry| Some(entry.ok()?.path()));
+        remaps.extend(folders.map(|folder| format!("{}=/crates", folder.display())));
+    }
+    Ok(remaps)
 }
 
 /// Checks that no instruction of the kernel touches a SIMD register: a guest's FPU state lives there.

@@ -11,6 +11,7 @@ mod image;
 mod kernel;
 mod paths;
 mod report;
+mod reproducible;
 mod run;
 mod setup;
 mod steps;

@@ -9,7 +9,7 @@ use e2e::{Accel, Artifacts};
 use crate::fuzz;
 use crate::kernel::cargo;
 use crate::report::Report;
-use crate::{artifacts, paths, setup, steps};
+use crate::{artifacts, paths, reproducible, setup, steps};
 
 /// How long each fuzz target runs in the full test.
 const FUZZ_SECONDS: u32 = 60;
@@ -44,6 +44,10 @@ pub fn command(options: &Options) -> Result<()> {
     });
     if let Some(artifacts) = &built {
         emulators(&mut report, options, artifacts);
+    }
+    if let Some(artifacts) = built.as_ref().filter(|_| !options.quick && options.names.is_empty()) {
+        report.step("building the images again", || reproducible::images(artifacts));
+        report.step("building the kernel elsewhere", || reproducible::kernel(artifacts));
     }
     if !options.quick && options.names.is_empty() {
         fuzz::test(&mut report, FUZZ_SECONDS);

@@ -26,6 +26,8 @@ pub struct Artifacts {
     pub kernel32: PathBuf,
     /// The hybrid boot image.
     pub image: PathBuf,
+    /// The USB stick's image.
+    pub usb_image: PathBuf,
     /// A disk with a GPT whose partitions are the virtual disks.
     pub datastore: PathBuf,
     /// Debian's stock cloud kernel.
@@ -74,7 +76,17 @@ impl Artifacts {
     /// A machine that boots the image, as a person's does.
     #[must_use]
     pub fn imaged(&self, name: &str, medium: Medium, uefi: bool) -> Launch {
-        let launch = Launch::new(name).accel(self.accel).memory_mib(4096).image(&self.image, medium);
+        self.booted_from(name, &self.image, medium, uefi)
+    }
+
+    /// The same with the USB stick's image.
+    #[must_use]
+    pub fn from_stick(&self, name: &str, medium: Medium, uefi: bool) -> Launch {
+        self.booted_from(name, &self.usb_image, medium, uefi)
+    }
+
+    fn booted_from(&self, name: &str, image: &Path, medium: Medium, uefi: bool) -> Launch {
+        let launch = Launch::new(name).accel(self.accel).memory_mib(4096).image(image, medium);
         let launch = if uefi { launch.uefi(&self.ovmf.0, &self.ovmf.1) } else { launch };
         launch.disk(&self.datastore).nic("")
     }

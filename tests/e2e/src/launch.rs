@@ -57,6 +57,8 @@ pub enum Medium {
     Cd,
     /// A USB stick on an xHCI controller.
     Usb,
+    /// A USB stick on an EHCI controller, as in servers of before 2013.
+    UsbEhci,
 }
 
 /// The controller that a disk hangs on.
@@ -173,9 +175,13 @@ impl Launch {
         let drive = format!("if=none,id=boot,format=raw,readonly=on,file={}", escape(image));
         let device = match medium {
             Medium::Cd => "ide-cd,drive=boot,bootindex=0",
-            Medium::Usb => "usb-storage,drive=boot,bootindex=0",
+            Medium::Usb | Medium::UsbEhci => "usb-storage,drive=boot,bootindex=0",
         };
-        let machine = if medium == Medium::Usb { self.argument("-device", "qemu-xhci") } else { self };
+        let machine = match medium {
+            Medium::Cd => self,
+            Medium::Usb => self.argument("-device", "qemu-xhci"),
+            Medium::UsbEhci => self.argument("-device", "usb-ehci"),
+        };
         machine.argument("-drive", drive).argument("-device", device)
     }
 

@@ -51,6 +51,8 @@ pub static PROGRAMS: &[Program] = &[
     full("bios_cd", demo::bios_cd),
     full("bios_usb", demo::bios_usb),
     full("uefi_usb", demo::uefi_usb),
+    full("bios_stick", demo::bios_stick),
+    full("uefi_stick", demo::uefi_stick),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
 ];

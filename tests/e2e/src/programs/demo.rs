@@ -3,28 +3,46 @@
 use anyhow::{Context, Result, ensure};
 
 use super::{guests, tiny};
-use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, Medium};
+use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, Launch, Medium};
 
 /// How often a guest is killed.
 const KILLS: usize = 50;
 
 /// The image boots as a CD under a BIOS.
 pub fn bios_cd(artifacts: &Artifacts) -> Result<()> {
-    boots(artifacts, "bios_cd", Medium::Cd, false)
+    boots(artifacts, &artifacts.imaged("bios_cd", Medium::Cd, false))
 }
 
 /// The image boots as a USB stick under a BIOS.
 pub fn bios_usb(artifacts: &Artifacts) -> Result<()> {
-    boots(artifacts, "bios_usb", Medium::Usb, false)
+    boots(artifacts, &artifacts.imaged("bios_usb", Medium::Usb, false))
 }
 
 /// The image boots as a USB stick under UEFI.
 pub fn uefi_usb(artifacts: &Artifacts) -> Result<()> {
-    boots(artifacts, "uefi_usb", Medium::Usb, true)
+    boots(artifacts, &artifacts.imaged("uefi_usb", Medium::Usb, true))
 }
 
-fn boots(artifacts: &Artifacts, name: &str, medium: Medium, uefi: bool) -> Result<()> {
-    let mut host = artifacts.boot(&artifacts.imaged(name, medium, uefi))?;
+/// The USB stick's own image boots under a BIOS, on either kind of controller.
+pub fn bios_stick(artifacts: &Artifacts) -> Result<()> {
+    stick_boots(artifacts, "bios_stick", false)
+}
+
+/// The same under UEFI.
+pub fn uefi_stick(artifacts: &Artifacts) -> Result<()> {
+    stick_boots(artifacts, "uefi_stick", true)
+}
+
+fn stick_boots(artifacts: &Artifacts, name: &str, uefi: bool) -> Result<()> {
+    for (controller, medium) in [("xhci", Medium::Usb), ("ehci", Medium::UsbEhci)] {
+        let name = format!("{name}_{controller}");
+        boots(artifacts, &artifacts.from_stick(&name, medium, uefi)).context(name)?;
+    }
+    Ok(())
+}
+
+fn boots(artifacts: &Artifacts, launch: &Launch) -> Result<()> {
+    let mut host = artifacts.boot(launch)?;
     let modules = host.ask("modules")?;
     ensure!(modules.to_string().contains(crate::LINUX), "the boot modules did not arrive: {modules}");
     host.ask("vm kill debian").context("the configuration on the image was not carried out")?;
