@@ -10,11 +10,12 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use block::Health;
 use config::{Name, VmSpec};
 use core::sync::atomic::Ordering;
 use shell::{
-    Command, DiskInfo, DiskIo, ExitStat, HostReport, Invocation, LogLine, Memory, ModuleInfo, NicIo, PortInfo, Reply,
-    TraceLine, VmAction, VmDetail, VmStat, VmSummary,
+    Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine, Memory, ModuleInfo, NicIo,
+    PortInfo, Reply, TraceLine, VmAction, VmDetail, VmStat, VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.
@@ -194,7 +195,7 @@ fn host_report(host: &Host) -> HostReport {
             own_bytes: total_bytes - free_bytes - guests_bytes + (image.end - image.text),
             guests_bytes,
         },
-        disks: probe::disks(),
+        disks: probe::disks(&host.storage.lock()),
         nics: probe::nics(),
         management_address: management::address(),
         uptime_ns: host.clock.now_ns(),
@@ -242,6 +243,11 @@ fn disks(host: &Host) -> Vec<DiskInfo> {
                 partition: partition.number,
                 used_by: storage.owner(index, position).map(|running| running.vm.spec.name.clone()),
                 read_only: partition.read_only || datastore.geometry().read_only,
+                state: match datastore.health() {
+                    Health::Ready => DiskState::Ready,
+                    Health::Recovering => DiskState::Recovering,
+                    Health::Failed => DiskState::Failed,
+                },
             });
         }
     }

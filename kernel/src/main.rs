@@ -59,7 +59,7 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     let backend = backend::Backend::detect();
     assert!(backend.enable(0), "what was detected a moment ago is there");
     let config = probe::read_config(&boot);
-    let (storage, network) = probe::devices();
+    let (storage, network) = probe::devices(clock);
     probe::route_serial_line(&platform);
     let has_smp_room = smp::has_room(&boot);
     let host = host::init(Host::new(boot, platform, clock, backend, config, storage, network));

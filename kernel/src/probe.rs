@@ -4,10 +4,11 @@ use crate::backend::Backend as HostBackend;
 use crate::host::Host;
 use crate::network::Network;
 use crate::storage::Storage;
+use crate::time::Clock;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use block::Datastore;
+use block::{Datastore, Health};
 use boot::BootInfo;
 use config::Config;
 use drivers::pci::interrupt::Message;
@@ -39,7 +40,7 @@ pub fn read_config(boot: &BootInfo) -> Config {
 }
 
 /// Starts the drivers of everything on the PCI bus.
-pub fn devices() -> (Storage, Network) {
+pub fn devices(clock: Clock) -> (Storage, Network) {
     let (mut storage, mut network) = (Storage::default(), Network::new());
     let own = local_apic::id();
     for function in pci::enumerate() {
@@ -51,8 +52,8 @@ pub fn devices() -> (Storage, Network) {
             vector = Some(taken);
             Some(Message { address, data })
         };
-        match probe::<Dma>(function, message) {
-            Probed::Disk(disk) => add_disk(&mut storage, disk, vector),
+        match probe::<Dma>(function, message, &|| clock.now_ns()) {
+            Probed::Disks(disks) => disks.into_iter().for_each(|disk| add_disk(&mut storage, disk, vector)),
             Probed::Nic(nic) => {
                 let mac = config::Mac::new(nic.mac()).map_or_else(|| "no address".into(), |mac| mac.to_string());
                 let name = format!("nic{}", network.nics().len());
@@ -104,6 +105,7 @@ pub fn report(host: &Host) {
     for device in devices.0.iter().chain(&devices.1) {
         match &device.status {
             DeviceStatus::Ready => log::info!("{}: {}: ready", device.name, device.description),
+            DeviceStatus::Failed => log::error!("{}: {}: failed", device.name, device.description),
             DeviceStatus::NotSupported { reason } => {
                 log::warn!("{}: {}: not supported: {reason}", device.name, device.description);
             }
@@ -151,8 +153,13 @@ pub fn features(host: &Host) -> Vec<Feature> {
 }
 
 /// The host's disks.
-pub fn disks() -> Vec<Device> {
-    DEVICES.lock().0.clone()
+pub fn disks(storage: &Storage) -> Vec<Device> {
+    let mut devices = DEVICES.lock().0.clone();
+    for datastore in storage.datastores().iter().filter(|datastore| datastore.health() == Health::Failed) {
+        let found = devices.iter_mut().find(|device| device.name == datastore.name());
+        found.into_iter().for_each(|device| device.status = DeviceStatus::Failed);
+    }
+    devices
 }
 
 /// The host's network cards.

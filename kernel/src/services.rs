@@ -43,6 +43,8 @@ pub struct Services {
     management_due_ns: Option<u64>,
     ending: Vec<Life>,
     disks: Devices,
+    /// When the disks' drivers look after their devices next.
+    disks_due_ns: Option<u64>,
     cards: Devices,
     started: bool,
 }
@@ -133,14 +135,25 @@ impl Services {
         };
         // Without an uplink there is nothing that could ever be due.
         let management_due_ns = management.is_some().then_some(0);
-        Self { host, console, management, management_due_ns, ending: Vec::new(), disks, cards, started: false }
+        Self {
+            host,
+            console,
+            management,
+            management_due_ns,
+            ending: Vec::new(),
+            disks,
+            disks_due_ns: Some(0),
+            cards,
+            started: false,
+        }
     }
 
     /// Does what is due; returns when it wants to be called next at the latest.
     pub fn poll(&mut self, arrived: &[u8], forwarder: &mut Forwarder) -> Option<u64> {
         let host = self.host;
         let first = !core::mem::replace(&mut self.started, true);
-        if TRANSFERS.take() || self.disks.call(arrived) || first {
+        let ticked = self.tick_disks();
+        if TRANSFERS.take() || self.disks.call(arrived) || ticked || first {
             self.finish_transfers();
         }
         let more_frames = (FRAMES.take() || self.cards.call(arrived) || first) && forwarder.receive(host);
@@ -156,8 +169,19 @@ impl Services {
         let console_due_ns = self.console.poll(host);
         let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
         let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
-        let due = [self.management_due_ns, console_due_ns, poll_due_ns, frames_due_ns, ending_due_ns];
-        due.into_iter().flatten().min()
+        let services_due_ns = [self.management_due_ns, console_due_ns, self.disks_due_ns, ending_due_ns];
+        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]);
+        due.flatten().min()
+    }
+
+    /// Lets the disks' drivers look after their devices when that is due; returns whether it was.
+    fn tick_disks(&mut self) -> bool {
+        let now_ns = self.host.clock.now_ns();
+        let is_due = self.disks_due_ns.is_some_and(|due_ns| due_ns <= now_ns);
+        if is_due {
+            self.disks_due_ns = self.host.storage.lock().tick(now_ns);
+        }
+        is_due
     }
 
     /// Tells machines of the disk transfers that ended.

@@ -143,6 +143,11 @@ impl Storage {
         &self.vectors
     }
 
+    /// Lets the disks' drivers look after their devices; returns when they want that next.
+    pub fn tick(&mut self, now_ns: u64) -> Option<u64> {
+        self.datastores.iter_mut().filter_map(|datastore| datastore.tick(now_ns)).min()
+    }
+
     /// Whether some disk must be asked because it raises no interrupt.
     pub fn polls(&self) -> bool {
         self.datastores.iter().any(|datastore| !datastore.has_interrupt())

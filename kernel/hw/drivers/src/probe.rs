@@ -9,14 +9,16 @@ use crate::{virtio_blk::VirtioBlk, virtio_net::VirtioNet};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
 use block::Disk;
 use switch::Nic;
 use virtio_drivers::Hal;
 
 /// What a function turned out to be.
 pub enum Probed {
-    /// A disk, ready.
-    Disk(Box<dyn Disk>),
+    /// A disk controller's disks, ready: none, one or several, with one interrupt for all.
+    Disks(Vec<Box<dyn Disk>>),
     /// A network card, ready.
     Nic(Box<dyn Nic>),
     /// A disk or network controller without a driver, or one that its driver could not start.
@@ -32,12 +34,16 @@ pub enum Probed {
 ///
 /// `message` is asked for the interrupt that the device shall raise, once, and only for a device with a driver; a
 /// device that cannot raise it, or gets none, is polled (`has_interrupt`). All queues of a device raise the same one.
-/// BARs are mapped by `H::mmio_phys_to_virt`.
-pub fn probe<H: Hal + 'static>(function: Function, message: impl FnOnce() -> Option<Message>) -> Probed {
+/// BARs are mapped by `H::mmio_phys_to_virt`. The last argument is the clock to wait for devices by.
+pub fn probe<H: Hal + 'static>(
+    function: Function,
+    message: impl FnOnce() -> Option<Message>,
+    _now_ns: &dyn Fn() -> u64,
+) -> Probed {
     let place = function.to_string();
     let started = match function.ids() {
         (VIRTIO_VENDOR, 0x1001 | 0x1042) => {
-            VirtioBlk::<H>::start(function, message).map(|disk| Probed::Disk(Box::new(disk)))
+            VirtioBlk::<H>::start(function, message).map(|disk| Probed::Disks(vec![Box::new(disk)]))
         }
         (VIRTIO_VENDOR, 0x1000 | 0x1041) => {
             VirtioNet::<H>::start(function, message).map(|nic| Probed::Nic(Box::new(nic)))

@@ -10,7 +10,7 @@ use crate::pci::interrupt::Message;
 use crate::virtio::{Device, F_INDIRECT_DESC, Fault};
 use alloc::format;
 use alloc::string::String;
-use block::{Disk, Geometry, Outcome, SECTOR_BYTES, SubmitError, Transfer};
+use block::{Disk, Geometry, Health, Outcome, SECTOR_BYTES, SubmitError, Transfer};
 use requests::Requests;
 use virtio_drivers::Hal;
 
@@ -116,6 +116,10 @@ impl<H: Hal> Disk for VirtioBlk<H> {
     fn has_interrupt(&self) -> bool {
         self.has_interrupt
     }
+
+    fn health(&self) -> Health {
+        if self.requests.is_broken() { Health::Failed } else { Health::Ready }
+    }
 }
 
 fn read_geometry(device: &Device, queue_size: u16, runs_max: u16) -> Result<Geometry, Fault> {
@@ -142,6 +146,8 @@ fn read_geometry(device: &Device, queue_size: u16, runs_max: u16) -> Result<Geom
         write_zeroes: device.has(F_WRITE_ZEROES),
         max_discard_sectors: config(F_DISCARD, CONFIG_MAX_DISCARD_SECTORS, 0),
         max_write_zeroes_sectors: config(F_WRITE_ZEROES, CONFIG_MAX_WRITE_ZEROES_SECTORS, 0),
+        run_alignment_bytes: 1,
+        run_boundary_bytes: 1,
         // At most `runs_max`, so it fits.
         max_runs: runs as u16,
         max_run_bytes: config(F_SIZE_MAX, CONFIG_SIZE_MAX, u32::MAX).max(1),

@@ -6,7 +6,7 @@
 
 use crate::gpt::Partition;
 use crate::pieces::{Cursor, dataless_sectors, join_runs};
-use crate::{Disk, Geometry, HostRun, IoError, Op, Outcome, SECTOR_BYTES, SubmitError, Transfer};
+use crate::{Disk, Geometry, Health, HostRun, IoError, Op, Outcome, SECTOR_BYTES, SubmitError, Transfer};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -294,6 +294,16 @@ impl Datastore {
     /// See [`Disk::has_interrupt`].
     pub fn has_interrupt(&self) -> bool {
         self.disk.has_interrupt()
+    }
+
+    /// See [`Disk::tick`].
+    pub fn tick(&mut self, now_ns: u64) -> Option<u64> {
+        self.disk.tick(now_ns)
+    }
+
+    /// See [`Disk::health`].
+    pub fn health(&self) -> Health {
+        self.disk.health()
     }
 
     fn lot(&self, disk: VirtualDisk) -> Option<&Lot> {

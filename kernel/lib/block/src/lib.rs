@@ -108,6 +108,12 @@ pub struct Geometry {
     pub max_discard_sectors: u32,
     /// The most sectors in one zeroing.
     pub max_write_zeroes_sectors: u32,
+    /// What the addresses and lengths of runs are multiples of; a power of two, 1 where any will do. A disk that has
+    /// this rule or the next also takes a transfer of one logical block that breaks them, in any number of runs.
+    pub run_alignment_bytes: u32,
+    /// What all runs but the first start on, and all but the last end on, a multiple of; a power of two, 1 where any will
+    /// do.
+    pub run_boundary_bytes: u32,
     /// The most runs in one transfer.
     pub max_runs: u16,
     /// The most bytes in one run.
@@ -127,6 +133,17 @@ impl Geometry {
     pub fn sectors_per_block(&self) -> u32 {
         (self.logical_block_bytes / SECTOR_BYTES).max(1)
     }
+}
+
+/// Whether a disk can be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// It can.
+    Ready,
+    /// The driver is resetting the device; what it has waits.
+    Recovering,
+    /// It is gone or stays broken: every transfer fails.
+    Failed,
 }
 
 /// A host disk, as its driver shows it.
@@ -151,6 +168,19 @@ pub trait Disk: Send {
 
     /// Whether completions raise an interrupt. Otherwise the caller polls [`Disk::completed`].
     fn has_interrupt(&self) -> bool;
+
+    /// Lets the driver look after the device: time limits, recovery, and whether it is still there. Returns when it wants
+    /// to be called next at the latest; `None` where it never does. Completions may have
+    /// come of it that no interrupt announces.
+    fn tick(&mut self, now_ns: u64) -> Option<u64> {
+        let _ = now_ns;
+        None
+    }
+
+    /// Whether the disk can be used.
+    fn health(&self) -> Health {
+        Health::Ready
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ pub(crate) struct Cursor {
 
 impl Cursor {
     /// Fills `piece` with the next runs, as many whole blocks as the disk takes at once and at most `sectors`; returns
-    /// how many sectors they hold, or `None` where even one block is in more runs than the disk takes.
+    /// how many sectors they hold, or `None` where even one block is in more runs than the disk takes. A block that the
+    /// disk's rules for runs do not admit is a piece of its own.
     pub(crate) fn cut(
         &mut self,
         runs: &[HostRun],
@@ -25,7 +26,12 @@ impl Cursor {
     ) -> Option<u32> {
         let block_bytes = u64::from(geometry.sectors_per_block()) * u64::from(SECTOR_BYTES);
         let most_bytes = (u64::from(sectors) * u64::from(SECTOR_BYTES)).min(u64::from(geometry.max_transfer_bytes));
-        let bytes = self.gather(runs, most_bytes, geometry, piece);
+        let start = *self;
+        let mut bytes = self.gather(runs, most_bytes, Rules::of(geometry), piece);
+        if bytes < block_bytes && Rules::of(geometry).are_any() {
+            *self = start;
+            bytes = self.gather(runs, most_bytes.min(block_bytes), Rules::NONE, piece);
+        }
         let excess_bytes = bytes % block_bytes;
         self.put_back(runs, excess_bytes);
         shorten(piece, excess_bytes);
@@ -33,18 +39,22 @@ impl Cursor {
         (sectors > 0).then_some(sectors)
     }
 
-    /// Moves runs into `piece` up to the disk's limits and `most_bytes`; returns the bytes moved.
-    fn gather(&mut self, runs: &[HostRun], most_bytes: u64, geometry: &Geometry, piece: &mut Vec<HostRun>) -> u64 {
+    /// Moves runs into `piece` as far as the rules go and up to `most_bytes`; returns the bytes moved.
+    fn gather(&mut self, runs: &[HostRun], most_bytes: u64, rules: Rules, piece: &mut Vec<HostRun>) -> u64 {
         piece.clear();
         let mut bytes = 0;
         while let Some(run) = runs.get(self.run)
             && bytes < most_bytes
-            && piece.len() < usize::from(geometry.max_runs)
+            && piece.len() < rules.max_runs
         {
             let left_bytes = run.bytes - self.offset_bytes;
             let room_bytes = u32::try_from(most_bytes - bytes).unwrap_or(u32::MAX);
-            let taken_bytes = left_bytes.min(geometry.max_run_bytes).min(room_bytes);
-            piece.push(HostRun { start: run.start.wrapping_add(self.offset_bytes.into()), bytes: taken_bytes });
+            let taken_bytes = left_bytes.min(rules.max_run_bytes).min(room_bytes);
+            let next = HostRun { start: run.start.wrapping_add(self.offset_bytes.into()), bytes: taken_bytes };
+            if !rules.admit(piece.last(), &next) {
+                break;
+            }
+            piece.push(next);
             bytes += u64::from(taken_bytes);
             self.advance(left_bytes, taken_bytes);
         }
@@ -70,6 +80,48 @@ impl Cursor {
         // No larger than `offset_bytes`, so it fits.
         self.offset_bytes -= bytes as u32;
     }
+}
+
+/// What a disk asks of the runs of one transfer.
+#[derive(Clone, Copy)]
+struct Rules {
+    alignment_bytes: u64,
+    boundary_bytes: u64,
+    max_runs: usize,
+    max_run_bytes: u32,
+}
+
+impl Rules {
+    const NONE: Self = Self { alignment_bytes: 1, boundary_bytes: 1, max_runs: usize::MAX, max_run_bytes: u32::MAX };
+
+    fn of(geometry: &Geometry) -> Self {
+        Self {
+            alignment_bytes: geometry.run_alignment_bytes.max(1).into(),
+            boundary_bytes: geometry.run_boundary_bytes.max(1).into(),
+            max_runs: geometry.max_runs.into(),
+            max_run_bytes: geometry.max_run_bytes,
+        }
+    }
+
+    /// Whether any is about where runs lie: only then does the disk copy what breaks them.
+    fn are_any(self) -> bool {
+        self.alignment_bytes > 1 || self.boundary_bytes > 1
+    }
+
+    /// Whether `next` may follow `last`, or come first.
+    fn admit(self, last: Option<&HostRun>, next: &HostRun) -> bool {
+        let (start, end) = edges(next);
+        let is_aligned = start.is_multiple_of(self.alignment_bytes) && end.is_multiple_of(self.alignment_bytes);
+        let meets = last.is_none_or(|last| {
+            edges(last).1.is_multiple_of(self.boundary_bytes) && start.is_multiple_of(self.boundary_bytes)
+        });
+        is_aligned && meets
+    }
+}
+
+/// A run's first byte and the one past its end, as far as alignment goes.
+fn edges(run: &HostRun) -> (u64, u64) {
+    (run.start.as_u64(), run.start.as_u64().wrapping_add(run.bytes.into()))
 }
 
 /// Takes `bytes` off the end of `piece`.
@@ -151,6 +203,30 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_ends_where_pages_do_not_meet() {
+        let geometry = Geometry { run_boundary_bytes: 4096, run_alignment_bytes: 4, ..geometry() };
+        let runs = [run(0x1200, 0xe00), run(0x5000, 0x1000), run(0x9000, 0x600), run(0xb000, 0x400)];
+        let (mut cursor, mut piece) = (Cursor::default(), Vec::new());
+        assert_eq!(cursor.cut(&runs, 18, &geometry, &mut piece), Some(18));
+        assert_eq!(piece, runs[..3]);
+        assert_eq!(cursor.cut(&runs, 2, &geometry, &mut piece), Some(2));
+        assert_eq!(piece, runs[3..]);
+    }
+
+    #[test]
+    fn a_block_that_breaks_the_rules_goes_alone() {
+        let geometry = Geometry { run_boundary_bytes: 4096, run_alignment_bytes: 4, max_runs: 2, ..geometry() };
+        let runs = [run(0x1001, 512), run(0x2000, 100), run(0x3000, 100), run(0x4000, 312), run(0x5000, 0x1000)];
+        let (mut cursor, mut piece) = (Cursor::default(), Vec::new());
+        assert_eq!(cursor.cut(&runs, 10, &geometry, &mut piece), Some(1));
+        assert_eq!(piece, runs[..1]);
+        assert_eq!(cursor.cut(&runs, 9, &geometry, &mut piece), Some(1));
+        assert_eq!(piece, runs[1..4]);
+        assert_eq!(cursor.cut(&runs, 8, &geometry, &mut piece), Some(8));
+        assert_eq!(piece, runs[4..]);
+    }
+
+    #[test]
     fn dataless_pieces_are_whole_blocks() {
         let geometry = Geometry { logical_block_bytes: 4096, max_discard_sectors: 100, ..geometry() };
         assert_eq!(dataless_sectors(Op::Discard, 1000, &geometry), 96);
@@ -167,10 +243,14 @@ mod tests {
             max_run_bytes in 1_u32..4096,
             max_blocks in 1_u32..8,
             block_shift in 0_u32..3,
+            alignment_shift in 0_u32..3,
+            boundary_shift in 0_u32..13,
         ) {
             let block_bytes = SECTOR_BYTES << block_shift;
             let geometry = Geometry {
                 logical_block_bytes: block_bytes,
+                run_alignment_bytes: 1 << alignment_shift,
+                run_boundary_bytes: 1 << boundary_shift,
                 max_runs,
                 max_run_bytes,
                 max_transfer_bytes: max_blocks * block_bytes,
@@ -192,8 +272,14 @@ mod tests {
                     prop_assert!(usize::from(max_runs) < 60);
                     return Ok(());
                 };
-                prop_assert!(piece.len() <= usize::from(max_runs));
-                prop_assert!(piece.iter().all(|run| run.bytes > 0 && run.bytes <= max_run_bytes));
+                let rules = Rules::of(&geometry);
+                let is_single = rules.are_any() && sectors * SECTOR_BYTES == block_bytes;
+                let last = (0..piece.len()).map(|index| index.checked_sub(1).map(|last| &piece[last]));
+                let is_regular = last.zip(&piece).all(|(last, run)| rules.admit(last, run))
+                    && piece.len() <= usize::from(max_runs)
+                    && piece.iter().all(|run| run.bytes <= max_run_bytes);
+                prop_assert!(is_regular || is_single);
+                prop_assert!(piece.iter().all(|run| run.bytes > 0));
                 prop_assert!(sectors * SECTOR_BYTES <= geometry.max_transfer_bytes);
                 prop_assert_eq!(sectors % geometry.sectors_per_block(), 0);
                 prop_assert_eq!(piece.iter().map(|run| run.bytes).sum::<u32>(), sectors * SECTOR_BYTES);

@@ -16,6 +16,8 @@ pub(crate) fn geometry() -> Geometry {
         write_zeroes: true,
         max_discard_sectors: 1 << 16,
         max_write_zeroes_sectors: 1 << 16,
+        run_alignment_bytes: 1,
+        run_boundary_bytes: 1,
         max_runs: 16,
         max_run_bytes: u32::MAX,
         max_transfer_bytes: u32::MAX,

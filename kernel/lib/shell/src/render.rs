@@ -3,8 +3,8 @@
 use alloc::{format, string::String, vec::Vec};
 
 use crate::{
-    Backend, CommandHelp, Device, DeviceStatus, DiskInfo, ExitStat, Help, HostReport, LogLine, ModuleInfo, PortInfo,
-    Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, Help, HostReport, LogLine, ModuleInfo,
+    PortInfo, Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
     table::{
         Side::{Left, Right},
         Table,
@@ -148,6 +148,7 @@ fn render_devices(heading: &str, devices: &[Device]) -> String {
     for device in devices {
         let status = match &device.status {
             DeviceStatus::Ready => "ready".into(),
+            DeviceStatus::Failed => "failed".into(),
             DeviceStatus::NotSupported { reason } => format!("not supported: {reason}"),
         };
         table.row([device.name.clone(), device.description.clone(), status]);
@@ -197,7 +198,14 @@ fn render_disks(disks: &[DiskInfo]) -> String {
     if disks.is_empty() {
         return "no virtual disks: each partition of a disk with a GPT is one\n".into();
     }
-    let mut table = Table::new([("NAME", Left), ("SIZE", Right), ("ON", Left), ("ACCESS", Left), ("USED BY", Left)]);
+    let mut table = Table::new([
+        ("NAME", Left),
+        ("SIZE", Right),
+        ("ON", Left),
+        ("ACCESS", Left),
+        ("USED BY", Left),
+        ("STATE", Left),
+    ]);
     for disk in disks {
         table.row([
             disk.name.clone(),
@@ -205,6 +213,11 @@ fn render_disks(disks: &[DiskInfo]) -> String {
             format!("{} partition {}", disk.disk, disk.partition),
             if disk.read_only { "read only" } else { "read and write" }.into(),
             disk.used_by.as_ref().map_or_else(|| "-".into(), |name| name.as_str().into()),
+            match disk.state {
+                DiskState::Ready => "ready".into(),
+                DiskState::Recovering => "recovering".into(),
+                DiskState::Failed => "failed".into(),
+            },
         ]);
     }
     table.render()

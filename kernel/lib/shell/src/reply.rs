@@ -143,6 +143,8 @@ pub struct Device {
 pub enum DeviceStatus {
     /// It can.
     Ready,
+    /// It could, but it is gone or stays broken.
+    Failed,
     /// It cannot.
     NotSupported {
         /// Why: "no driver".
@@ -222,6 +224,20 @@ pub struct DiskInfo {
     pub used_by: Option<Name>,
     /// Whether it can only be read.
     pub read_only: bool,
+    /// What the host's disk is doing.
+    pub state: DiskState,
+}
+
+/// What a disk of the host is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskState {
+    /// It works.
+    Ready,
+    /// It did not answer, and is being reset.
+    Recovering,
+    /// It is gone or stays broken.
+    Failed,
 }
 
 /// A port of the switch.

@@ -128,6 +128,8 @@ fn the_last_look_before_dma() {
         write_zeroes: true,
         max_discard_sectors: 0,
         max_write_zeroes_sectors: 8,
+        run_alignment_bytes: 1,
+        run_boundary_bytes: 1,
         max_runs: 2,
         max_run_bytes: 4096,
         max_transfer_bytes: 1 << 20,

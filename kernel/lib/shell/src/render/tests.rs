@@ -166,10 +166,11 @@ fn the_other_lists() {
         partition: 1,
         used_by: Some(name("web")),
         read_only: false,
+        state: DiskState::Failed,
     };
     assert_eq!(
         render(&Reply::Disks(vec![disk]), false),
-        "NAME   SIZE  ON                 ACCESS          USED BY\nroot  1 GiB  disk0 partition 1  read and write  web\n"
+        "NAME   SIZE  ON                 ACCESS          USED BY  STATE\nroot  1 GiB  disk0 partition 1  read and write  web      failed\n"
     );
     let port = PortInfo {
         name: "uplink".into(),
