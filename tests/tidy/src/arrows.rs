@@ -18,11 +18,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nested", &["addr"]),
     ("trace", &[]),
     ("config", &[]),
-    ("pci", &["addr"]),
+    ("state", &[]),
+    ("pci", &["addr", "state"]),
     ("insn", &["addr", "vcpu", "guestmem"]),
-    ("chipset", &["addr", "vcpu", "guestmem"]),
+    ("chipset", &["addr", "vcpu", "guestmem", "state"]),
     ("firmware", &["addr", "guestmem"]),
-    ("virtio", &["addr", "guestmem", "pci"]),
+    ("virtio", &["addr", "guestmem", "pci", "state"]),
     ("loader", &["addr", "guestmem", "vcpu"]),
     ("block", &["addr", "guestmem"]),
     ("switch", &["addr", "guestmem"]),
@@ -30,8 +31,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "machine",
         &[
-            "addr", "block", "chipset", "config", "firmware", "guestmem", "insn", "loader", "nested", "pci", "switch",
-            "trace", "vcpu", "virtio",
+            "addr", "block", "chipset", "config", "firmware", "guestmem", "insn", "loader", "nested", "pci", "state",
+            "switch", "trace", "vcpu", "virtio",
         ],
     ),
     // Silicon.

@@ -10,9 +10,10 @@ use crate::pit::Pit;
 use crate::power::{self, Power};
 use crate::rtc::Rtc;
 use crate::uart::Uart;
-use crate::{COM1_GSI, Clock, Effect, PIT_GSI, RTC_GSI, SCI_GSI, ports};
+use crate::{COM1_GSI, Clock, Effect, PIT_GSI, RTC_GSI, SCI_GSI, ports, saved};
 use addr::Gpa;
 use alloc::vec::Vec;
+use state::Invalid;
 
 /// How much of the guest's RAM the CMOS memory reports as lying below 4 GiB; the rest lies above.
 pub const CMOS_LOW_RAM_BYTES_MAX: u64 = 3 << 30;
@@ -67,6 +68,52 @@ impl Chipset {
         *self = fresh;
         self.note_deadline();
         self.report_pic(effects);
+    }
+
+    /// What restores it.
+    pub fn save(&self) -> saved::Board {
+        saved::Board {
+            uart: Some(self.uart.save()),
+            pics: Some(self.pics.save()),
+            pit: Some(self.pit.save()),
+            rtc: Some(self.rtc.save()),
+            keyboard: Some(self.keyboard.save()),
+            ioapic: Some(self.ioapic.save()),
+            power: Some(self.power.save()),
+            lines: self.lines,
+            pic_output: self.pic_output,
+        }
+    }
+
+    /// This board, fresh, made to go on where the saved one was. What is missing stays as it is after power-up.
+    ///
+    /// # Errors
+    /// Where no board can have been there.
+    pub fn restore(self, saved: &saved::Board) -> Result<Self, Invalid> {
+        let lines = saved.lines;
+        Invalid::unless(lines >> ioapic::PINS == 0, "the interrupt lines")?;
+        // The timer is wired to IOAPIC pin 2 and to input 0 of the PIC, whose input 2 is the cascade's.
+        let pic_lines = lines & 0xfffa | lines >> PIT_GSI & 1;
+        let mut board = Self {
+            uart: saved.uart.as_ref().map_or(Ok(self.uart), Uart::restore)?,
+            pics: match &saved.pics {
+                Some(pics) => PicPair::restore(pics, pic_lines as u16)?,
+                None => self.pics,
+            },
+            pit: saved.pit.as_ref().map_or(Ok(self.pit), Pit::restore)?,
+            rtc: saved.rtc.as_ref().map_or(Ok(self.rtc), Rtc::restore)?,
+            keyboard: saved.keyboard.as_ref().map_or(Ok(self.keyboard), I8042::restore)?,
+            ioapic: match &saved.ioapic {
+                Some(ioapic) => IoApic::restore(ioapic, lines)?,
+                None => self.ioapic,
+            },
+            power: saved.power.as_ref().map_or(Ok(self.power), Power::restore)?,
+            lines,
+            pic_output: saved.pic_output,
+            deadline_ns: None,
+        };
+        board.note_deadline();
+        Ok(board)
     }
 
     fn around(rtc: Rtc, power: Power) -> Self {

@@ -3,6 +3,10 @@
 //! The type is [`I8042`]; `board` drives its two lines. Source: IBM Personal System/2 Hardware Interface Technical
 //! Reference (October 1990), "Keyboard and Auxiliary Device Controller".
 
+mod saved;
+
+pub use saved::Saved;
+
 /// Bits of the status register.
 mod status {
     pub const OUTPUT_FULL: u8 = 1 << 0;

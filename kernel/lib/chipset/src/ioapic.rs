@@ -3,6 +3,10 @@
 //! The type is [`IoApic`]; `board` drives its pins. Source: Intel 82093AA datasheet (May 1996); the EOI register is the
 //! one of version 0x20 parts (Intel ICH9 datasheet, section 13.5). Polarity is the board's affair: a pin here is asserted or not.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::{DeliveryMode, Effect, Message, Target};
 use addr::Gpa;
 use alloc::vec::Vec;

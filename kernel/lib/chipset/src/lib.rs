@@ -18,6 +18,7 @@ mod pit;
 pub mod ports;
 mod power;
 mod rtc;
+pub mod saved;
 mod uart;
 
 pub use board::{CMOS_LOW_RAM_BYTES_MAX, Chipset};

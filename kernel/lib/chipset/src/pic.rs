@@ -3,6 +3,10 @@
 //! The type is [`PicPair`]; `board` drives its inputs and passes its output on. Source: Intel 8259A datasheet (December
 //! 1988); ELCR as in the 82371SB (PIIX3) datasheet.
 
+mod saved;
+
+pub use saved::Saved;
+
 /// The master's input that the slave drives.
 const CASCADE: u8 = 2;
 /// The input that a spurious interrupt claims to be.

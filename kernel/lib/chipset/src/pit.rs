@@ -3,6 +3,10 @@
 //! The type is [`Pit`]; counter 0 interrupts, counter 1 once refreshed memory, counter 2 has a gate. Source: Intel 8254
 //! datasheet (September 1993). Counts are computed from the time, never stepped.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::{PERIOD_NS_MIN, next_expiry, scale, scale_up};
 
 /// The input clock of all three counters.

@@ -3,6 +3,10 @@
 //! The type is [`Power`]; `board` drives the SCI with its level. Source: ACPI 6.5, section 4.8; the reset control
 //! register as in the Intel ICH9 datasheet, section 13.7.5. The board is always in ACPI mode: there is no SMI command port.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::{Effect, scale, scale_up};
 use alloc::vec::Vec;
 

@@ -3,6 +3,10 @@
 //! The type is [`Rtc`]; `board` drives its line. Source: Motorola MC146818A datasheet (1984); the century byte and the
 //! memory sizes stand where PC firmware puts them. The time is computed from machine time, and kept in UTC.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::calendar::{DAY_S, DateTime};
 use crate::{scale, scale_up};
 

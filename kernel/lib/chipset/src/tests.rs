@@ -1,5 +1,7 @@
 //! The board as a whole: decoding, wiring, and what hostile guests do to it.
 
+mod saved;
+
 use super::*;
 use addr::Gpa;
 use proptest::prelude::*;
@@ -213,21 +215,44 @@ fn an_act() -> impl Strategy<Value = Act> {
     ]
 }
 
-fn do_to_board(chipset: &mut Chipset, act: Act, clock: Clock, effects: &mut Vec<Effect>) {
+/// Does it, and says what a read gave.
+fn do_to_board(chipset: &mut Chipset, act: Act, clock: Clock, effects: &mut Vec<Effect>) -> Option<u64> {
     let at = |offset: u64| Gpa::new(0xfec0_0000 + offset);
     match act {
-        Act::In(port, size) => drop(chipset.port_read(port, size, clock, effects)),
+        Act::In(port, size) => return chipset.port_read(port, size, clock, effects).map(u64::from),
         Act::Out(port, size, value) => drop(chipset.port_write(port, size, value, clock, effects)),
-        Act::Load(offset, size) => drop(chipset.mmio_read(at(offset), size)),
+        Act::Load(offset, size) => return chipset.mmio_read(at(offset), size),
         Act::Store(offset, size, value) => drop(chipset.mmio_write(at(offset), size, value, effects)),
         Act::Line(gsi, asserted) => chipset.set_gsi(gsi, asserted, effects),
         Act::Eoi(vector) => chipset.end_of_interrupt(vector, effects),
-        Act::AcknowledgePic => drop(chipset.acknowledge_pic(effects)),
+        Act::AcknowledgePic => return Some(chipset.acknowledge_pic(effects).into()),
         Act::Advance => chipset.advance(clock, effects),
-        Act::Input => drop(chipset.console_input(&[1, 2, 3], effects)),
+        Act::Input => return Some(chipset.console_input(&[1, 2, 3], effects) as u64),
         Act::Button => chipset.press_power_button(effects),
         Act::Reset => chipset.reset(effects),
     }
+    None
+}
+
+/// Something that happens to a local APIC: kind, register, value.
+fn do_to_lapic(lapic: &mut Lapic, act: (u8, u32, u64), clock: Clock, effects: &mut Vec<Effect>) -> Option<u64> {
+    let (kind, number, value) = act;
+    let offset = (number << 4) as u16 | if value & 0xf00 == 0 { value as u16 & 0xf } else { 0 };
+    match kind {
+        0 => return lapic.read_msr(0x800 + number, clock).ok(),
+        1 => drop(lapic.write_msr(0x800 + number, value & 0x7_ffff, clock, effects)),
+        2 => return Some(lapic.mmio_read(offset, value as u8, clock).into()),
+        3 => lapic.mmio_write(offset, 4, value as u32, clock, effects),
+        4 => drop(lapic.write_msr(0x6e0, value, clock, effects)),
+        5 => lapic.set_lint0(value & 1 != 0),
+        _ => drop(lapic.accept(&Message {
+            vector: value as u8,
+            mode: DeliveryMode::from_bits(number).unwrap_or(DeliveryMode::Fixed),
+            target: Target::All,
+            level_triggered: value & 256 != 0,
+        })),
+    }
+    None
 }
 
 proptest! {
@@ -274,21 +299,7 @@ proptest! {
             now += step_ns;
             effects.clear();
             let clock = at(now);
-            let offset = (number << 4) as u16 | if value & 0xf00 == 0 { value as u16 & 0xf } else { 0 };
-            match kind {
-                0 => drop(lapic.read_msr(0x800 + number, clock)),
-                1 => drop(lapic.write_msr(0x800 + number, value & 0x7_ffff, clock, &mut effects)),
-                2 => drop(lapic.mmio_read(offset, value as u8, clock)),
-                3 => lapic.mmio_write(offset, 4, value as u32, clock, &mut effects),
-                4 => drop(lapic.write_msr(0x6e0, value, clock, &mut effects)),
-                5 => lapic.set_lint0(value & 1 != 0),
-                _ => drop(lapic.accept(&Message {
-                    vector: value as u8,
-                    mode: DeliveryMode::from_bits(number).unwrap_or(DeliveryMode::Fixed),
-                    target: Target::All,
-                    level_triggered: value & 256 != 0,
-                })),
-            }
+            do_to_lapic(&mut lapic, (kind, number, value), clock, &mut effects);
             prop_assert!(effects.len() <= 2);
             lapic.advance(clock);
             prop_assert!(lapic.deadline_ns(clock).is_none_or(|due| due > now));

@@ -3,6 +3,10 @@
 //! The type is [`Uart`]; `board` carries its bytes out and drives its line. Source: National Semiconductor PC16550D
 //! datasheet (June 1995), section 8; that OUT2 gates the interrupt is the wiring of the PC.
 
+mod saved;
+
+pub use saved::Saved;
+
 /// Bytes that the receiver's FIFO holds.
 const FIFO_BYTES: usize = 16;
 

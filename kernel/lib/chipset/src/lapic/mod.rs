@@ -4,12 +4,14 @@
 //! (revision 083), chapter 11; section numbers stand beside the rules.
 
 mod registers;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod timer;
 mod vectors;
 
 pub use registers::GeneralProtection;
+pub use saved::Saved;
 pub use timer::TIMER_HZ;
 
 use crate::{Clock, DeliveryMode, Effect, Message, Target};

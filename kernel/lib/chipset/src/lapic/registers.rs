@@ -45,14 +45,14 @@ mod register {
 /// Version 0x14 of an integrated APIC; six LVT entries; no suppression of EOI broadcasts.
 const VERSION: u32 = (lvt::ENTRIES as u32 - 1) << 16 | 0x14;
 /// What the spurious-interrupt vector register holds: vector, software enable, focus checking.
-const SVR_BITS: u32 = 0x3ff;
+pub(super) const SVR_BITS: u32 = 0x3ff;
 /// What each LVT entry holds; read-only bits included, which a write may carry.
-const LVT_BITS: [u32; lvt::ENTRIES] = [0x7_10ff, 0x1_17ff, 0x1_17ff, 0x1_f7ff, 0x1_f7ff, 0x1_10ff];
+pub(super) const LVT_BITS: [u32; lvt::ENTRIES] = [0x7_10ff, 0x1_17ff, 0x1_17ff, 0x1_f7ff, 0x1_f7ff, 0x1_10ff];
 const LVT_READ_ONLY: u32 = lvt::DELIVERY_STATUS | lvt::REMOTE_IRR;
 /// The timer mode that does not exist.
 const LVT_TIMER_MODE_RESERVED: u32 = 3 << 17;
 /// The bits of the interrupt command register that keep what is written; delivery status (bit 12) reads as idle.
-const ICR_BITS: u64 = 0xffff_ffff_000c_cfff;
+pub(super) const ICR_BITS: u64 = 0xffff_ffff_000c_cfff;
 const ICR_DELIVERY_STATUS: u64 = 1 << 12;
 
 /// The access must end in #GP(0).

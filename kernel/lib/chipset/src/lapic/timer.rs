@@ -47,6 +47,11 @@ impl Timer {
         Self { tsc_khz: tsc_khz.max(1), initial: 0, divide: 0, end_ns: None, tsc_deadline: 0 }
     }
 
+    /// A timer that goes on where a saved one was; every combination is one that a guest can bring about.
+    pub fn restore(tsc_khz: u64, initial: u32, divide: u32, end_ns: Option<u64>, tsc_deadline: u64) -> Self {
+        Self { initial, divide, end_ns, tsc_deadline, ..Self::new(tsc_khz) }
+    }
+
     /// Stops the timer and zeroes its registers.
     pub fn reset(&mut self) {
         *self = Self::new(self.tsc_khz);
@@ -92,6 +97,11 @@ impl Timer {
         if self.end_ns.is_some() {
             self.end_ns = Some(now_ns.saturating_add(u64::from(left) << self.shift()));
         }
+    }
+
+    /// When the count reaches zero next, in machine time.
+    pub fn end_ns(&self) -> Option<u64> {
+        self.end_ns
     }
 
     /// IA32_TSC_DEADLINE.

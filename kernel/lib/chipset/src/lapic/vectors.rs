@@ -49,6 +49,16 @@ impl Vectors {
         })
     }
 
+    /// The set as it is saved: bit `n` of word `m` is vector `64 * m + n`.
+    pub fn words(&self) -> [u64; 4] {
+        self.0
+    }
+
+    /// The set of saved words.
+    pub fn from_words(words: [u64; 4]) -> Self {
+        Self(words)
+    }
+
     /// The 32 vectors from `32 * index` on, as a register shows them; `index` counts modulo 8.
     pub fn register(&self, index: u32) -> u32 {
         (self.0[(index >> 1 & 3) as usize] >> (32 * (index & 1))) as u32
