@@ -162,7 +162,7 @@ impl Running {
         }
         let Stage::Preparing { vcpu, .. } = core::mem::replace(&mut *stage, Stage::Nothing) else { return Ok(false) };
         let state = self.machine.load(&self.kernel(host)?).map_err(|error| (error.0, "see \"modules\"".to_string()))?;
-        *stage = Stage::Ready(Box::new(Thread::new(0, vcpu, &state, host.clock.tsc_khz() as u32)));
+        *stage = Stage::Ready(Box::new(Thread::new(0, vcpu, &state, host.clock.tsc_khz() as u32, cpu::tsc().wrapping_neg())));
         self.is_prepared.store(true, Ordering::Relaxed);
         self.start.settle(Ok(()));
         Ok(true)

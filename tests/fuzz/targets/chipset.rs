@@ -73,7 +73,7 @@ fn act(input: &mut Input<'_>, board: &mut Chipset, lapic: &mut Lapic, clock: Clo
 fn carry_out(effect: Effect, board: &mut Chipset, lapic: &mut Lapic, effects: &mut Vec<Effect>) {
     match effect {
         Effect::Interrupt(message) => {
-            if lapic.addressed_by(&message) {
+            if lapic.address().hears(&message) {
                 lapic.accept(&message);
             }
         }

@@ -196,8 +196,8 @@ impl Vcpu for Svm {
         }
     }
 
-    fn set_tsc(&mut self, guest: u64) {
-        self.vmcb.control.tsc_offset = guest.wrapping_sub(cpu::tsc());
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.control.tsc_offset = offset;
         self.changed(clean::INTERCEPTS);
     }
 

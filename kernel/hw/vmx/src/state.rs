@@ -146,8 +146,8 @@ impl Vcpu for Vmx {
         }
     }
 
-    fn set_tsc(&mut self, guest: u64) {
-        self.hot.tsc_offset = guest.wrapping_sub(cpu::tsc());
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.hot.tsc_offset = offset;
     }
 
     fn tsc_offset(&self) -> u64 {

@@ -23,7 +23,7 @@ mod uart;
 
 pub use board::{CMOS_LOW_RAM_BYTES_MAX, Chipset};
 pub use ioapic::{BASE as IOAPIC_BASE, PINS as IOAPIC_PINS, WINDOW_BYTES as IOAPIC_BYTES};
-pub use lapic::{Accepted, GeneralProtection, Lapic, Pending, TIMER_HZ as LAPIC_TIMER_HZ};
+pub use lapic::{Accepted, Address, GeneralProtection, Lapic, Pending, TIMER_HZ as LAPIC_TIMER_HZ};
 pub use message::{DeliveryMode, Message, Target};
 pub use pit::HZ as PIT_HZ;
 pub use power::{PM_TIMER_BITS, PM_TIMER_HZ, SCI_GSI, SLEEP_TYPE_OFF};
@@ -46,7 +46,7 @@ pub enum Effect {
     /// A byte left the UART.
     Console(u8),
     /// An interrupt message, from the IOAPIC or a local APIC's command register, for every local APIC that it addresses
-    /// ([`Lapic::addressed_by`]); for [`DeliveryMode::LowestPriority`] one of them ([`Lapic::processor_priority`]).
+    /// ([`Address::hears`]); for [`DeliveryMode::LowestPriority`] one of them.
     Interrupt(Message),
     /// The output of the 8259 pair changed to this level: [`Lapic::set_lint0`] of the boot CPU.
     PicLine(bool),

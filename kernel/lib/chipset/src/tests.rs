@@ -333,7 +333,7 @@ fn the_timer_interrupt_goes_all_the_way() {
         chipset.advance(at(due), &mut effects);
         for effect in effects.drain(..) {
             if let Effect::Interrupt(message) = effect
-                && lapic.addressed_by(&message)
+                && lapic.address().hears(&message)
             {
                 lapic.accept(&message);
             }

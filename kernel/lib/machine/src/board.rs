@@ -10,7 +10,7 @@ use crate::storage::{Disk, DiskConfig};
 use crate::{End, Host, Machine};
 use addr::Gpa;
 use alloc::vec::Vec;
-use chipset::{Chipset, Clock, Effect, Message};
+use chipset::{Chipset, Clock, DeliveryMode, Effect, Message};
 use guestmem::GuestMemory;
 use pci::{Bdf, ConfigPort, ConfigSpace};
 use virtio::{Function, Rng, Signal};
@@ -57,6 +57,8 @@ pub struct Board {
     /// Queues with work, each once.
     kicked: Vec<(Slot, u16)>,
     pub(crate) end: Option<End>,
+    /// When the boot vCPU thinks that a timer of the chipset is due.
+    noted_deadline_ns: Option<u64>,
 }
 
 impl Board {
@@ -80,6 +82,7 @@ impl Board {
             signals: Vec::new(),
             kicked: Vec::new(),
             end: None,
+            noted_deadline_ns: None,
         };
         board.place_functions();
         board
@@ -178,6 +181,17 @@ impl Board {
     /// Whether something waits for a vCPU that exits.
     pub fn has_work(&self) -> bool {
         !self.kicked.is_empty() || !self.effects.is_empty() || self.end.is_some()
+    }
+
+    /// Whether the chipset's timers are due at another moment than the boot vCPU thinks.
+    pub fn timers_changed(&self) -> bool {
+        self.chipset.deadline_ns() != self.noted_deadline_ns
+    }
+
+    /// The boot vCPU takes note of when they are due.
+    pub fn note_timers(&mut self) -> Option<u64> {
+        self.noted_deadline_ns = self.chipset.deadline_ns();
+        self.noted_deadline_ns
     }
 
     /// Sees to the random number device's queue, with bytes from `random`.
@@ -321,14 +335,14 @@ impl Machine {
                         left += 1;
                     }
                 },
-                Effect::Interrupt(message) => self.post_all(Mail::Message(message), host),
+                Effect::Interrupt(message) => self.send(&message, host),
                 Effect::PicLine(asserted) => self.post(0, Mail::PicLine(asserted), host),
                 Effect::LevelEoi(vector) => {
                     let more = board.effects.len();
                     board.chipset.end_of_interrupt(vector, &mut board.effects);
                     for index in more..board.effects.len() {
                         if let Effect::Interrupt(message) = board.effects[index] {
-                            self.post_all(Mail::Message(message), host);
+                            self.send(&message, host);
                         }
                     }
                     board.effects.truncate(more);
@@ -341,13 +355,25 @@ impl Machine {
         board.effects = effects;
     }
 
-    fn post_all(&self, mail: Mail, host: &mut dyn Host) {
-        (0..self.mailboxes.len()).for_each(|vcpu| self.post(vcpu, mail, host));
+    /// Sends an interrupt message to the vCPUs that it concerns.
+    pub(crate) fn send(&self, message: &Message, host: &mut dyn Host) {
+        let Message { vector, level_triggered, .. } = *message;
+        let mail = match message.mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => Mail::Vector { vector, level_triggered },
+            DeliveryMode::Nmi => Mail::Nmi,
+            DeliveryMode::Init => Mail::Init,
+            DeliveryMode::Startup => Mail::Startup(vector),
+            DeliveryMode::ExtInt => Mail::ExtInt,
+            // There is no system management mode.
+            DeliveryMode::Smi => return,
+        };
+        self.addresses.of(message).for_each(|vcpu| self.post(vcpu, mail, host));
     }
 
     pub(crate) fn post(&self, vcpu: usize, mail: Mail, host: &mut dyn Host) {
-        self.mailboxes[vcpu].post(mail);
-        host.kick(vcpu);
+        if self.mailboxes[vcpu].post(mail) {
+            host.kick(vcpu);
+        }
     }
 }
 

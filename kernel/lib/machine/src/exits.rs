@@ -112,11 +112,15 @@ impl Machine {
 
     /// Carries out the instruction at RIP, which touches a device.
     fn emulate(&self, thread: &mut Thread, clock: Clock) -> Next {
-        // In xAPIC mode it may be the timer's register.
-        thread.timer_changed |= thread.lapic.mmio_base().is_some();
+        // In xAPIC mode it may be the timer's register, or one by which the local APIC is addressed.
+        let is_xapic = thread.lapic.mmio_base().is_some();
+        thread.timer_changed |= is_xapic;
         thread.board_touched = true;
-        let mut cpu = self.cpu(thread, clock);
-        match insn::step(&mut cpu, STRING_BUDGET) {
+        let completed = insn::step(&mut self.cpu(thread, clock), STRING_BUDGET);
+        if is_xapic {
+            self.adopt(thread);
+        }
+        match completed {
             Ok(completed) => {
                 thread.vcpu.retire(completed.next_rip);
                 Next::Run

@@ -89,5 +89,8 @@ impl Machine {
         if board.has_work() {
             self.post(0, Mail::Board, host);
         }
+        if board.timers_changed() {
+            self.post(0, Mail::BoardTimers, host);
+        }
     }
 }

@@ -9,6 +9,7 @@
 
 extern crate alloc;
 
+mod addresses;
 mod board;
 mod console;
 mod context;
@@ -28,6 +29,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use addresses::{VCPUS_MAX, VcpuSet};
 pub use cpuid::{CpuProfile, Leaf};
 pub use input::{FrameLost, InputMode};
 pub use network::{NicConfig, offload_of};
@@ -36,12 +38,13 @@ pub use run::{Pause, Thread};
 pub use start::{Kernel, StartError};
 pub use storage::DiskConfig;
 
+use addresses::Addresses;
 use alloc::string::String;
 use alloc::vec::Vec;
 use board::Board;
 use core::sync::atomic::{Ordering, fence};
 use guestmem::GuestMemory;
-use mail::Mailbox;
+use mail::{Mail, Mailbox};
 use spin::Mutex;
 use trace::Counters;
 use vcpu::Exit;
@@ -78,7 +81,7 @@ pub trait Host {
 pub struct MachineConfig {
     /// Which machine it is in traces.
     pub id: u16,
-    /// How many vCPUs, at least one. Only the first runs so far.
+    /// How many vCPUs, 1 to [`VCPUS_MAX`]. The first is the boot processor.
     pub vcpus: u32,
     /// Its memory, zeroed: one slot from 0 on, and what does not fit below [`firmware`]'s PCI window from 4 GiB on.
     pub memory: GuestMemory,
@@ -110,6 +113,7 @@ pub struct Machine {
     profile: CpuProfile,
     wall_unix_ns: u64,
     board: Mutex<Board>,
+    addresses: Addresses,
     mailboxes: Vec<Mailbox>,
     counters: Vec<Mutex<ExitCounters>>,
 }
@@ -118,9 +122,11 @@ impl Machine {
     /// A machine that was not started.
     ///
     /// # Panics
-    /// With more disks and cards than one PCI bus takes besides console and random numbers: 29.
+    /// With no vCPU or too many, and with more disks and cards than one PCI bus takes besides console and random
+    /// numbers: 29.
     pub fn new(config: MachineConfig) -> Self {
         let MachineConfig { id, vcpus, memory, profile, disks, nics, wall_unix_ns } = config;
+        assert!((1..=VCPUS_MAX).contains(&(vcpus as usize)), "a machine of {vcpus} vCPUs");
         let board = Board::new(wall_unix_ns, memory.total_bytes(), disks, nics);
         Self {
             id,
@@ -128,6 +134,7 @@ impl Machine {
             profile,
             wall_unix_ns,
             board: Mutex::new(board),
+            addresses: Addresses::new(vcpus as usize),
             mailboxes: (0..vcpus).map(|_| Mailbox::default()).collect(),
             counters: (0..vcpus).map(|_| Mutex::default()).collect(),
         }
@@ -136,6 +143,22 @@ impl Machine {
     /// Its memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// How many vCPUs it has.
+    pub fn vcpus(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// Every vCPU forgets cached second-stage translations before its next entry: the tables lost or narrowed an entry.
+    /// Until [`invalidated`](Self::invalidated) says so, one that is in the guest may still use what it has.
+    pub fn invalidate_all(&self, host: &mut dyn Host) {
+        (0..self.vcpus()).for_each(|vcpu| self.post(vcpu, Mail::Invalidate, host));
+    }
+
+    /// Whether no vCPU can use translations any more from before the last [`invalidate_all`](Self::invalidate_all).
+    pub fn invalidated(&self) -> bool {
+        !self.mailboxes.iter().any(Mailbox::may_use_stale_translations)
     }
 
     /// Exits by kind of one vCPU, as of the last time that it let go of its CPU.

@@ -29,6 +29,7 @@ const MTRR_DEFAULT: u32 = 0x2ff;
 const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC: u32 = 0x800;
 const X2APIC_LAST: u32 = 0x8ff;
+const X2APIC_SVR: u32 = 0x80f;
 /// Those on which the timer depends: spurious vector (which masks), timer entry, initial count, divider.
 const X2APIC_TIMER: [u32; 4] = [0x80f, 0x832, 0x838, 0x83e];
 const EFER: u32 = 0xc000_0080;
@@ -115,9 +116,13 @@ impl Machine {
             APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => {
                 thread.timer_changed |= !matches!(index, X2APIC..=X2APIC_LAST) || X2APIC_TIMER.contains(&index);
                 thread.lapic.write_msr(index, value, clock, effects)?;
+                if matches!(index, APIC_BASE | X2APIC_SVR) {
+                    self.adopt(thread);
+                }
             }
             TSC => {
-                thread.vcpu.set_tsc(value);
+                let host_tsc = clock.tsc.wrapping_sub(thread.vcpu.tsc_offset());
+                thread.vcpu.set_tsc_offset(value.wrapping_sub(host_tsc));
                 thread.timer_changed = true;
                 self.update_clock(thread, Clock { tsc: value, ..clock });
             }

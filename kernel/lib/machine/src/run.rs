@@ -9,9 +9,9 @@ use crate::paravirt::Registered;
 use crate::{End, ExitCounters, Host, Machine, Moment};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use chipset::{Accepted, Effect, Lapic, Pending};
+use chipset::{DeliveryMode, Effect, Lapic, Message, Pending, Target};
 use trace::Event as Trace;
-use vcpu::{Event, ReadyFor, Vcpu, VcpuState};
+use vcpu::{Event, ReadyFor, SegmentName, Vcpu, VcpuState};
 
 /// Why a vCPU let go of its CPU.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,17 +40,31 @@ pub struct Thread {
     pub(crate) board_touched: bool,
     /// Where the last exit's code was found.
     pub(crate) code_page: Option<insn::CodePage>,
-    halted: bool,
-    mail: Vec<Mail>,
+    activity: Activity,
+    /// Another vCPU ended this one's next halt, or the present one.
+    unhalted: bool,
     counters: ExitCounters,
+    /// When the board has something to do; the boot vCPU sees to it.
     board_deadline_ns: Option<u64>,
 }
 
+/// What a vCPU does (SDM volume 3, 10.4 and 25.4.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Activity {
+    /// It runs instructions.
+    Running,
+    /// It stands at a HLT.
+    Halted,
+    /// It waits for a start-up message.
+    WaitingForStartup,
+}
+
 impl Thread {
-    /// vCPU `index`, with the state to start in.
-    pub fn new(index: usize, mut vcpu: Box<dyn Vcpu>, state: &VcpuState, tsc_khz: u32) -> Self {
+    /// vCPU `index`: the boot vCPU, 0, runs from `state` on, the others wait for a start-up message. Their TSCs are
+    /// `tsc_offset` ahead of the host's.
+    pub fn new(index: usize, mut vcpu: Box<dyn Vcpu>, state: &VcpuState, tsc_khz: u32, tsc_offset: u64) -> Self {
         vcpu.set_state(state);
-        vcpu.set_tsc(0);
+        vcpu.set_tsc_offset(tsc_offset);
         let mut lapic = Lapic::new(index as u32, index == 0, tsc_khz.into());
         if index == 0 {
             lapic.enter_virtual_wire_mode();
@@ -66,8 +80,8 @@ impl Thread {
             effects: Vec::new(),
             board_touched: false,
             code_page: None,
-            halted: false,
-            mail: Vec::new(),
+            activity: if index == 0 { Activity::Running } else { Activity::WaitingForStartup },
+            unhalted: false,
             counters: ExitCounters::new(),
             board_deadline_ns: None,
         }
@@ -85,16 +99,26 @@ impl Thread {
 }
 
 impl Machine {
+    /// Makes a thread known to its machine's others. Before any of them runs this is due for a thread whose local APIC
+    /// is not as after reset.
+    pub fn adopt(&self, thread: &Thread) {
+        self.addresses.set(thread.index, thread.lapic.address());
+    }
+
     /// Runs a vCPU until the host has something to do, the guest sleeps, or the machine ends.
     pub fn run(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Pause {
+        let mailbox = &self.mailboxes[thread.index];
+        mailbox.begin_running();
         let pause = self.run_until_pause(thread, outbox, host);
         thread.vcpu.park();
+        mailbox.end_running();
         self.counters[thread.index].lock().clone_from(&thread.counters);
         pause
     }
 
     fn run_until_pause(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Pause {
         thread.timer_changed = true;
+        self.adopt(thread);
         let mut now = host.now();
         loop {
             self.take_mail(thread);
@@ -102,10 +126,9 @@ impl Machine {
             if let Some(end) = self.finish_exit(thread, outbox, host) {
                 return Pause::Ended(end);
             }
-            if thread.halted && !self.wakes(thread) {
+            if thread.activity != Activity::Running && !self.wakes(thread) {
                 return Pause::Idle(self.deadline_ns(thread, now));
             }
-            thread.halted = false;
             self.deliver(thread, host);
             self.offer_eoi(thread);
             let exit = thread.vcpu.run();
@@ -125,7 +148,7 @@ impl Machine {
             match (end, next) {
                 (Some(end), _) | (None, Next::End(end)) => return Pause::Ended(end),
                 (None, Next::Run) => {}
-                (None, Next::Halt) => thread.halted = true,
+                (None, Next::Halt) => thread.activity = Activity::Halted,
                 (None, Next::Yield) => return Pause::Interrupted,
             }
         }
@@ -134,7 +157,10 @@ impl Machine {
     /// Everything that an exit caused or an input left to it: interrupts, device work, output, and perhaps the machine's
     /// end.
     fn finish_exit(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Option<End> {
-        if !thread.board_touched && thread.effects.is_empty() {
+        if !thread.effects.is_empty() {
+            self.send_own(thread, host);
+        }
+        if !thread.board_touched {
             return None;
         }
         thread.board_touched = false;
@@ -145,8 +171,9 @@ impl Machine {
             if !board.effects.is_empty() {
                 self.carry_out(&mut board, Some(outbox), host);
             }
-            if thread.index == 0 && board.chipset.deadline_ns() != thread.board_deadline_ns {
-                thread.timer_changed = true;
+            if board.timers_changed() {
+                // The boot vCPU sees to them, which may be this one.
+                self.post(0, Mail::BoardTimers, host);
             }
             let end = if more { None } else { board.end.take() };
             drop(board);
@@ -197,23 +224,56 @@ impl Machine {
         false
     }
 
-    fn take_mail(&self, thread: &mut Thread) {
-        self.mailboxes[thread.index].take(&mut thread.mail);
-        for index in 0..thread.mail.len() {
-            match thread.mail[index] {
-                Mail::PicLine(asserted) => thread.lapic.set_lint0(asserted),
-                Mail::Board => thread.board_touched = true,
-                Mail::Message(message) if thread.lapic.addressed_by(&message) => {
-                    // Start-up of other vCPUs comes with them; one vCPU ignores INIT and STARTUP to itself.
-                    match thread.lapic.accept(&message) {
-                        Accepted::Ignored | Accepted::Pending | Accepted::Nmi | Accepted::ExtInt => {}
-                        Accepted::Init | Accepted::Startup(_) => {}
-                    }
-                }
-                Mail::Message(_) => {}
+    /// Sends what the local APIC wants sent; the ends of level-triggered interrupts are the board's to see to.
+    fn send_own(&self, thread: &mut Thread, host: &mut dyn Host) {
+        thread.effects.retain(|effect| match effect {
+            Effect::Interrupt(message) => {
+                self.send(message, host);
+                false
             }
+            _ => true,
+        });
+        thread.board_touched |= !thread.effects.is_empty();
+    }
+
+    fn take_mail(&self, thread: &mut Thread) {
+        if let Some(taken) = self.mailboxes[thread.index].take() {
+            taken.each(|mail| self.receive(thread, mail));
         }
-        thread.mail.clear();
+    }
+
+    fn receive(&self, thread: &mut Thread, mail: Mail) {
+        let interrupt = |mode| Message { vector: 0, mode, target: Target::All, level_triggered: false };
+        match mail {
+            Mail::Vector { vector, level_triggered } => {
+                thread.lapic.accept(&Message { vector, level_triggered, ..interrupt(DeliveryMode::Fixed) });
+            }
+            Mail::Nmi if thread.activity == Activity::WaitingForStartup => {}
+            Mail::Nmi => drop(thread.lapic.accept(&interrupt(DeliveryMode::Nmi))),
+            Mail::ExtInt => drop(thread.lapic.accept(&interrupt(DeliveryMode::ExtInt))),
+            Mail::Init => self.init(thread),
+            Mail::Startup(page) => start_up(thread, page),
+            Mail::PicLine(asserted) => thread.lapic.set_lint0(asserted),
+            Mail::Board => thread.board_touched = true,
+            Mail::BoardTimers => thread.timer_changed = true,
+            Mail::Unhalt => thread.unhalted = true,
+            Mail::Invalidate => thread.vcpu.invalidate(),
+        }
+    }
+
+    /// INIT: the vCPU is as after reset but for what INIT leaves alone, and the boot vCPU goes to the reset vector at once
+    /// (SDM volume 3, 10.4.2 and table 10-1).
+    fn init(&self, thread: &mut Thread) {
+        let state = thread.vcpu.state().after_init();
+        thread.vcpu.set_state(&state);
+        thread.vcpu.want_interrupt_window(false);
+        thread.lapic.init();
+        thread.registered = Registered::default();
+        thread.timer_changed = true;
+        thread.code_page = None;
+        thread.unhalted = false;
+        thread.activity = if thread.index == 0 { Activity::Running } else { Activity::WaitingForStartup };
+        self.adopt(thread);
     }
 
     /// Lets timers expire, and arms the host's for the next.
@@ -228,7 +288,7 @@ impl Machine {
                     board.chipset.advance(clock, &mut board.effects);
                     self.carry_out(board, None, host);
                 }
-                thread.board_deadline_ns = board.chipset.deadline_ns();
+                thread.board_deadline_ns = board.note_timers();
             }
             if let Some(deadline) = self.deadline_ns(thread, now) {
                 host.arm(deadline);
@@ -244,11 +304,17 @@ impl Machine {
         lapic.into_iter().chain(thread.board_deadline_ns).min()
     }
 
-    /// Whether a halted vCPU has a reason to go on.
-    fn wakes(&self, thread: &Thread) -> bool {
+    /// Whether a vCPU that runs no instructions has a reason to; then it does.
+    fn wakes(&self, thread: &mut Thread) -> bool {
         let open = thread.vcpu.rflags() & vcpu::rflags::IF != 0;
         let nmi = thread.lapic.nmi_pending() && !thread.vcpu.nmi_blocked();
-        nmi || open && thread.lapic.pending_interrupt().is_some()
+        let wakes = thread.activity == Activity::Halted
+            && (nmi || thread.unhalted || open && thread.lapic.pending_interrupt().is_some());
+        if wakes {
+            thread.activity = Activity::Running;
+            thread.unhalted = false;
+        }
+        wakes
     }
 
     /// Puts the next event into the entry, or asks for an exit as soon as it can go in.
@@ -287,4 +353,17 @@ impl Machine {
         // More that waits goes in when this one's handler lets it.
         thread.vcpu.want_interrupt_window(thread.lapic.pending_interrupt().is_some());
     }
+}
+
+/// A start-up message ends the wait for one; at other times nobody hears it (SDM volume 3, 10.4.4).
+fn start_up(thread: &mut Thread, page: u8) {
+    if thread.activity != Activity::WaitingForStartup {
+        return;
+    }
+    let mut state = thread.vcpu.state();
+    let code = &mut state.segments[SegmentName::Cs as usize];
+    (code.selector, code.base) = (u16::from(page) << 8, u64::from(page) << 12);
+    state.rip = 0;
+    thread.vcpu.set_state(&state);
+    thread.activity = Activity::Running;
 }

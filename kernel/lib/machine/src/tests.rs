@@ -13,5 +13,6 @@ mod mock;
 mod msr;
 mod network;
 mod ports;
+mod smp;
 mod start;
 mod storage;

@@ -81,8 +81,8 @@ pub trait Vcpu: Send {
     /// Sets XCR0, already checked against what the guest was offered.
     fn set_xcr0(&mut self, value: u64);
 
-    /// Sets the TSC as the guest sees it to `guest` at this moment.
-    fn set_tsc(&mut self, guest: u64);
+    /// Sets how far the guest's TSC is ahead of the host's (wrapping).
+    fn set_tsc_offset(&mut self, offset: u64);
 
     /// How far the guest's TSC is ahead of the host's (wrapping).
     fn tsc_offset(&self) -> u64;

@@ -147,6 +147,18 @@ impl VcpuState {
     }
 }
 
+impl VcpuState {
+    /// The state after INIT: as after power-up but for what INIT leaves alone, which is caching, extended state, the TSC
+    /// and the model-specific registers other than EFER (SDM volume 3, table 10-1).
+    pub fn after_init(self) -> Self {
+        const UNCHANGED_CR0: u64 = cr0::CD | cr0::NW;
+        let Self { gprs, rip, rflags, segments, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr, dr6, dr7, .. } =
+            Self::reset();
+        let cr0 = cr0 & !UNCHANGED_CR0 | self.cr0 & UNCHANGED_CR0;
+        Self { gprs, rip, rflags, segments, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr, dr6, dr7, ..self }
+    }
+}
+
 /// Bits of RFLAGS.
 #[allow(missing_docs, reason = "the names are the architecture's")]
 pub mod rflags {

@@ -3,6 +3,7 @@
 //! The type is [`Lapic`]; `registers` is its MMIO and MSR face, `timer` its clock. Source: Intel SDM volume 3A
 //! (revision 083), chapter 11; section numbers stand beside the rules.
 
+mod address;
 mod registers;
 mod saved;
 #[cfg(test)]
@@ -10,11 +11,12 @@ mod tests;
 mod timer;
 mod vectors;
 
+pub use address::Address;
 pub use registers::GeneralProtection;
 pub use saved::Saved;
 pub use timer::TIMER_HZ;
 
-use crate::{Clock, DeliveryMode, Effect, Message, Target};
+use crate::{Clock, DeliveryMode, Effect, Message};
 use addr::Gpa;
 use alloc::vec::Vec;
 use timer::{Mode, Timer};
@@ -179,16 +181,11 @@ impl Lapic {
         self.lvt[lvt::LINT1] = lvt::NMI;
     }
 
-    /// Whether `message` addresses this local APIC (section 11.6.2, 11.12.9). A globally disabled one hears nothing.
-    pub fn addressed_by(&self, message: &Message) -> bool {
-        self.is_enabled()
-            && match message.target {
-                Target::All => true,
-                Target::Only(id) => id == self.id,
-                Target::AllBut(id) => id != self.id,
-                Target::Physical(id) => id == self.visible_id(),
-                Target::Logical(address) => self.in_logical(address),
-            }
+    /// How it is addressed now. It changes with the base, spurious-vector, logical-destination and destination-format
+    /// registers, and with INIT.
+    pub fn address(&self) -> Address {
+        let address = Address::new(self.id, self.is_enabled(), self.is_x2apic(), self.is_software_enabled());
+        if self.is_x2apic() { address } else { address.with_logical(self.ldr, self.dfr) }
     }
 
     /// Takes a message that addresses this local APIC.
@@ -277,7 +274,7 @@ impl Lapic {
             && self.isr.highest().is_some_and(|vector| !self.tmr.contains(vector))
     }
 
-    /// The processor-priority register (section 11.8.3.1), by which lowest-priority delivery chooses, too.
+    /// The processor-priority register (section 11.8.3.1).
     pub fn processor_priority(&self) -> u8 {
         let in_service = self.isr.highest().unwrap_or(0) & 0xf0;
         if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service }
@@ -323,31 +320,6 @@ impl Lapic {
 
     fn is_software_enabled(&self) -> bool {
         self.is_enabled() && self.svr & SVR_ENABLE != 0
-    }
-
-    /// The ID as software and the bus see it: eight bits in xAPIC mode.
-    fn visible_id(&self) -> u32 {
-        if self.is_x2apic() { self.id } else { self.id & 0xff }
-    }
-
-    /// The logical ID in x2APIC mode (section 11.12.10.2): a cluster of sixteen and one bit in it.
-    fn x2apic_ldr(&self) -> u32 {
-        (self.id >> 4) << 16 | 1 << (self.id & 15)
-    }
-
-    /// Whether a message destination address means this one (section 11.6.2.2, 11.12.10.2).
-    fn in_logical(&self, address: u32) -> bool {
-        if self.is_x2apic() {
-            let ldr = self.x2apic_ldr();
-            return address >> 16 == ldr >> 16 && address & ldr & 0xffff != 0;
-        }
-        let Ok(address) = u8::try_from(address) else { return false };
-        let id = (self.ldr >> 24) as u8;
-        match self.dfr >> 28 {
-            0xf => address & id != 0,
-            0 => address == 0xff || address >> 4 == id >> 4 && address & id & 0xf != 0,
-            _ => false,
-        }
     }
 
     fn accept_vector(&mut self, vector: u8, level_triggered: bool) -> Accepted {

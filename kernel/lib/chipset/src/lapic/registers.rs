@@ -156,11 +156,11 @@ impl Lapic {
         let x2apic = self.is_x2apic();
         Some(match number {
             register::ID if x2apic => self.id,
-            register::ID => self.visible_id() << 24,
+            register::ID => self.address().visible_id() << 24,
             register::VERSION => VERSION,
             register::TPR => u32::from(self.tpr),
             register::PPR => u32::from(self.processor_priority()),
-            register::LDR if x2apic => self.x2apic_ldr(),
+            register::LDR if x2apic => self.address().x2apic_ldr(),
             register::LDR => self.ldr,
             register::SVR => self.svr,
             register::ISR..=register::ISR_LAST => self.isr.register(number - register::ISR),

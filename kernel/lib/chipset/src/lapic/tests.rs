@@ -1,6 +1,7 @@
 //! The local APIC as a guest and a machine use it.
 
 use super::*;
+use crate::Target;
 
 const LEVEL: bool = true;
 const EDGE: bool = false;
@@ -197,39 +198,61 @@ mod addressing {
             (Target::AllBut(2), true),
             (Target::All, true),
         ] {
-            assert_eq!(lapic.addressed_by(&message(target)), hit, "{target:?}");
+            assert_eq!(lapic.address().hears(&message(target)), hit, "{target:?}");
         }
-        assert!(x2apic(0x103).addressed_by(&message(Target::Physical(0x103))));
+        assert!(x2apic(0x103).address().hears(&message(Target::Physical(0x103))));
     }
 
     #[test]
     fn logical_flat_and_cluster() {
         let mut lapic = xapic(3);
-        assert!(!lapic.addressed_by(&message(Target::Logical(0xff))), "no logical ID yet");
+        assert!(!lapic.address().hears(&message(Target::Logical(0xff))), "no logical ID yet");
         write(&mut lapic, 0xd0, 0x2400_0000);
-        assert!(lapic.addressed_by(&message(Target::Logical(0x04))));
-        assert!(!lapic.addressed_by(&message(Target::Logical(0x08))));
+        assert!(lapic.address().hears(&message(Target::Logical(0x04))));
+        assert!(!lapic.address().hears(&message(Target::Logical(0x08))));
         write(&mut lapic, 0xe0, 0x0fff_ffff);
-        assert!(lapic.addressed_by(&message(Target::Logical(0x2c))), "cluster 2, member 2");
-        assert!(!lapic.addressed_by(&message(Target::Logical(0x1c))));
-        assert!(lapic.addressed_by(&message(Target::Logical(0xff))));
+        assert!(lapic.address().hears(&message(Target::Logical(0x2c))), "cluster 2, member 2");
+        assert!(!lapic.address().hears(&message(Target::Logical(0x1c))));
+        assert!(lapic.address().hears(&message(Target::Logical(0xff))));
     }
 
     #[test]
     fn logical_x2apic() {
         let mut lapic = x2apic(0x23);
         assert_eq!(rdmsr(&mut lapic, 0x80d), Ok(0x0002_0008));
-        assert!(lapic.addressed_by(&message(Target::Logical(0x0002_000c))));
-        assert!(!lapic.addressed_by(&message(Target::Logical(0x0003_000c))));
-        assert!(!lapic.addressed_by(&message(Target::Logical(0x0002_0004))));
+        assert!(lapic.address().hears(&message(Target::Logical(0x0002_000c))));
+        assert!(!lapic.address().hears(&message(Target::Logical(0x0003_000c))));
+        assert!(!lapic.address().hears(&message(Target::Logical(0x0002_0004))));
     }
 
     #[test]
     fn disabled_hears_nothing() {
         let mut lapic = xapic(0);
         wrmsr(&mut lapic, 0x1b, 0xfee0_0100).unwrap();
-        assert!(!lapic.addressed_by(&message(Target::All)));
+        assert!(!lapic.address().hears(&message(Target::All)));
         assert_eq!(lapic.mmio_base(), None);
+    }
+
+    #[test]
+    fn what_is_dropped_anyway_does_not_concern() {
+        let lapic = Lapic::new(1, false, 2_000_000);
+        let hears = |mode| lapic.address().hears(&Message { mode, ..message(Target::All) });
+        for mode in [DeliveryMode::Fixed, DeliveryMode::LowestPriority, DeliveryMode::ExtInt, DeliveryMode::Smi] {
+            assert!(!hears(mode), "{mode:?} while software-disabled");
+        }
+        for mode in [DeliveryMode::Nmi, DeliveryMode::Init, DeliveryMode::Startup] {
+            assert!(hears(mode), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_travels_as_a_word() {
+        let mut lapic = xapic(3);
+        write(&mut lapic, 0xd0, 0x2400_0000);
+        for lapic in [lapic, x2apic(0x23), Lapic::new(7, false, 1)] {
+            let address = lapic.address();
+            assert_eq!(Address::from_bits(lapic.id(), address.bits()), address);
+        }
     }
 }
 

@@ -21,13 +21,22 @@ const CODE: u64 = 0x8000;
 /// A host that writes down what it is told.
 pub struct TestHost {
     time: Arc<AtomicU64>,
-    pub kicks: u32,
+    /// Who was kicked, in order.
+    pub kicks: Vec<usize>,
     pub armed: Vec<u64>,
     pub console: Vec<u8>,
     pub transfers: Vec<(OutTransfer, Vec<HostRun>)>,
     pub frames: Vec<(usize, Vec<u8>)>,
     /// The most that one flush had: console bytes, transfers, runs, frames.
     pub flush_max: [usize; 4],
+}
+
+impl TestHost {
+    /// A host that was told nothing. `time` is in nanoseconds.
+    pub fn new(time: Arc<AtomicU64>) -> Self {
+        let (kicks, armed, console, transfers, frames) = (vec![], vec![], vec![], vec![], vec![]);
+        Self { time, kicks, armed, console, transfers, frames, flush_max: [0; 4] }
+    }
 }
 
 impl Host for TestHost {
@@ -41,8 +50,7 @@ impl Host for TestHost {
     }
 
     fn kick(&mut self, vcpu: usize) {
-        assert_eq!(vcpu, 0);
-        self.kicks += 1;
+        self.kicks.push(vcpu);
     }
 
     fn flush(&mut self, outbox: &mut Outbox) {
@@ -109,7 +117,7 @@ pub fn nic() -> NicConfig {
     NicConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }
 }
 
-fn flat_state() -> VcpuState {
+pub fn flat_state() -> VcpuState {
     let segment = |attributes| Segment { selector: 8, attributes, limit: u32::MAX, base: 0 };
     let mut state = VcpuState::reset();
     state.segments = [segment(0xc93); 6];
@@ -140,17 +148,10 @@ impl Bench {
             nics,
             wall_unix_ns: WALL_UNIX_NS,
         }));
-        let vcpu = MockVcpu::new(time.clone(), shared.clone());
-        let host = TestHost {
-            time: time.clone(),
-            kicks: 0,
-            armed: vec![],
-            console: vec![],
-            transfers: vec![],
-            frames: vec![],
-            flush_max: [0; 4],
-        };
-        let thread = Thread::new(0, Box::new(vcpu), &flat_state(), TSC_KHZ);
+        let vcpu = MockVcpu::new(shared.clone());
+        let host = TestHost::new(time.clone());
+        let offset = host_tsc(1_000).wrapping_neg();
+        let thread = Thread::new(0, Box::new(vcpu), &flat_state(), TSC_KHZ, offset);
         Self { machine, thread, outbox: Outbox::new(), host, shared, time }
     }
 

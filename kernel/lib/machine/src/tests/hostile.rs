@@ -3,7 +3,6 @@
 use super::bench::*;
 use super::driver::{BUFFERS, Driver, VERSION_1};
 use crate::Pause;
-use crate::mail::Mail;
 use addr::Gpa;
 use chipset::{DeliveryMode, Message, Target};
 use proptest::prelude::*;
@@ -143,7 +142,7 @@ fn step(bench: &mut Bench, exit: Exit) -> bool {
     if let Pause::Idle(_) = pause {
         bench.thread.vcpu.set_rflags(bench.thread.vcpu.rflags() | rflags::IF);
         let nmi = Message { vector: 2, mode: DeliveryMode::Nmi, target: Target::All, level_triggered: false };
-        bench.machine.post(0, Mail::Message(nmi), &mut bench.host);
+        bench.machine.send(&nmi, &mut bench.host);
         return !matches!(bench.run(), Pause::Ended(_));
     }
     !matches!(pause, Pause::Ended(_))

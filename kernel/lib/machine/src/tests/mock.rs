@@ -4,7 +4,6 @@
 //! that was asked for.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use vcpu::*;
 
@@ -17,6 +16,8 @@ pub struct Shared {
     pub script: VecDeque<Step>,
     /// The events that the guest took.
     pub taken: Vec<Event>,
+    /// How often it had to forget translations.
+    pub invalidations: u32,
 }
 
 /// A processor of plain fields that follows its script; at the script's end the host interrupts it.
@@ -28,16 +29,15 @@ pub struct MockVcpu {
     tsc_offset: u64,
     /// The last exit's instruction has to be decoded to find its end.
     string_exit: bool,
-    time: Arc<AtomicU64>,
     shared: Arc<Mutex<Shared>>,
 }
 
 impl MockVcpu {
-    /// A processor after reset. `time` is the host's, in nanoseconds.
-    pub fn new(time: Arc<AtomicU64>, shared: Arc<Mutex<Shared>>) -> Self {
+    /// A processor after reset.
+    pub fn new(shared: Arc<Mutex<Shared>>) -> Self {
         let state = VcpuState::reset();
         let (waiting, in_nmi, window, tsc_offset, string_exit) = (None, false, false, 0, false);
-        Self { state, waiting, in_nmi, window, tsc_offset, string_exit, time, shared }
+        Self { state, waiting, in_nmi, window, tsc_offset, string_exit, shared }
     }
 }
 
@@ -145,13 +145,15 @@ impl Vcpu for MockVcpu {
         self.state.xcr0 = value;
     }
 
-    fn set_tsc(&mut self, guest: u64) {
-        self.tsc_offset = guest.wrapping_sub(host_tsc(self.time.load(Ordering::Relaxed)));
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
     }
 
     fn tsc_offset(&self) -> u64 {
         self.tsc_offset
     }
 
-    fn invalidate(&mut self) {}
+    fn invalidate(&mut self) {
+        self.shared.lock().unwrap().invalidations += 1;
+    }
 }
