@@ -12,7 +12,6 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::Health;
 use config::{Name, VmSpec};
-use core::sync::atomic::Ordering;
 use shell::{
     Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine, Memory, ModuleInfo, NicIo,
     PortInfo, Reply, TraceLine, VmAction, VmDetail, VmStat, VmSummary,
@@ -34,6 +33,8 @@ pub enum Answer {
     Start(Arc<Start>, Weak<Running>, Reply, bool),
     /// This reply once a life has ended and everything of it is free.
     End(Weak<Running>, Reply, bool),
+    /// This reply once a paused VM has come to rest, or is no more.
+    Rest(Weak<Running>, Reply, bool),
     /// The host's end, once the guests are off or the moment has come.
     Power { off: bool, at_ns: u64 },
 }
@@ -81,6 +82,10 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
             Err(refusal) => (life.strong_count() == 0).then(|| Answer::Reply(refused(refusal), *json)),
         },
         Answer::End(life, reply, json) => (life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
+        Answer::Rest(life, reply, json) => {
+            let rests = life.upgrade().is_none_or(|running| !running.has_started() || running.is_quiescent());
+            rests.then(|| Answer::Reply(reply.clone(), *json))
+        }
         Answer::Power { off, at_ns } => {
             let all_off = host.vms.lock().iter().all(|vm| vm.running().is_none());
             if !all_off && host.clock.now_ns() < *at_ns {
@@ -144,7 +149,10 @@ fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> A
             Err(refusal) => Err(refusal),
         },
         VmAction::Reset => order(Order::Reset).map(|_| done("resets")),
-        VmAction::Pause => order(Order::Pause).map(|_| done("is paused")),
+        VmAction::Pause => match order(Order::Pause) {
+            Ok(life) => return Answer::Rest(life, done("is paused"), json),
+            Err(refusal) => Err(refusal),
+        },
         VmAction::Resume => order(Order::Run).map(|_| done("is running")),
         VmAction::Delete => vm::delete(host, vm).map(|()| done("is deleted")),
     };
@@ -226,8 +234,8 @@ fn detail(host: &Host, vm: &Vm) -> VmDetail {
         command_line: vm.spec.command_line.clone(),
         disks: vm.spec.disks.clone(),
         nics: vm.macs.clone(),
-        exits: running.as_ref().map_or(0, |running| running.machine.counters(0).total().count),
-        cpu_time_ns: running.map_or(0, |running| running.cpu_ns.load(Ordering::Relaxed)),
+        exits: running.as_ref().map_or(0, |running| running.counters().total().count),
+        cpu_time_ns: running.map_or(0, |running| running.cpu_ns()),
     }
 }
 
@@ -333,7 +341,7 @@ fn stat(host: &Host, name: Option<Name>) -> Reply {
 
 fn vm_stat(host: &Host, vm: &Vm, ports: &[crate::network::PortReport]) -> Option<VmStat> {
     let running = vm.running()?;
-    let counters = running.machine.counters(0);
+    let counters = running.counters();
     let exits = counters.by_kind().iter().zip(vcpu::Exit::KIND_NAMES).filter(|(counter, _)| counter.count > 0);
     let io = running.io.lock();
     let disk = |(io, name): (&vm::DiskIo, &String)| DiskIo {
@@ -365,8 +373,8 @@ fn vm_stat(host: &Host, vm: &Vm, ports: &[crate::network::PortReport]) -> Option
                 time_ns: host.clock.ns(counter.cycles),
             })
             .collect(),
-        cpu_time_ns: running.cpu_ns.load(Ordering::Relaxed),
-        steal_ns: running.steal_ns.load(Ordering::Relaxed),
+        cpu_time_ns: running.cpu_ns(),
+        steal_ns: running.steal_ns(),
         disks: io.iter().zip(&vm.spec.disks).map(disk).collect(),
         nics: vm.macs.iter().map(nic).collect(),
     })

@@ -5,12 +5,13 @@
 use crate::host::{self, Host};
 use crate::network::{Forwarder, Frame};
 use crate::services::{self, Services};
-use crate::vm::{Ending, Order, Running};
+use crate::vm::{Ending, Queued, Running};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::percpu;
 use interrupts::local_apic;
-use machine::{End, Moment, Outbox, Pause, Thread};
+use machine::{Moment, Outbox, Pause, Thread};
 use trace::Event;
 
 /// How long a vCPU runs when others wait for the same CPU.
@@ -19,6 +20,8 @@ const SLICE_NS: u64 = 10_000_000;
 const SLICE_NS_MIN: u64 = 50_000;
 /// How long a vCPU runs on that woke another of the same CPU: long enough to send the rest of a batch.
 const WAKER_NS: u64 = 100_000;
+/// How many vCPUs in a row may go before their turn.
+const FAVOURS_MAX: u32 = 8;
 /// How long a CPU zeroes a new guest's memory before others have their turn.
 const PREPARE_NS: u64 = 2_000_000;
 
@@ -33,7 +36,17 @@ struct CpuLoop {
     /// CPU 0 serves.
     services: Option<Services>,
     /// Whose floating-point state is in the processor.
-    loaded: Option<Arc<Running>>,
+    loaded: Option<Loaded>,
+    /// A vCPU that goes before its turn, because one that ran here waits for it.
+    favoured: Option<Queued>,
+    /// How many went before their turn since one did not.
+    favours: u32,
+}
+
+/// A vCPU that is out of its home.
+struct Loaded {
+    queued: Queued,
+    thread: Box<Thread>,
 }
 
 /// Runs this CPU.
@@ -53,6 +66,8 @@ pub fn run(host: &'static Host, index: usize) -> ! {
         arrived: Vec::new(),
         services: (index == 0).then(|| Services::new(host)),
         loaded: None,
+        favoured: None,
+        favours: 0,
     };
     loop {
         cpu_loop.turn();
@@ -68,84 +83,136 @@ impl CpuLoop {
         if let Some(services) = &mut self.services {
             deadline_ns = services.poll(&self.arrived, &mut self.forwarder);
         }
+        self.let_go();
         match self.next_ready() {
-            Some(running) => self.run_slice(&running, deadline_ns),
+            Some(queued) => self.run_slice(&queued, deadline_ns),
             None => self.sleep(deadline_ns),
         }
     }
 
-    /// The vCPU that runs next: the queue turns, so that each comes first once.
-    fn next_ready(&mut self) -> Option<Arc<Running>> {
+    /// Takes a vCPU that may not run any more off this CPU: who paused it waits for its state.
+    fn let_go(&mut self) {
+        if self.loaded.as_ref().is_some_and(|loaded| !loaded.queued.running.may_run()) {
+            self.unload();
+        }
+    }
+
+    /// The vCPU that runs next: the queue turns, so that each comes first once, but for those that others wait for.
+    fn next_ready(&mut self) -> Option<Queued> {
         let now_ns = self.host.clock.now_ns();
+        let ready =
+            |queued: &Queued| queued.running.ready_at_ns(queued.vcpu).is_some_and(|ready_ns| ready_ns <= now_ns);
+        let favoured = self.favoured.take().filter(|favoured| self.favours < FAVOURS_MAX && ready(favoured));
+        if favoured.is_some() {
+            self.favours += 1;
+            return favoured;
+        }
+        self.favours = 0;
         let mut queue = self.host.cpus.queue(self.index).lock();
-        let ready = |running: &Arc<Running>| running.ready_at_ns().is_some_and(|ready_ns| ready_ns <= now_ns);
         let position = queue.iter().position(ready)?;
         queue.rotate_left(position);
-        let running = queue[0].clone();
+        let queued = queue[0].clone();
         queue.rotate_left(1);
-        Some(running)
+        Some(queued)
     }
 
     /// Runs a vCPU until its slice is over, it sleeps, or there is something else to do.
-    fn run_slice(&mut self, running: &Arc<Running>, deadline_ns: Option<u64>) {
-        if running.order() != Order::Run {
-            let end = if running.order() == Order::Reset { End::Reset } else { End::PowerOff };
-            return self.end(running, Ending::Ended(end));
+    fn run_slice(&mut self, queued: &Queued, deadline_ns: Option<u64>) {
+        let Queued { running, vcpu } = queued;
+        let (vcpu, place) = (*vcpu, &running.vcpus[*vcpu]);
+        if running.is_over() {
+            return self.leave(queued);
         }
         let start_ns = self.host.clock.now_ns();
-        running.begin_slice(start_ns);
-        match running.prepare(self.host, start_ns + PREPARE_NS) {
-            Ok(true) => {}
-            Ok(false) => return running.end_slice(start_ns, self.host.clock.now_ns()),
-            Err(refusal) => return self.end(running, Ending::NotStarted(refusal)),
+        place.begin_slice(start_ns);
+        if vcpu == 0 {
+            match running.prepare(self.host, start_ns + PREPARE_NS) {
+                Ok(true) => {}
+                Ok(false) => return place.end_slice(start_ns, self.host.clock.now_ns()),
+                Err(refusal) => return self.end(queued, Ending::NotStarted(refusal)),
+            }
         }
-        self.load(running);
-        let others = self.host.cpus.queue(self.index).lock().len() > 1;
-        let slice_end_ns = others.then_some(start_ns + SLICE_NS);
-        // However much there is to do, a guest gets on: what is due already waits this long.
-        let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN));
-        let mut host =
-            GuestHost { cpu: self.index, host: self.host, running, forwarder: &mut self.forwarder, limit_ns };
+        if !self.load(queued) {
+            // It has no thread yet, or its VM was paused this moment: either way somebody wakes it.
+            return place.sleep(&running.machine, vcpu, None);
+        }
+        let limit_ns = self.limit_ns(queued, start_ns, deadline_ns);
+        let loaded = self.loaded.as_mut().expect("it was loaded");
+        let mut host = GuestHost {
+            cpu: self.index,
+            host: self.host,
+            queued,
+            forwarder: &mut self.forwarder,
+            favoured: &mut self.favoured,
+            limit_ns,
+        };
         host.arm_limit();
-        host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: 0 });
-        let pause = running.with_thread(|thread| running.machine.run(thread, &mut self.outbox, &mut host));
-        running.end_slice(start_ns, self.host.clock.now_ns());
-        match pause.expect("a guest that is prepared has a thread") {
+        host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: vcpu as u16 });
+        let pause = running.machine.run(&mut loaded.thread, &mut self.outbox, &mut host);
+        place.end_slice(start_ns, self.host.clock.now_ns());
+        match pause {
             Pause::Interrupted => {}
-            Pause::Idle(until_ns) => running.sleep(until_ns),
-            Pause::Ended(end) => self.end(running, Ending::Ended(end)),
+            Pause::Idle(until_ns) => place.sleep(&running.machine, vcpu, until_ns),
+            Pause::Ended(end) => self.end(queued, Ending::Ended(end)),
         }
     }
 
-    /// Puts a vCPU's floating-point state in place of another's.
-    fn load(&mut self, running: &Arc<Running>) {
-        if self.loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, running)) {
-            return;
+    /// When a vCPU that starts now has to let go of its CPU: for what else is due here, and for another vCPU that is ready
+    /// or will be. However much there is to do, a guest gets on: what is due already waits for a moment.
+    fn limit_ns(&self, queued: &Queued, start_ns: u64, deadline_ns: Option<u64>) -> Option<u64> {
+        let queue = self.host.cpus.queue(self.index).lock();
+        let others = queue.iter().filter(|other| !other.is(queued));
+        let other_ns = others.filter_map(|other| other.running.ready_at_ns(other.vcpu)).min();
+        let slice_end_ns = match other_ns {
+            Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + SLICE_NS),
+            later => later.filter(|&ready_ns| ready_ns != u64::MAX),
+        };
+        deadline_ns.into_iter().chain(slice_end_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN))
+    }
+
+    /// Puts a vCPU's floating-point state in place of another's; says whether it may run.
+    fn load(&mut self, queued: &Queued) -> bool {
+        if self.loaded.as_ref().is_some_and(|loaded| loaded.queued.is(queued)) {
+            return true;
         }
-        if let Some(before) = self.loaded.replace(running.clone()) {
-            before.with_thread(Thread::unload);
+        self.unload();
+        let thread = queued.running.take(queued.vcpu);
+        self.loaded = thread.map(|thread| Loaded { queued: queued.clone(), thread });
+        self.loaded.is_some()
+    }
+
+    /// Takes the vCPU that is on this CPU home.
+    fn unload(&mut self) {
+        if let Some(Loaded { queued, mut thread }) = self.loaded.take() {
+            thread.unload();
+            queued.running.vcpus[queued.vcpu].put(thread);
         }
     }
 
-    /// Stops running a VM; the services take it down.
-    fn end(&mut self, running: &Arc<Running>, ending: Ending) {
-        running.start.settle(Err(match &ending {
-            Ending::NotStarted(refusal) => refusal.clone(),
-            Ending::Ended(_) => ("it was stopped before it ran".into(), "start it again".into()),
-        }));
-        if self.loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, running)) {
-            running.with_thread(Thread::unload);
-            self.loaded = None;
+    /// Ends a VM because of what a vCPU did or could not do.
+    fn end(&mut self, queued: &Queued, ending: Ending) {
+        queued.running.finish(self.host, self.index, ending);
+        self.leave(queued);
+    }
+
+    /// Stops running a vCPU whose VM is over; with the last one the services take it down.
+    fn leave(&mut self, queued: &Queued) {
+        if self.loaded.as_ref().is_some_and(|loaded| loaded.queued.is(queued)) {
+            self.unload();
         }
-        self.host.cpus.queue(self.index).lock().retain(|other| !Arc::ptr_eq(other, running));
-        services::hand_over(running.clone(), ending);
-        self.host.cpus.kick(self.index, 0);
+        self.favoured = None;
+        self.host.cpus.queue(self.index).lock().retain(|other| !other.is(queued));
+        if let Some(ending) = queued.running.leave() {
+            services::hand_over(queued.running.clone(), ending);
+            self.host.cpus.kick(self.index, 0);
+        }
     }
 
     /// Waits for an interrupt, at the latest until something is due.
     fn sleep(&mut self, deadline_ns: Option<u64>) {
         let queue = self.host.cpus.queue(self.index).lock();
-        let next_ns = queue.iter().filter_map(|running| running.ready_at_ns()).chain(deadline_ns).min();
+        let ready = queue.iter().filter_map(|queued| queued.running.ready_at_ns(queued.vcpu));
+        let next_ns = ready.chain(deadline_ns).min();
         drop(queue);
         if let Some(next_ns) = next_ns.filter(|&next_ns| next_ns != u64::MAX) {
             if next_ns <= self.host.clock.now_ns() {
@@ -164,8 +231,10 @@ impl CpuLoop {
 struct GuestHost<'a> {
     cpu: usize,
     host: &'static Host,
-    running: &'a Arc<Running>,
+    queued: &'a Queued,
     forwarder: &'a mut Forwarder,
+    /// Who goes next on this CPU, before its turn.
+    favoured: &'a mut Option<Queued>,
     /// When this CPU has something else to do.
     limit_ns: Option<u64>,
 }
@@ -188,13 +257,23 @@ impl machine::Host for GuestHost<'_> {
         local_apic::arm_timer(self.host.clock.tsc_at(ns));
     }
 
-    fn kick(&mut self, _vcpu: usize) {
-        // The only vCPU is the one that calls: it looks into its mailbox before it runs on.
+    fn kick(&mut self, vcpu: usize) {
+        let Queued { running, vcpu: own } = self.queued;
+        if vcpu == *own {
+            // It looks into its mailbox before it runs on.
+            return;
+        }
+        running.wake(self.host, vcpu, self.cpu);
+        if running.vcpus[vcpu].cpu == self.cpu {
+            // Most who interrupt another wait for what it does then.
+            *self.favoured = Some(Queued { running: running.clone(), vcpu });
+            self.end_soon();
+        }
     }
 
     fn flush(&mut self, outbox: &mut Outbox) {
         if !outbox.console().is_empty() {
-            self.running.vm.console.lock().push(outbox.console());
+            self.queued.running.vm.console.lock().push(outbox.console());
             services::note_console(self.host, self.cpu);
         }
         self.flush_transfers(outbox);
@@ -220,14 +299,14 @@ impl GuestHost<'_> {
         let frame = |index: usize| {
             let machine::OutFrame { nic, frame } = &frames[index];
             let offload = machine::offload_of(&frame.header);
-            Frame { from: self.running.ports[*nic], offload, bytes: &frame.bytes }
+            Frame { from: self.queued.running.ports[*nic], offload, bytes: &frame.bytes }
         };
         self.forwarder.forward(host, frames.len(), frame);
         let mut woke_neighbour = false;
         self.forwarder.settle(host, |running, nic| {
             let mut input = InputHost::new(host, cpu, running);
             running.machine.frames_settle(nic, &mut input);
-            woke_neighbour |= input.woke && running.cpu == cpu;
+            woke_neighbour |= input.woke_here;
         });
         if woke_neighbour || cpu == 0 && services::is_urgent() {
             self.end_soon();
@@ -242,13 +321,14 @@ impl GuestHost<'_> {
     }
 
     fn flush_transfers(&mut self, outbox: &Outbox) {
+        let running = &self.queued.running;
         let mut refused = Vec::new();
         let mut storage = self.host.storage.lock();
         let mut any = false;
         for (transfer, runs) in outbox.transfers() {
             any = true;
-            self.running.count(transfer.disk, transfer.op, u64::from(transfer.sectors) * 512);
-            if let Err(outcome) = storage.submit(self.running.disks[transfer.disk], transfer, runs) {
+            running.count(transfer.disk, transfer.op, u64::from(transfer.sectors) * 512);
+            if let Err(outcome) = storage.submit(running.disks[transfer.disk], transfer, runs) {
                 refused.push((transfer.disk, transfer.id, outcome));
             }
         }
@@ -264,11 +344,10 @@ impl GuestHost<'_> {
             }
         }
         for (disk, id, outcome) in refused {
-            let machine = &self.running.machine;
-            let mut host = InputHost::new(self.host, self.cpu, self.running);
-            self.running.count_outcome(disk, outcome);
-            machine.disk_done(disk, id, outcome, &mut host);
-            machine.disks_settle(disk, &mut host);
+            let mut host = InputHost::new(self.host, self.cpu, running);
+            running.count_outcome(disk, outcome);
+            running.machine.disk_done(disk, id, outcome, &mut host);
+            running.machine.disks_settle(disk, &mut host);
         }
     }
 }
@@ -279,14 +358,14 @@ pub struct InputHost<'a> {
     /// The CPU that calls.
     pub cpu: usize,
     pub running: &'a Arc<Running>,
-    /// Whether it slept, and does no more.
-    pub woke: bool,
+    /// Whether a vCPU of the same CPU slept, and does no more.
+    pub woke_here: bool,
 }
 
 impl<'a> InputHost<'a> {
     /// For input to `running` on the CPU that calls.
     pub fn new(host: &'static Host, cpu: usize, running: &'a Arc<Running>) -> Self {
-        Self { host, cpu, running, woke: false }
+        Self { host, cpu, running, woke_here: false }
     }
 }
 
@@ -297,8 +376,9 @@ impl machine::Host for InputHost<'_> {
 
     fn arm(&mut self, _ns: u64) {}
 
-    fn kick(&mut self, _vcpu: usize) {
-        self.woke |= self.running.wake(self.host, self.cpu);
+    fn kick(&mut self, vcpu: usize) {
+        let slept = self.running.wake(self.host, vcpu, self.cpu);
+        self.woke_here |= slept && self.running.vcpus[vcpu].cpu == self.cpu;
     }
 
     fn flush(&mut self, _outbox: &mut Outbox) {}

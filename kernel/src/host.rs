@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::network::Network;
 use crate::storage::Storage;
 use crate::time::Clock;
-use crate::vm::{Running, Vm};
+use crate::vm::{Queued, Vm};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -137,7 +137,7 @@ pub struct Cpu {
     /// The boot processor's TSC just before this one was started.
     started_tsc: AtomicU64,
     /// What runs here.
-    queue: Mutex<Vec<Arc<Running>>>,
+    queue: Mutex<Vec<Queued>>,
 }
 
 impl Default for Cpus {
@@ -179,14 +179,20 @@ impl Cpus {
         }
     }
 
-    /// The CPU with the fewest vCPUs; the first of them is kept for the host's services as long as others are as free.
-    pub fn least_loaded(&self) -> usize {
-        let load = |index: usize| self.cpus[index].queue.lock().len();
-        (0..self.count()).rev().min_by_key(|&index| load(index)).unwrap_or(0)
+    /// CPUs for so many vCPUs: one after the other where there are the fewest, the first CPU, which serves, after others
+    /// that are as free.
+    pub fn choose(&self, vcpus: usize) -> Vec<usize> {
+        let mut loads: Vec<usize> = (0..self.count()).map(|index| self.cpus[index].queue.lock().len()).collect();
+        let mut next = || {
+            let cpu = (0..loads.len()).rev().min_by_key(|&index| loads[index]).unwrap_or(0);
+            loads[cpu] += 1;
+            cpu
+        };
+        (0..vcpus).map(|_| next()).collect()
     }
 
     /// What runs on CPU `index`.
-    pub fn queue(&self, index: usize) -> &Mutex<Vec<Arc<Running>>> {
+    pub fn queue(&self, index: usize) -> &Mutex<Vec<Queued>> {
         &self.cpus[index].queue
     }
 }

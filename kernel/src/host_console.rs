@@ -138,7 +138,7 @@ impl HostConsole {
                 self.mode = Mode::Prompt;
                 self.editor.show(&mut self.output);
             }
-            Some(Answer::Start(..) | Answer::End(..) | Answer::Power { .. }) => {
+            Some(Answer::Start(..) | Answer::End(..) | Answer::Rest(..) | Answer::Power { .. }) => {
                 unreachable!("proceed answers when it is over")
             }
         }

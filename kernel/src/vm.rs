@@ -5,6 +5,7 @@
 
 mod life;
 mod memory;
+mod place;
 
 pub use life::{DiskIo, Ending, Order, Running, Start};
 
@@ -71,9 +72,6 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
     check_room(host)?;
     if host.vm(&spec.name).is_some() {
         return Err((format!("there is a VM {} already", spec.name), "choose another name, or delete it".into()));
-    }
-    if spec.vcpus != 1 {
-        return Err((format!("{} vCPUs are not supported yet", spec.vcpus), "use --vcpus 1".into()));
     }
     for name in [Some(&spec.kernel), spec.initrd.as_ref()].into_iter().flatten() {
         module(host, name)?;
@@ -151,10 +149,13 @@ impl Vm {
         }
         host.network.lock().set_guest(&running);
         *self.life.lock() = Life::Running(running.clone());
-        host.cpus.queue(running.cpu).lock().push(running.clone());
+        let from = cpu::percpu::current().index();
+        for (vcpu, place) in running.vcpus.iter().enumerate() {
+            host.cpus.queue(place.cpu).lock().push(Queued { running: running.clone(), vcpu });
+        }
         note(self.id, RunState::Running);
-        running.wake(host, cpu::percpu::current().index());
-        log::info!("{} starts on CPU {}", self.name(), running.cpu);
+        running.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu));
+        log::info!("{} starts on {}", self.name(), names_of_cpus(&running));
         Ok(running)
     }
 
@@ -164,7 +165,10 @@ impl Vm {
         let frames = GuestFrames::take(self.spec.memory.bytes())?;
         let memory = frames.memory()?;
         let mut second_stage = host.backend.second_stage().map_err(no_memory)?;
-        let vcpu = host.backend.vcpu(&second_stage).map_err(|why| (why, "see \"host\"".to_string()))?;
+        let vcpu = |cpu| host.backend.vcpu(&second_stage).map(|vcpu| (vcpu, cpu));
+        let cpus = host.cpus.choose(self.spec.vcpus.into());
+        let vcpus = cpus.into_iter().map(vcpu).collect::<Result<Vec<_>, _>>();
+        let vcpus = vcpus.map_err(|why| (why, "see \"host\"".to_string()))?;
         memory::map(&memory, &mut second_stage).map_err(no_memory)?;
         let tsc_khz = host.clock.tsc_khz() as u32;
         let machine = Box::new(Machine::new(MachineConfig {
@@ -177,10 +181,33 @@ impl Vm {
             wall_unix_ns: host.clock.wall_unix_ns(),
         }));
         let ports = host.network.lock().add_guest(self)?;
-        let (cpu, now_ns, disks) = (host.cpus.least_loaded(), host.clock.now_ns(), disks.to_vec());
-        let parts = Parts { machine, vcpu, second_stage, frames, disks, ports, cpu, now_ns, is_first };
+        let (now_ns, disks) = (host.clock.now_ns(), disks.to_vec());
+        let parts = Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first };
         Ok(Arc::new(Running::new(self.clone(), parts)))
     }
+}
+
+/// A vCPU in its CPU's queue.
+#[derive(Clone)]
+pub struct Queued {
+    pub running: Arc<Running>,
+    /// Which of its vCPUs.
+    pub vcpu: usize,
+}
+
+impl Queued {
+    /// Whether they are the same vCPU.
+    pub fn is(&self, other: &Self) -> bool {
+        self.vcpu == other.vcpu && Arc::ptr_eq(&self.running, &other.running)
+    }
+}
+
+fn names_of_cpus(running: &Running) -> String {
+    let mut names = if running.vcpus.len() == 1 { "CPU".to_string() } else { "CPUs".to_string() };
+    for (index, place) in running.vcpus.iter().enumerate() {
+        names.push_str(&format!("{} {}", if index == 0 { "" } else { "," }, place.cpu));
+    }
+    names
 }
 
 /// Takes an ended life's place in the network away: nobody finds it there from now on.

@@ -1,10 +1,12 @@
 //! One life of a VM, from the order to start it until everything that it had is given back.
 //!
-//! The main type is [`Running`]. A life begins unprepared: its CPU zeroes its memory in steps and loads the kernel
-//! ([`Running::prepare`]), so that nobody else waits for that. It ends in three steps: its CPU stops running it, the
-//! disks finish what they still do in its memory, and then the host's services take everything back.
+//! The main type is [`Running`]. A life begins unprepared: the boot vCPU's CPU zeroes its memory in steps and loads the
+//! kernel ([`Running::prepare`]), so that nobody else waits for that. It ends in three steps: the CPUs stop running its
+//! vCPUs, the last of them hands it over ([`Running::leave`]), the disks finish what they still do in its memory, and then
+//! the host's services take everything back.
 
 use super::memory::GuestFrames;
+use super::place::Place;
 use super::{Refusal, Vm, note};
 use crate::backend::SecondStage;
 use crate::host::Host;
@@ -13,12 +15,12 @@ use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use machine::{End, Kernel, Machine, Thread};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use machine::{End, ExitCounters, Kernel, Machine, Thread};
 use spin::Mutex;
 use switch::PortId;
 use trace::RunState;
-use vcpu::Vcpu;
+use vcpu::{Vcpu, VcpuState};
 use virtio::blk::Outcome;
 
 /// What a running VM was told to do.
@@ -48,27 +50,25 @@ pub struct Start(Mutex<Option<Result<(), Refusal>>>);
 pub struct Running {
     pub vm: Arc<Vm>,
     pub machine: Box<Machine>,
-    /// The CPU that it runs on.
-    pub cpu: usize,
+    /// Its vCPUs; the first is the boot vCPU.
+    pub vcpus: Box<[Place]>,
     pub started_ns: u64,
     pub disks: Vec<Lent>,
     pub ports: Vec<PortId>,
     pub io: Mutex<Vec<DiskIo>>,
-    /// Time on a CPU, and time that it was ready and had none.
-    pub cpu_ns: AtomicU64,
-    pub steal_ns: AtomicU64,
     /// How its start went.
     pub start: Arc<Start>,
     /// The start also made the VM, and is to be undone as a whole.
     pub is_first: bool,
-    /// Its vCPU, for its own CPU alone.
-    stage: Mutex<Stage>,
+    /// Its memory is zeroed up to this frame.
+    zeroed: AtomicUsize,
     is_prepared: AtomicBool,
     order: AtomicU8,
-    /// It sleeps until this moment; 0 when it does not.
-    sleep_until_ns: AtomicU64,
-    /// Since when it is ready, unless it sleeps.
-    ready_since_ns: AtomicU64,
+    /// Why it ends; the first reason counts.
+    ending: Mutex<Option<Ending>>,
+    is_over: AtomicBool,
+    /// vCPUs that their CPUs have not let go of for good.
+    queued: AtomicUsize,
     /// Dropped after everything that points into them.
     _second_stage: SecondStage,
     frames: GuestFrames,
@@ -77,24 +77,14 @@ pub struct Running {
 /// What a life is made of.
 pub struct Parts {
     pub machine: Box<Machine>,
-    pub vcpu: Box<dyn Vcpu>,
+    /// A vCPU and its CPU each.
+    pub vcpus: Vec<(Box<dyn Vcpu>, usize)>,
     pub second_stage: SecondStage,
     pub frames: GuestFrames,
     pub disks: Vec<Lent>,
     pub ports: Vec<PortId>,
-    pub cpu: usize,
     pub now_ns: u64,
     pub is_first: bool,
-}
-
-/// How far a life has got.
-enum Stage {
-    /// Its memory is zeroed up to this frame.
-    Preparing { zeroed: usize, vcpu: Box<dyn Vcpu> },
-    /// It runs.
-    Ready(Box<Thread>),
-    /// The vCPU is on its way from one to the other, or the kernel was not loaded.
-    Nothing,
 }
 
 /// What a disk did for a VM.
@@ -123,57 +113,80 @@ impl Start {
 impl Running {
     /// A life of `vm`, its memory not prepared.
     pub fn new(vm: Arc<Vm>, parts: Parts) -> Self {
-        let Parts { machine, vcpu, second_stage, frames, disks, ports, cpu, now_ns, is_first } = parts;
+        let Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first } = parts;
+        let queued = AtomicUsize::new(vcpus.len());
+        let place = |(index, (vcpu, cpu))| Place::new(cpu, vcpu, index == 0, now_ns);
         Self {
             vm,
             machine,
-            cpu,
+            vcpus: vcpus.into_iter().enumerate().map(place).collect(),
             started_ns: now_ns,
             io: Mutex::new(alloc::vec![DiskIo::default(); disks.len()]),
             disks,
             ports,
-            cpu_ns: AtomicU64::new(0),
-            steal_ns: AtomicU64::new(0),
             start: Arc::default(),
             is_first,
-            stage: Mutex::new(Stage::Preparing { zeroed: 0, vcpu }),
+            zeroed: AtomicUsize::new(0),
             is_prepared: AtomicBool::new(false),
             order: AtomicU8::new(Order::Run as u8),
-            sleep_until_ns: AtomicU64::new(0),
-            ready_since_ns: AtomicU64::new(now_ns),
+            ending: Mutex::new(None),
+            is_over: AtomicBool::new(false),
+            queued,
             _second_stage: second_stage,
             frames,
         }
     }
 
     /// Goes on with what comes before the guest's first instruction, until about `until_ns`; says whether the guest
-    /// can run now. At least one step is taken. Only its own CPU calls this.
+    /// can run now. At least one step is taken. Only the boot vCPU's CPU calls this.
     pub fn prepare(&self, host: &Host, until_ns: u64) -> Result<bool, Refusal> {
         if self.is_prepared.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let mut stage = self.stage.lock();
-        let Stage::Preparing { zeroed, .. } = &mut *stage else { return Ok(false) };
-        while self.frames.zero(*zeroed) {
-            *zeroed += 1;
+        while self.frames.zero(self.zeroed.load(Ordering::Relaxed)) {
+            self.zeroed.fetch_add(1, Ordering::Relaxed);
             if host.clock.now_ns() >= until_ns {
                 return Ok(false);
             }
         }
-        let Stage::Preparing { vcpu, .. } = core::mem::replace(&mut *stage, Stage::Nothing) else { return Ok(false) };
-        let state = self.machine.load(&self.kernel(host)?).map_err(|error| (error.0, "see \"modules\"".to_string()))?;
-        *stage = Stage::Ready(Box::new(Thread::new(0, vcpu, &state, host.clock.tsc_khz() as u32, cpu::tsc().wrapping_neg())));
-        self.is_prepared.store(true, Ordering::Relaxed);
+        let boot = self.machine.load(&self.kernel(host)?).map_err(|error| (error.0, "see \"modules\"".to_string()))?;
+        let (tsc_khz, tsc_offset) = (host.clock.tsc_khz() as u32, cpu::tsc().wrapping_neg());
+        for (index, place) in self.vcpus.iter().enumerate() {
+            let state = if index == 0 { &boot } else { &VcpuState::reset() };
+            place.prepare(|vcpu| Thread::new(index, vcpu, state, tsc_khz, tsc_offset));
+        }
+        self.is_prepared.store(true, Ordering::Release);
         self.start.settle(Ok(()));
         Ok(true)
     }
 
-    /// Calls `act` with the vCPU's thread, if it is prepared. Only its own CPU calls this.
-    pub fn with_thread<R>(&self, act: impl FnOnce(&mut Thread) -> R) -> Option<R> {
-        match &mut *self.stage.lock() {
-            Stage::Ready(thread) => Some(act(thread)),
-            Stage::Preparing { .. } | Stage::Nothing => None,
+    /// Takes a vCPU's thread for its CPU to run it, unless it may not run or was not made yet.
+    pub fn take(&self, vcpu: usize) -> Option<Box<Thread>> {
+        // Under the lock of its home: who paused the VM, and finds it there, keeps it there.
+        self.vcpus[vcpu].take(|| self.may_run())
+    }
+
+    /// Whether its guest has got to its first instruction, and its life is not over.
+    pub fn has_started(&self) -> bool {
+        self.is_prepared.load(Ordering::Acquire) && !self.is_over()
+    }
+
+    /// Whether a paused VM has come to rest: no CPU runs a vCPU of it or holds any of its state. It was told to pause
+    /// and its CPUs were kicked, so that this takes microseconds.
+    pub fn is_quiescent(&self) -> bool {
+        self.with_threads(|_| ()).is_some()
+    }
+
+    /// Calls `act` with the threads of all vCPUs, in their order, if the VM is paused and has come to rest. Who gives
+    /// orders calls this, so that no other order comes meanwhile.
+    pub fn with_threads<R>(&self, act: impl FnOnce(&mut [Box<Thread>]) -> R) -> Option<R> {
+        if self.order() != Order::Pause {
+            return None;
         }
+        let mut threads: Vec<Box<Thread>> = self.vcpus.iter().map_while(|place| place.take(|| true)).collect();
+        let result = (threads.len() == self.vcpus.len()).then(|| act(&mut threads));
+        self.vcpus.iter().zip(threads).for_each(|(place, thread)| place.put(thread));
+        result
     }
 
     fn kernel<'a>(&'a self, host: &Host) -> Result<Kernel<'a>, Refusal> {
@@ -208,52 +221,78 @@ impl Running {
             Order::Kill | Order::Reset => RunState::Stopped,
         };
         note(self.vm.id, state);
-        self.ready_since_ns.store(host.clock.now_ns(), Ordering::Relaxed);
-        self.wake(host, from);
+        let now_ns = host.clock.now_ns();
+        for (vcpu, place) in self.vcpus.iter().enumerate() {
+            place.set_ready_since(now_ns);
+            self.wake(host, vcpu, from);
+        }
         true
     }
 
-    /// Ends its sleep, and makes its CPU look around; says whether it slept. `from` is the CPU that calls.
-    pub fn wake(&self, host: &Host, from: usize) -> bool {
-        let slept = self.sleep_until_ns.swap(0, Ordering::SeqCst) != 0;
-        if slept {
-            self.ready_since_ns.store(host.clock.now_ns(), Ordering::Relaxed);
-        }
-        host.cpus.kick(from, self.cpu);
+    /// Ends a vCPU's sleep, and makes its CPU look around; says whether it slept. `from` is the CPU that calls.
+    pub fn wake(&self, host: &Host, vcpu: usize, from: usize) -> bool {
+        let place = &self.vcpus[vcpu];
+        let slept = place.wake(|| host.clock.now_ns());
+        host.cpus.kick(from, place.cpu);
         slept
     }
 
-    /// Lets it sleep until a moment, unless mail came meanwhile.
-    pub fn sleep(&self, until_ns: Option<u64>) {
-        // The store, the mailbox's own flag and a poster's wake-up are in one order that all CPUs agree on: mail that
-        // was posted before the store is seen here, and mail posted after it wakes.
-        self.sleep_until_ns.store(until_ns.unwrap_or(u64::MAX), Ordering::SeqCst);
-        if self.machine.has_mail(0) {
-            self.sleep_until_ns.store(0, Ordering::SeqCst);
-        }
-    }
-
-    /// When it can run next; `None` while it may not.
-    pub fn ready_at_ns(&self) -> Option<u64> {
+    /// When a vCPU can run next; `None` while it may not.
+    pub fn ready_at_ns(&self, vcpu: usize) -> Option<u64> {
         match self.order() {
-            Order::Run => Some(self.sleep_until_ns.load(Ordering::Acquire)),
+            _ if self.is_over() => Some(0),
+            Order::Run => Some(self.vcpus[vcpu].ready_at_ns()),
             Order::Pause => None,
             Order::Kill | Order::Reset => Some(0),
         }
     }
 
-    /// Books the time that it was ready and had no CPU.
-    pub fn begin_slice(&self, now_ns: u64) {
-        // A moment to sleep until that has come is when it became ready.
-        let slept_until_ns = self.sleep_until_ns.swap(0, Ordering::SeqCst);
-        let since_ns = slept_until_ns.max(self.ready_since_ns.load(Ordering::Relaxed));
-        self.steal_ns.fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
+    /// Whether its vCPUs may run.
+    pub fn may_run(&self) -> bool {
+        self.order() == Order::Run && !self.is_over()
     }
 
-    /// Books the time that it had a CPU.
-    pub fn end_slice(&self, start_ns: u64, now_ns: u64) {
-        self.cpu_ns.fetch_add(now_ns.saturating_sub(start_ns), Ordering::Relaxed);
-        self.ready_since_ns.store(now_ns, Ordering::Relaxed);
+    /// Whether it ends: by an order, or because [`finish`](Self::finish) was called.
+    pub fn is_over(&self) -> bool {
+        matches!(self.order(), Order::Kill | Order::Reset) || self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Ends it. `from` is the CPU that calls.
+    pub fn finish(&self, host: &Host, from: usize, ending: Ending) {
+        self.ending.lock().get_or_insert(ending);
+        self.is_over.store(true, Ordering::Release);
+        self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu));
+    }
+
+    /// A CPU has let go of a vCPU of a life that is over, for good; gives the reason to the last one.
+    pub fn leave(&self) -> Option<Ending> {
+        if self.queued.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return None;
+        }
+        let ordered = if self.order() == Order::Reset { End::Reset } else { End::PowerOff };
+        let ending = self.ending.lock().take().unwrap_or(Ending::Ended(ordered));
+        self.start.settle(Err(match &ending {
+            Ending::NotStarted(refusal) => refusal.clone(),
+            Ending::Ended(_) => ("it was stopped before it ran".into(), "start it again".into()),
+        }));
+        Some(ending)
+    }
+
+    /// Exits by kind, of all its vCPUs.
+    pub fn counters(&self) -> ExitCounters {
+        let mut sum = ExitCounters::new();
+        (0..self.vcpus.len()).for_each(|vcpu| sum.add(&self.machine.counters(vcpu)));
+        sum
+    }
+
+    /// The time that its vCPUs had CPUs.
+    pub fn cpu_ns(&self) -> u64 {
+        self.vcpus.iter().map(Place::cpu_ns).sum()
+    }
+
+    /// The time that its vCPUs were ready and had none.
+    pub fn steal_ns(&self) -> u64 {
+        self.vcpus.iter().map(Place::steal_ns).sum()
     }
 
     /// Counts a transfer that ended.

@@ -83,10 +83,48 @@ pub fn id() -> u32 {
 
 /// Sends `vector` to the CPU with this APIC id.
 pub fn send(vector: u8, to: u32) {
-    const ASSERT: u32 = 1 << 14;
-    let command = ASSERT | u32::from(vector);
+    command(ASSERT | u32::from(vector), to);
+}
+
+/// Sends `vector` to every CPU but this one.
+pub fn send_to_others(vector: u8) {
+    command(OTHERS | ASSERT | u32::from(vector), 0);
+}
+
+/// Sends `vector` to a set of CPUs in x2APIC mode: a cluster in the upper half, a bit for each member in the lower one.
+pub fn send_logical(vector: u8, set: u32) {
+    const LOGICAL: u32 = 1 << 11;
+    command(LOGICAL | ASSERT | u32::from(vector), set);
+}
+
+/// Sends an NMI to the CPU with this APIC id.
+pub fn send_nmi(to: u32) {
+    const NMI: u32 = 4 << 8;
+    command(NMI | ASSERT, to);
+}
+
+/// Sends INIT to the CPU with this APIC id, or to all others.
+pub fn send_init(to: Option<u32>) {
+    const INIT: u32 = 5 << 8;
+    command(INIT | ASSERT | shorthand(to), to.unwrap_or(0));
+}
+
+/// Sends a start-up message with this page to the CPU with this APIC id, or to all others.
+pub fn send_startup(page: u8, to: Option<u32>) {
+    const STARTUP: u32 = 6 << 8;
+    command(STARTUP | ASSERT | shorthand(to) | u32::from(page), to.unwrap_or(0));
+}
+
+const ASSERT: u32 = 1 << 14;
+const OTHERS: u32 = 3 << 18;
+
+fn shorthand(to: Option<u32>) -> u32 {
+    if to.is_some() { 0 } else { OTHERS }
+}
+
+fn command(command: u32, to: u32) {
     if X2APIC.load(Ordering::Relaxed) {
-        // SAFETY: the vector is handled.
+        // SAFETY: vectors are handled, and what the other modes do happens to other CPUs.
         unsafe { cpu::write_msr(0x800 + register::COMMAND, u64::from(to) << 32 | u64::from(command)) };
     } else {
         write(register::COMMAND_HIGH, to << 24);
@@ -97,7 +135,6 @@ pub fn send(vector: u8, to: u32) {
 /// Sends `vector` to this CPU by the self shorthand.
 pub fn send_to_self(vector: u8) {
     const SELF: u32 = 1 << 18;
-    const ASSERT: u32 = 1 << 14;
     write(register::COMMAND, SELF | ASSERT | u32::from(vector));
 }
 

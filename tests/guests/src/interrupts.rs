@@ -4,6 +4,8 @@ use crate::{apic, legacy, println};
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+/// The NMI, which is counted as interrupts are.
+const NMI: u8 = 2;
 /// #UD.
 pub const UNDEFINED: u8 = 6;
 /// #GP.
@@ -194,13 +196,13 @@ pub fn catch<F: FnMut()>(mut action: F) -> Option<Fault> {
 #[unsafe(no_mangle)]
 extern "C" fn guest_interrupt(frame: &mut Frame) {
     let vector = frame.vector as u8;
-    if vector < PIC_VECTOR {
+    if vector < PIC_VECTOR && vector != NMI {
         return exception(frame);
     }
     COUNTS[usize::from(vector)].fetch_add(1, Ordering::Release);
     match vector {
         PIC_VECTOR..APIC_VECTOR => legacy::acknowledge(vector - PIC_VECTOR),
-        SPURIOUS_VECTOR => {}
+        NMI | SPURIOUS_VECTOR => {}
         _ => apic::acknowledge(),
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A guest in `src/bin` names its main function with [`guest!`] and reports through [`tap`] on COM1, one `ok` or
 //! `not ok` line for each check and `done` at the end. It boots by Linux's 64-bit protocol (wrapped by `guest_image`)
-//! and by PVH, so that an emulator runs the ELF file itself and the same checks hold against it. One CPU, no heap, no
-//! floating point; hardware by the Intel SDM (revision 088) and the AMD APM (revision 3.43).
+//! and by PVH, so that an emulator runs the ELF file itself and the same checks hold against it. No heap, no floating
+//! point; hardware by the Intel SDM (revision 088) and the AMD APM (revision 3.43).
 #![no_std]
 #![expect(unsafe_code, reason = "a guest runs on the bare processor")]
 
@@ -17,6 +17,7 @@ pub mod pci;
 pub mod power;
 pub mod random;
 pub mod serial;
+pub mod smp;
 pub mod start;
 pub mod tap;
 pub mod virtio_blk;

@@ -1,0 +1,130 @@
+//! Where one vCPU of a life is: not started, at home, or on its CPU; asleep or ready; and the time that it got.
+//!
+//! The type is [`Place`]. A vCPU's thread is at home or in the hands of its CPU's loop, so that no lock is held while a
+//! guest runs, and whoever finds all threads of a paused VM at home has all of its state.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering};
+use machine::{Machine, Thread};
+use spin::Mutex;
+use vcpu::Vcpu;
+
+/// Sleep without an end of its own.
+const FOR_EVER: u64 = u64::MAX;
+
+/// One vCPU's place.
+pub struct Place {
+    /// The CPU that it runs on.
+    pub cpu: usize,
+    home: Mutex<Home>,
+    /// It sleeps until this moment; 0 when it does not.
+    sleep_until_ns: AtomicU64,
+    /// Since when it is ready, unless it sleeps.
+    ready_since_ns: AtomicU64,
+    /// Time on a CPU, and time that it was ready and had none.
+    cpu_ns: AtomicU64,
+    steal_ns: AtomicU64,
+}
+
+/// Who has the thread.
+enum Home {
+    /// There is none yet.
+    Unprepared(Box<dyn Vcpu>),
+    /// Nobody: it is here, and nothing of it is in a processor.
+    Here(Box<Thread>),
+    /// Somebody else.
+    Away,
+}
+
+impl Place {
+    /// A vCPU that is to run on `cpu`. The boot vCPU is ready from `now_ns` on, the others sleep.
+    pub fn new(cpu: usize, vcpu: Box<dyn Vcpu>, is_boot: bool, now_ns: u64) -> Self {
+        Self {
+            cpu,
+            home: Mutex::new(Home::Unprepared(vcpu)),
+            sleep_until_ns: AtomicU64::new(if is_boot { 0 } else { FOR_EVER }),
+            ready_since_ns: AtomicU64::new(now_ns),
+            cpu_ns: AtomicU64::new(0),
+            steal_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes its thread.
+    pub fn prepare(&self, make: impl FnOnce(Box<dyn Vcpu>) -> Thread) {
+        let mut home = self.home.lock();
+        match core::mem::replace(&mut *home, Home::Away) {
+            Home::Unprepared(vcpu) => *home = Home::Here(Box::new(make(vcpu))),
+            other => *home = other,
+        }
+    }
+
+    /// Takes its thread, if that is at home and `may` still says so.
+    pub fn take(&self, may: impl FnOnce() -> bool) -> Option<Box<Thread>> {
+        let mut home = self.home.lock();
+        match core::mem::replace(&mut *home, Home::Away) {
+            Home::Here(thread) if may() => Some(thread),
+            other => {
+                *home = other;
+                None
+            }
+        }
+    }
+
+    /// Puts its thread back, which is out of every processor.
+    pub fn put(&self, thread: Box<Thread>) {
+        *self.home.lock() = Home::Here(thread);
+    }
+
+    /// Ends its sleep; says whether it slept.
+    pub fn wake(&self, now_ns: impl FnOnce() -> u64) -> bool {
+        let slept = self.sleep_until_ns.swap(0, Ordering::SeqCst) != 0;
+        if slept {
+            self.ready_since_ns.store(now_ns(), Ordering::Relaxed);
+        }
+        slept
+    }
+
+    /// Lets it, vCPU `index` of `machine`, sleep until a moment, unless mail came meanwhile.
+    pub fn sleep(&self, machine: &Machine, index: usize, until_ns: Option<u64>) {
+        // The store, the mailbox's own word and a poster's wake-up are in one order that all CPUs agree on: mail that
+        // was posted before the store is seen here, and mail posted after it wakes.
+        self.sleep_until_ns.store(until_ns.unwrap_or(FOR_EVER), Ordering::SeqCst);
+        if machine.has_mail(index) {
+            self.sleep_until_ns.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// When it is ready, were it allowed to run.
+    pub fn ready_at_ns(&self) -> u64 {
+        self.sleep_until_ns.load(Ordering::Acquire)
+    }
+
+    /// Counts waiting from here on: it may run again after a pause.
+    pub fn set_ready_since(&self, now_ns: u64) {
+        self.ready_since_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Books the time that it was ready and had no CPU.
+    pub fn begin_slice(&self, now_ns: u64) {
+        // A moment to sleep until that has come is when it became ready.
+        let slept_until_ns = self.sleep_until_ns.swap(0, Ordering::SeqCst);
+        let since_ns = slept_until_ns.max(self.ready_since_ns.load(Ordering::Relaxed));
+        self.steal_ns.fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
+    }
+
+    /// Books the time that it had a CPU.
+    pub fn end_slice(&self, start_ns: u64, now_ns: u64) {
+        self.cpu_ns.fetch_add(now_ns.saturating_sub(start_ns), Ordering::Relaxed);
+        self.ready_since_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// The time that it had a CPU.
+    pub fn cpu_ns(&self) -> u64 {
+        self.cpu_ns.load(Ordering::Relaxed)
+    }
+
+    /// The time that it was ready and had none.
+    pub fn steal_ns(&self) -> u64 {
+        self.steal_ns.load(Ordering::Relaxed)
+    }
+}
