@@ -1,6 +1,6 @@
 //! The last words: what a panic or an exception of the host's own code leaves on the serial line.
 
-use crate::host;
+use crate::{host, serial};
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -47,7 +47,7 @@ fn die(words: impl FnOnce(&mut Words)) -> ! {
     }
     // No guest runs on, and nothing of theirs is written any more: their disks are as after a power failure.
     interrupts::stop_others();
-    let mut out = Words(SerialPort::com1());
+    let mut out = Words(serial::open());
     words(&mut out);
     if interrupts::nmis() > 0 {
         let _ = writeln!(out, "{} NMIs arrived before: an error of the hardware?", interrupts::nmis());

@@ -3,6 +3,7 @@
 use crate::commands::{self, Answer};
 use crate::host::Host;
 use crate::log_ring;
+use crate::serial;
 use crate::vm::Vm;
 use alloc::boxed::Box;
 use alloc::format;
@@ -60,10 +61,10 @@ impl Names for HostNames<'_> {
 }
 
 impl HostConsole {
-    /// The console on COM1, its prompt shown.
+    /// The console, its prompt shown.
     pub fn new(host: &Host) -> Self {
-        let mut line = SerialPort::com1();
-        if let Some(line) = &mut line {
+        let mut line = serial::open();
+        if let Some(line) = line.as_mut().filter(|_| serial::has_interrupt()) {
             line.enable_receive_interrupt();
         }
         let mut console = Self { line, editor: LineEditor::new("pollux> "), mode: Mode::Prompt, output: Vec::new() };

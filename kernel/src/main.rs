@@ -14,6 +14,7 @@ mod log_ring;
 mod management;
 mod network;
 mod probe;
+mod serial;
 mod services;
 mod storage;
 mod time;
@@ -60,7 +61,7 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     assert!(backend.enable(0), "what was detected a moment ago is there");
     let config = probe::read_config(&boot);
     let (storage, network) = probe::devices(clock);
-    probe::route_serial_line(&platform);
+    serial::choose(&platform);
     let has_smp_room = smp::has_room(&boot);
     let host = host::init(Host::new(boot, platform, clock, backend, config, storage, network));
     host.cpus.add(interrupts::local_apic::id());

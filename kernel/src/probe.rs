@@ -3,6 +3,7 @@
 use crate::backend::Backend as HostBackend;
 use crate::host::Host;
 use crate::network::Network;
+use crate::serial;
 use crate::storage::Storage;
 use crate::time::Clock;
 use alloc::format;
@@ -15,7 +16,6 @@ use drivers::pci::interrupt::Message;
 use drivers::{Probed, pci, probe, read_partitions};
 use interrupts::local_apic;
 use memory::Dma;
-use platform::Platform;
 use shell::{Backend, Device, DeviceStatus, Feature};
 use spin::Mutex;
 
@@ -44,6 +44,7 @@ pub fn devices(clock: Clock) -> (Storage, Network) {
     let (mut storage, mut network) = (Storage::default(), Network::new());
     let own = local_apic::id();
     for function in pci::enumerate() {
+        let Some(function) = serial::offer(function) else { continue };
         let place = function.to_string();
         let mut vector = None;
         let message = || {
@@ -67,16 +68,6 @@ pub fn devices(clock: Clock) -> (Storage, Network) {
     (storage, network)
 }
 
-/// Brings the serial line's interrupt to this processor, where there is an I/O APIC; its keys are polled otherwise.
-pub fn route_serial_line(platform: &Platform) {
-    platform.io_apics.iter().for_each(|apic| apic.mask_all());
-    let Some((apic, input)) = platform.isa_input(drivers::uart::COM1_IRQ) else { return };
-    let Some(vector) = interrupts::take_device_vector() else { return };
-    if !apic.route(input.gsi, local_apic::id(), vector, input.level, input.active_low) {
-        log::warn!("the serial line's interrupt cannot reach the processor with APIC ID {}", local_apic::id());
-    }
-}
-
 /// Writes the start-up report.
 pub fn report(host: &Host) {
     let memory_mib = host.memory_bytes() >> 20;
@@ -89,6 +80,7 @@ pub fn report(host: &Host) {
         if x2apic { "x2APIC" } else { "xAPIC" },
         if deadline { "TSC deadline" } else { "count" },
     );
+    serial::report();
     host.platform.notes.iter().for_each(|note| log::warn!("{note}"));
     match &host.backend {
         HostBackend::None(why) => log::error!("no guest can run: {why}"),

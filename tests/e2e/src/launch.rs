@@ -83,6 +83,30 @@ impl DiskBus {
     }
 }
 
+/// Where the serial line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serial {
+    /// A PC's first port, alone.
+    Com1,
+    /// The second, alone.
+    Com2,
+    /// The second, beside a first at which nobody listens.
+    Com2BesideCom1,
+    /// A UART on PCI, alone.
+    Pci,
+}
+
+impl Serial {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Com1 => &["-serial", "chardev:console"],
+            Self::Com2 => &["-device", "isa-serial,index=1,chardev=console"],
+            Self::Com2BesideCom1 => &["-serial", "null", "-serial", "chardev:console"],
+            Self::Pci => &["-device", "pci-serial,chardev=console"],
+        }
+    }
+}
+
 /// An emulated machine that has not been switched on: machine type q35, serial line on standard input and output, no
 /// display, no default devices, no reboot.
 #[derive(Debug, Clone)]
@@ -90,6 +114,7 @@ pub struct Launch {
     name: String,
     accel: Accel,
     cpu_model: Option<String>,
+    serial: Serial,
     memory_mib: u32,
     cpus: u32,
     arguments: Vec<OsString>,
@@ -106,6 +131,7 @@ impl Launch {
             name: name.to_owned(),
             accel: Accel::Tcg,
             cpu_model: None,
+            serial: Serial::Com1,
             memory_mib: 2048,
             cpus: 2,
             arguments: Vec::new(),
@@ -126,6 +152,13 @@ impl Launch {
     #[must_use]
     pub fn cpu(mut self, model: &str) -> Self {
         self.cpu_model = Some(model.to_owned());
+        self
+    }
+
+    /// Moves the serial line.
+    #[must_use]
+    pub fn serial(mut self, serial: Serial) -> Self {
+        self.serial = serial;
         self
     }
 
@@ -250,7 +283,7 @@ impl Launch {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = self.base();
-        command.args(["-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"]);
+        command.args(["-chardev", "stdio,id=console,signal=off"]).args(self.serial.arguments());
         command.args(["-monitor", "none"]);
         command
     }
@@ -260,8 +293,8 @@ impl Launch {
     #[must_use]
     pub fn terminal_command(&self) -> Command {
         let mut command = self.base();
-        command.args(["-chardev", "stdio,id=serial0,mux=on,signal=off", "-serial", "chardev:serial0"]);
-        command.args(["-mon", "chardev=serial0", "-echr", "0x1e"]);
+        command.args(["-chardev", "stdio,id=console,mux=on,signal=off"]).args(self.serial.arguments());
+        command.args(["-mon", "chardev=console", "-echr", "0x1e"]);
         command
     }
 

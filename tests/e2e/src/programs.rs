@@ -4,6 +4,7 @@ mod console;
 mod demo;
 mod guests;
 mod host;
+mod platform;
 mod tiny;
 
 use anyhow::Result;
@@ -37,6 +38,7 @@ pub static PROGRAMS: &[Program] = &[
     quick("selftest", tiny::selftest),
     full("one_cpu", host::one_cpu),
     full("bare_host", host::bare_host),
+    full("serial_lines", platform::serial_lines),
     full("no_svm", host::no_svm),
     full("mistakes", host::mistakes),
     full("console", console::console),

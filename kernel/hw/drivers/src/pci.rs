@@ -269,6 +269,13 @@ impl Function {
         });
     }
 
+    /// Lets the function decode its I/O and memory BARs, for a device without DMA that is polled.
+    pub(crate) fn enable_decoding(&mut self) {
+        PciHeader::new(self.address).update_command(self.access, |command| {
+            command | CommandRegister::IO_ENABLE | CommandRegister::MEMORY_ENABLE | CommandRegister::INTERRUPT_DISABLE
+        });
+    }
+
     /// Takes DMA from the function, whatever state it is in. MSI-X goes with it.
     pub(crate) fn stop_dma(&mut self) {
         PciHeader::new(self.address)

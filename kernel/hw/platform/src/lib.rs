@@ -19,6 +19,7 @@ use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::rsdp::Rsdp;
 use acpi::sdt::SdtHeader;
+use acpi::spcr::Spcr;
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 use addr::Hpa;
 use alloc::vec::Vec;
@@ -41,6 +42,8 @@ pub struct Platform {
     pub power_off: Option<(u16, u16)>,
     /// The port and value that reset the machine.
     pub reset: Option<(u16, u8)>,
+    /// The table that says where the firmware's console is.
+    pub console_table: Option<&'static [u8]>,
     /// What could not be read.
     pub notes: Vec<&'static str>,
 }
@@ -123,6 +126,12 @@ impl Platform {
             Ok(fadt) => platform.read_fadt(&fadt, &tables),
             Err(_) => platform.notes.push("no FADT: no power-off, clock from the PIT"),
         }
+        // The crate has checked the length and the sum; what the table says is for `firmware::spcr`.
+        platform.console_table = tables.find_table::<Spcr>().ok().map(|table| {
+            let bytes = (table.virtual_start().as_ptr().cast_const().cast::<u8>(), table.region_length());
+            // SAFETY: `map_physical_region` mapped that many bytes there, for ever, and nothing writes them.
+            unsafe { core::slice::from_raw_parts(bytes.0, bytes.1) }
+        });
         platform
     }
 

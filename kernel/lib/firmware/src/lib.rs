@@ -1,4 +1,5 @@
-//! What the guest's firmware would have left in memory: the ACPI and SMBIOS tables that describe the board.
+//! What the guest's firmware would have left in memory: the ACPI and SMBIOS tables that describe the board; and what the
+//! host's own firmware says in tables that the host reads itself ([`spcr`]).
 //!
 //! [`write_acpi`] and [`write_smbios`] build the tables for a [`Board`] and copy them below 1 MiB, where [`layout`] says.
 //! `machine` calls both before `loader` starts a guest and hands the RSDP's address on; `chipset` and `pci` model the
@@ -12,6 +13,7 @@ mod acpi;
 mod dsdt;
 pub mod layout;
 mod smbios;
+pub mod spcr;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,47 @@
+//! What differs between machines that firmware describes: where the console is.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::{Artifacts, Serial};
+
+/// The prompt comes on COM2, on a UART on PCI, and on the one that the firmware names.
+pub fn serial_lines(artifacts: &Artifacts) -> Result<()> {
+    prompt_on(artifacts, "serial_com2", Serial::Com2, None, "COM2, 115200 baud, interrupt")?;
+    prompt_on(artifacts, "serial_pci", Serial::Pci, None, ", PCI 00:0")?;
+    let table = console_table(0x2f8, 3);
+    prompt_on(
+        artifacts,
+        "serial_spcr",
+        Serial::Com2BesideCom1,
+        Some(&table),
+        "COM2, as the firmware's (SPCR), 57600 baud",
+    )
+}
+
+fn prompt_on(artifacts: &Artifacts, name: &str, serial: Serial, table: Option<&[u8]>, reported: &str) -> Result<()> {
+    let mut launch = artifacts.bare_with(name, &[])?.serial(serial);
+    if let Some(table) = table {
+        fs::create_dir_all(&artifacts.logs)?;
+        let path = artifacts.logs.join(format!("{name}.spcr"));
+        fs::write(&path, table).with_context(|| format!("writing {}", path.display()))?;
+        launch = launch.argument("-acpitable", format!("sig=SPCR,rev=2,data={}", path.display()));
+    }
+    let mut host = artifacts.boot(&launch).context(name.to_owned())?;
+    let log = host.ask("log")?.to_string();
+    anyhow::ensure!(log.contains(reported), "{name}: the log does not say \"{reported}\": {log}");
+    host.power_off()
+}
+
+/// What follows an SPCR's header: a 16550 at an I/O port, 57600 baud (Microsoft, revision 2 of the table).
+fn console_table(port: u16, irq: u8) -> Vec<u8> {
+    const HEADER_BYTES: usize = 36;
+    let mut table = vec![0; 80];
+    table[40..44].copy_from_slice(&[1, 8, 0, 1]);
+    table[44..46].copy_from_slice(&port.to_le_bytes());
+    table[52..54].copy_from_slice(&[1, irq]);
+    table[58] = 6;
+    table[64..68].fill(0xff);
+    table.split_off(HEADER_BYTES)
+}
