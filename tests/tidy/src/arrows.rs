@@ -28,6 +28,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("block", &["addr", "guestmem"]),
     ("switch", &["addr", "guestmem"]),
     ("shell", &["config"]),
+    ("migrate", &["addr", "guestmem"]),
+    ("peer", &[]),
     (
         "machine",
         &[

@@ -1,0 +1,399 @@
+//! Model checking of source and target: every order of steps, every break of the link, every death, for a guest of two
+//! pages that writes while it moves.
+//!
+//! The state machines are the real ones; the model is what lies around them. A session delivers in order or breaks, and
+//! with it everything under way is lost: that is what `peer` makes of loss, duplication, reordering and forgery. Across
+//! sessions words are said again and answers come late.
+
+use crate::source::{self, Outcome, Source};
+use crate::target::{self, Target};
+use crate::{Id, Settings, Strategy};
+use guestmem::PageSet;
+use stateright::{Checker, Model, Property};
+use std::collections::VecDeque;
+
+const PAGES: usize = 2;
+
+/// What may go wrong, and how often.
+struct World {
+    writes: u8,
+    breaks: u8,
+    deaths: u8,
+    cancels: u8,
+    strategy: Strategy,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum ToTarget {
+    Word(source::Word),
+    Page(usize, u8),
+    State,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct State {
+    source: Source,
+    source_alive: bool,
+    source_runs: bool,
+    memory: [u8; PAGES],
+    dirty: [bool; PAGES],
+    outcome: Option<Outcome>,
+    /// `None` where it knows of nothing.
+    target: Option<Target>,
+    target_alive: bool,
+    target_runs: bool,
+    image: [Option<u8>; PAGES],
+    /// A session stands; what is under way in it.
+    link: bool,
+    to_target: VecDeque<ToTarget>,
+    to_source: VecDeque<Answer>,
+    /// An end has not noticed yet that its session broke.
+    source_unaware: bool,
+    target_unaware: bool,
+    wants_session: bool,
+    writes: u8,
+    breaks: u8,
+    deaths: u8,
+    cancels: u8,
+    /// The target lost its memory, or the operator gave up there.
+    forgot: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Answer {
+    Word(target::Word),
+    Unknown,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Action {
+    Write(usize),
+    SourceEffect,
+    SendPage,
+    TargetEffect { succeeds: bool },
+    Deliver { accept: bool },
+    Answer,
+    Break,
+    SourceNotices,
+    TargetNotices,
+    Connect,
+    SourceDies,
+    TargetDies,
+    SourceCancels,
+    TargetCancels,
+    TimeoutPasses,
+}
+
+fn all() -> PageSet {
+    let mut pages = PageSet::new(PAGES as u64).unwrap();
+    pages.insert(0, PAGES as u64);
+    pages
+}
+
+impl State {
+    fn source_effect(&mut self) {
+        match self.source.take_effect().unwrap() {
+            source::Effect::Say(word) => self.send(ToTarget::Word(word)),
+            source::Effect::Look => {
+                let mut written = PageSet::new(PAGES as u64).unwrap();
+                for (page, dirty) in self.dirty.iter_mut().enumerate() {
+                    written.insert(page as u64, u64::from(core::mem::take(dirty)));
+                }
+                // Anything that remains is too much for a running guest, so that there are further rounds.
+                self.source.looked(&written, 1 << 40, 0, 0);
+            }
+            source::Effect::Throttle(_) => {}
+            source::Effect::Stop => {
+                self.source_runs = false;
+                self.source.stopped();
+            }
+            source::Effect::SendState => {
+                self.send(ToTarget::State);
+                self.source.state_sent();
+            }
+            source::Effect::Resume => self.source_runs = true,
+            source::Effect::Connect => self.wants_session = true,
+            source::Effect::End(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn send(&mut self, message: ToTarget) {
+        if self.link && !self.source_unaware {
+            self.to_target.push_back(message);
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        if self.link && !self.target_unaware {
+            self.to_source.push_back(answer);
+        }
+    }
+
+    fn target_effect(&mut self, succeeds: bool) {
+        let target = self.target.as_mut().unwrap();
+        match target.take_effect().unwrap() {
+            target::Effect::Say(word) => self.answer(Answer::Word(word)),
+            target::Effect::Restore => target.restored(if succeeds { Ok(()) } else { Err("it does not fit") }),
+            target::Effect::Run => self.target_runs = true,
+            target::Effect::Discard(_) => self.image = [None; PAGES],
+        }
+    }
+
+    fn deliver(&mut self, accept: bool) {
+        let message = self.to_target.pop_front().unwrap();
+        let Some(target) = &mut self.target else {
+            match message {
+                ToTarget::Word(source::Word::Offer) => {
+                    let mut target = Target::new(Id::default());
+                    if accept {
+                        target.prepared(all())
+                    } else {
+                        target.refuse("no room")
+                    }
+                    self.target = Some(target);
+                }
+                _ => self.answer(Answer::Unknown),
+            }
+            return;
+        };
+        let result = match message {
+            ToTarget::Word(source::Word::Offer) => unreachable!("an offer is made once"),
+            ToTarget::Word(source::Word::Finish) => target.finished(),
+            ToTarget::Word(source::Word::Commit) => target.committed(),
+            ToTarget::Word(source::Word::Abort(reason)) => target.aborted(&reason),
+            ToTarget::Page(page, version) => {
+                let result = target.arrived(page as u64, 1);
+                if result.is_ok() {
+                    self.image[page] = Some(version);
+                }
+                result
+            }
+            ToTarget::State => target.state_arrived(1, b"s"),
+        };
+        if result.is_err() {
+            // What was under way when the target gave up is out of turn; nothing else ever is.
+            assert!(self.target.as_ref().unwrap().phase() == target::Phase::Gone, "{result:?}");
+        }
+    }
+
+    fn hear(&mut self) {
+        match self.to_source.pop_front().unwrap() {
+            Answer::Word(target::Word::Accept) => self.source.accepted(),
+            Answer::Word(target::Word::Refuse(reason)) => self.source.refused(&reason),
+            Answer::Word(target::Word::Ready) => self.source.ready(),
+            Answer::Word(target::Word::Running) => self.source.running(),
+            Answer::Word(target::Word::Abort(reason)) => self.source.aborted(&reason),
+            Answer::Unknown => self.source.unknown(),
+        }
+    }
+
+    fn break_link(&mut self) {
+        self.link = false;
+        self.to_target.clear();
+        self.to_source.clear();
+        (self.source_unaware, self.target_unaware) = (self.source_alive, self.target_alive);
+    }
+
+    fn notice_at_target(&mut self) {
+        self.target_unaware = false;
+        if let Some(target) = &mut self.target {
+            target.unlinked("the link is down");
+        }
+    }
+
+    fn connect(&mut self) {
+        self.wants_session = false;
+        if self.target_unaware {
+            self.notice_at_target();
+        }
+        self.link = true;
+        self.source.linked();
+    }
+}
+
+impl Model for World {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let settings = Settings { timeout_ns: 1, strategy: self.strategy, ..Settings::default() };
+        let source = Source::new(Id::default(), settings, all(), 0);
+        vec![State {
+            source,
+            source_alive: true,
+            source_runs: true,
+            memory: [0; PAGES],
+            dirty: [false; PAGES],
+            outcome: None,
+            target: None,
+            target_alive: true,
+            target_runs: false,
+            image: [None; PAGES],
+            link: true,
+            to_target: VecDeque::new(),
+            to_source: VecDeque::new(),
+            source_unaware: false,
+            target_unaware: false,
+            wants_session: false,
+            writes: self.writes,
+            breaks: self.breaks,
+            deaths: self.deaths,
+            cancels: self.cancels,
+            forgot: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let State { source, target, source_alive, target_alive, .. } = state;
+        if *source_alive {
+            if state.source_runs && state.writes > 0 {
+                actions.extend((0..PAGES).map(Action::Write));
+            }
+            let has_effect = source.clone().take_effect().is_some();
+            if has_effect {
+                actions.push(Action::SourceEffect);
+            } else if source.wants_pages() {
+                actions.push(Action::SendPage);
+            }
+            if state.source_unaware {
+                actions.push(Action::SourceNotices);
+            } else if state.wants_session && *target_alive {
+                actions.push(Action::Connect);
+            }
+            if !state.to_source.is_empty() {
+                actions.push(Action::Answer);
+            }
+            if state.cancels > 0 {
+                actions.push(Action::SourceCancels);
+            }
+            if source.phase() == source::Phase::Copying {
+                actions.push(Action::TimeoutPasses);
+            }
+        }
+        if *target_alive {
+            match target.clone().and_then(|mut target| target.take_effect()) {
+                Some(target::Effect::Restore) => {
+                    actions.extend([true, false].map(|succeeds| Action::TargetEffect { succeeds }));
+                }
+                Some(_) => actions.push(Action::TargetEffect { succeeds: true }),
+                None => {}
+            }
+            if !state.to_target.is_empty() {
+                actions.push(Action::Deliver { accept: true });
+                if target.is_none() {
+                    actions.push(Action::Deliver { accept: false });
+                }
+            }
+            if state.target_unaware {
+                actions.push(Action::TargetNotices);
+            }
+            if state.cancels > 0 && target.is_some() {
+                actions.push(Action::TargetCancels);
+            }
+        }
+        if state.link && state.breaks > 0 {
+            actions.push(Action::Break);
+        }
+        if state.deaths > 0 {
+            actions.extend([Action::SourceDies, Action::TargetDies]);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        match action {
+            Action::Write(page) => {
+                state.writes -= 1;
+                state.memory[page] += 1;
+                state.dirty[page] = true;
+            }
+            Action::SourceEffect => state.source_effect(),
+            Action::SendPage => {
+                let page = state.source.take_page().unwrap() as usize;
+                state.send(ToTarget::Page(page, state.memory[page]));
+                state.source.advance();
+            }
+            Action::TargetEffect { succeeds } => state.target_effect(succeeds),
+            Action::Deliver { accept } => state.deliver(accept),
+            Action::Answer => state.hear(),
+            Action::Break => {
+                state.breaks -= 1;
+                state.break_link();
+            }
+            Action::SourceNotices => {
+                state.source_unaware = false;
+                state.source.unlinked("the link is down");
+            }
+            Action::TargetNotices => state.notice_at_target(),
+            Action::Connect => state.connect(),
+            Action::SourceDies => {
+                state.deaths -= 1;
+                (state.source_alive, state.source_runs) = (false, false);
+                state.break_link();
+            }
+            Action::TargetDies => {
+                state.deaths -= 1;
+                state.break_link();
+                (state.target, state.target_runs, state.target_unaware) = (None, false, false);
+                (state.image, state.forgot) = ([None; PAGES], true);
+            }
+            Action::SourceCancels => {
+                state.cancels -= 1;
+                state.source.cancel("the operator said so");
+            }
+            Action::TargetCancels => {
+                state.cancels -= 1;
+                state.target.as_mut().unwrap().cancel("the operator said so");
+            }
+            Action::TimeoutPasses => state.source.tick(1),
+        }
+        (state != *last).then_some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("never two owners", |_, state: &State| !(state.source_runs && state.target_runs)),
+            Property::always("no page is lost", |_, state: &State| {
+                !state.target_runs || state.image == state.memory.map(Some)
+            }),
+            Property::always("who stays runs, who moved does not", |_, state: &State| match &state.outcome {
+                None => true,
+                Some(Outcome::Stayed(_)) => state.source_runs || !state.source_alive,
+                Some(Outcome::Moved) => !state.source_runs && (state.target_runs || state.forgot),
+                Some(Outcome::Lost) => state.forgot && !state.source_runs,
+            }),
+            Property::always("where all is quiet there is an owner", |world: &World, state: &State| {
+                let mut actions = Vec::new();
+                world.actions(state, &mut actions);
+                let is_owned = state.source_runs || state.target_runs;
+                !actions.is_empty() || is_owned || !state.source_alive || state.forgot
+            }),
+            Property::sometimes("it moves", |_, state: &State| state.outcome == Some(Outcome::Moved)),
+            Property::sometimes("it moves across a broken link", |world: &World, state: &State| {
+                world.breaks == 0 || state.outcome == Some(Outcome::Moved) && state.breaks < world.breaks
+            }),
+            Property::sometimes("it stays", |_, state: &State| matches!(state.outcome, Some(Outcome::Stayed(_)))),
+        ]
+    }
+}
+
+fn check(world: World) {
+    let checker = world.checker().threads(2).spawn_dfs().join();
+    checker.assert_properties();
+    assert!(checker.unique_state_count() > 500, "{} states", checker.unique_state_count());
+}
+
+#[test]
+fn links_break() {
+    check(World { writes: 2, breaks: 2, deaths: 0, cancels: 0, strategy: Strategy::Stop });
+}
+
+#[test]
+fn hosts_die() {
+    check(World { writes: 1, breaks: 1, deaths: 1, cancels: 0, strategy: Strategy::Stop });
+}
+
+#[test]
+fn operators_cancel_and_time_runs_out() {
+    check(World { writes: 1, breaks: 1, deaths: 0, cancels: 1, strategy: Strategy::Cancel });
+}

@@ -1,0 +1,242 @@
+//! Pages as records: what a batch of guest memory looks like on the wire.
+//!
+//! [`encode`] appends one record for a page; neighbouring pages of zeroes become one. [`Records`] reads a batch and checks
+//! each record before it is used. A record is eight bytes (the page's number in bits 39:0, its [`Kind`] in 47:40, a count
+//! or length in 63:48), then the page's bytes, if it has any.
+
+use addr::PAGE_BYTES;
+use alloc::vec::Vec;
+
+/// Bytes in a page.
+pub const PAGE: usize = PAGE_BYTES as usize;
+
+/// Bytes in front of each page.
+pub const HEADER_BYTES: usize = 8;
+
+const NUMBER_MASK: u64 = (1 << 40) - 1;
+
+/// A compressed page that is longer is sent as it is: the target would unpack it for little.
+const COMPRESSED_BYTES_MAX: usize = PAGE / 4 * 3;
+
+/// How a record carries its page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Nothing but zeroes; the count is that of the pages, which follow each other.
+    Zero,
+    /// As it is; the length is [`PAGE`].
+    Raw,
+    /// An LZ4 block of that length.
+    Lz4,
+}
+
+impl Kind {
+    fn of(code: u64) -> Option<Self> {
+        match code {
+            0 => Some(Self::Zero),
+            1 => Some(Self::Raw),
+            2 => Some(Self::Lz4),
+            _ => None,
+        }
+    }
+}
+
+/// The most bytes that one page adds to a batch.
+pub const RECORD_BYTES_MAX: usize = HEADER_BYTES + PAGE;
+
+/// Whether a page holds nothing but zeroes.
+pub fn is_zero(bytes: &[u8; PAGE]) -> bool {
+    let (words, _) = bytes.as_chunks::<64>();
+    words.iter().all(|chunk| {
+        let (parts, _) = chunk.as_chunks::<8>();
+        parts.iter().fold(0, |all, part| all | u64::from_ne_bytes(*part)) == 0
+    })
+}
+
+/// Appends zero page `page`; `last_zero` is where the record of the page before starts, if that was one.
+pub fn encode_zero(out: &mut Vec<u8>, page: u64, last_zero: Option<usize>) -> usize {
+    if let Some(at) = last_zero
+        && let Some((header, [])) = out[at..].split_first_chunk::<HEADER_BYTES>()
+    {
+        let (number, _, count) = split(u64::from_le_bytes(*header));
+        if number + u64::from(count) == page && count < u16::MAX {
+            out[at..].copy_from_slice(&header_of(number, Kind::Zero, count + 1));
+            return at;
+        }
+    }
+    out.extend_from_slice(&header_of(page, Kind::Zero, 1));
+    out.len() - HEADER_BYTES
+}
+
+/// Appends a page as it is.
+pub fn encode_raw(out: &mut Vec<u8>, page: u64, bytes: &[u8; PAGE]) {
+    out.extend_from_slice(&header_of(page, Kind::Raw, PAGE as u16));
+    out.extend_from_slice(bytes);
+}
+
+/// Appends a page compressed; says whether it did. `packed` is room to work in.
+pub fn encode_lz4(out: &mut Vec<u8>, page: u64, bytes: &[u8; PAGE], packed: &mut [u8]) -> bool {
+    match lz4_flex::block::compress_into(bytes, packed) {
+        Ok(length) if length <= COMPRESSED_BYTES_MAX => {
+            out.extend_from_slice(&header_of(page, Kind::Lz4, length as u16));
+            out.extend_from_slice(&packed[..length]);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// How much room [`encode_lz4`] wants to work in.
+pub fn packed_bytes_max() -> usize {
+    lz4_flex::block::get_maximum_output_size(PAGE)
+}
+
+fn header_of(page: u64, kind: Kind, length: u16) -> [u8; HEADER_BYTES] {
+    assert!(page <= NUMBER_MASK, "a page's number fits");
+    (page | (kind as u64) << 40 | u64::from(length) << 48).to_le_bytes()
+}
+
+fn split(header: u64) -> (u64, u64, u16) {
+    (header & NUMBER_MASK, header >> 40 & 0xff, (header >> 48) as u16)
+}
+
+/// A record of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Record<'a> {
+    /// So many pages of zeroes from this one on.
+    Zero(u64, u64),
+    /// A page's bytes.
+    Raw(u64, &'a [u8; PAGE]),
+    /// A page's bytes, to be unpacked by [`unpack`].
+    Lz4(u64, &'a [u8]),
+}
+
+/// A batch that does not consist of records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BadRecord;
+
+/// The records of a batch, until the first that is wrong.
+pub struct Records<'a>(&'a [u8]);
+
+impl<'a> Records<'a> {
+    /// Of a batch.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    fn take(&mut self) -> Result<Record<'a>, BadRecord> {
+        let (header, rest) = self.0.split_first_chunk().ok_or(BadRecord)?;
+        let (page, code, length) = split(u64::from_le_bytes(*header));
+        let record = match Kind::of(code).ok_or(BadRecord)? {
+            Kind::Zero if length == 0 => return Err(BadRecord),
+            Kind::Zero => {
+                self.0 = rest;
+                return Ok(Record::Zero(page, length.into()));
+            }
+            Kind::Raw if usize::from(length) != PAGE => return Err(BadRecord),
+            Kind::Raw => Record::Raw(page, rest.first_chunk().ok_or(BadRecord)?),
+            Kind::Lz4 => Record::Lz4(page, rest.get(..length.into()).ok_or(BadRecord)?),
+        };
+        self.0 = &rest[length.into()..];
+        Ok(record)
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, BadRecord>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let record = self.take();
+        if record.is_err() {
+            self.0 = &[];
+        }
+        Some(record)
+    }
+}
+
+/// Unpacks a compressed page.
+pub fn unpack(packed: &[u8], page: &mut [u8; PAGE]) -> Result<(), BadRecord> {
+    match lz4_flex::block::decompress_into(packed, page) {
+        Ok(PAGE) => Ok(()),
+        _ => Err(BadRecord),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn zero_pages_in_a_row_are_one_record() {
+        let mut out = Vec::new();
+        let mut last = None;
+        for page in [5, 6, 7, 9] {
+            last = Some(encode_zero(&mut out, page, last));
+        }
+        let records: Vec<_> = Records::new(&out).collect();
+        assert_eq!(records, [Ok(Record::Zero(5, 3)), Ok(Record::Zero(9, 1))]);
+    }
+
+    #[test]
+    fn a_zero_page_after_another_kind_starts_its_own() {
+        let mut out = Vec::new();
+        let last = encode_zero(&mut out, 1, None);
+        encode_raw(&mut out, 2, &[7; PAGE]);
+        encode_zero(&mut out, 3, Some(last));
+        let records: Vec<_> = Records::new(&out).collect();
+        assert_eq!(records, [Ok(Record::Zero(1, 1)), Ok(Record::Raw(2, &[7; PAGE])), Ok(Record::Zero(3, 1))]);
+    }
+
+    #[test]
+    fn a_page_comes_back_from_lz4_and_noise_is_not_packed() {
+        let mut page = [0; PAGE];
+        page[100..108].copy_from_slice(b"contents");
+        let (mut out, mut packed) = (Vec::new(), alloc::vec![0; packed_bytes_max()]);
+        assert!(encode_lz4(&mut out, 77, &page, &mut packed));
+        assert!(out.len() < 100);
+        let Some(Ok(Record::Lz4(77, bytes))) = Records::new(&out).next() else { panic!("{out:?}") };
+        let mut again = [1; PAGE];
+        unpack(bytes, &mut again).unwrap();
+        assert_eq!(again, page);
+        let mut seed = 1u64;
+        let noise = core::array::from_fn(|_| {
+            seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (seed >> 56) as u8
+        });
+        assert!(!encode_lz4(&mut out, 78, &noise, &mut packed));
+    }
+
+    #[test]
+    fn cut_batches_are_refused() {
+        let mut out = Vec::new();
+        encode_raw(&mut out, 2, &[7; PAGE]);
+        for length in 1..out.len() {
+            assert_eq!(Records::new(&out[..length]).next(), Some(Err(BadRecord)));
+        }
+        assert_eq!(Records::new(&header_of(1, Kind::Zero, 0)).next(), Some(Err(BadRecord)));
+        assert_eq!(unpack(&[0x10], &mut [0; PAGE]), Err(BadRecord));
+    }
+
+    #[test]
+    fn zeroes_are_told_from_a_last_bit() {
+        let mut page = [0; PAGE];
+        assert!(is_zero(&page));
+        page[PAGE - 1] = 0x80;
+        assert!(!is_zero(&page));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_batches_end(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let mut page = [0; PAGE];
+            for record in Records::new(&bytes) {
+                if let Ok(Record::Lz4(_, packed)) = record {
+                    let _ = unpack(packed, &mut page);
+                }
+            }
+        }
+    }
+}

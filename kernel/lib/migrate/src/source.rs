@@ -1,0 +1,543 @@
+//! The source's side: which pages are still to be sent, when the guest stops, and who owns it.
+//!
+//! [`Source`] is told what happened (methods named after events) and says what to do next ([`Effect`]); [`crate::pace`]
+//! fills batches from its set of pages. Its mirror is [`crate::target`].
+
+use crate::{Id, Settings, Strategy};
+use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
+use guestmem::PageSet;
+
+/// How far it has got.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Phase {
+    /// The target was asked.
+    Offering,
+    /// The guest runs, its memory is sent.
+    Copying,
+    /// The guest was told to stop.
+    Stopping,
+    /// It stands; what it wrote last is being looked up.
+    LastLook,
+    /// That is being sent.
+    LastPages,
+    /// Its state is being sent.
+    Saving,
+    /// Everything is sent, and the target has not said that it is ready.
+    Finished,
+    /// The VM is given away; no answer has come.
+    Committed,
+    /// It was taken back; the target may not know.
+    Withdrawing,
+    /// Over.
+    Done,
+}
+
+/// How it ended.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Outcome {
+    /// The VM runs on the target.
+    Moved,
+    /// It runs here, and why.
+    Stayed(String),
+    /// It was given away to a target that has forgotten it: perhaps it ran there. Only a person can say.
+    Lost,
+}
+
+/// What the source says; the driver knows the offer's description.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Word {
+    /// [`crate::wire::Message::Offer`].
+    Offer,
+    /// [`crate::wire::Message::Finish`].
+    Finish,
+    /// [`crate::wire::Message::Commit`].
+    Commit,
+    /// [`crate::wire::Message::Abort`].
+    Abort(String),
+}
+
+/// What is to be done, in order.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Effect {
+    /// Send it.
+    Say(Word),
+    /// Collect the pages written since the last look, let every vCPU forget its translations, and call
+    /// [`Source::looked`].
+    Look,
+    /// Let the guest run for only so many percent of the time.
+    Throttle(u8),
+    /// Stop the guest and its devices, and call [`Source::stopped`].
+    Stop,
+    /// Send the machine's state and call [`Source::state_sent`].
+    SendState,
+    /// Let the guest run on, unthrottled.
+    Resume,
+    /// Make a new session and call [`Source::linked`].
+    Connect,
+    /// Note the outcome.
+    End(Outcome),
+}
+
+/// How much less of its time a guest gets at each step, and what it keeps at least.
+const THROTTLE_STEP_PERCENT: u8 = 20;
+const THROTTLE_KEPT_PERCENT: u8 = 5;
+
+/// Rounds that bring little until the guest is throttled.
+const STALLS_MAX: u32 = 2;
+
+/// One migration, at the source.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Source {
+    id: Id,
+    settings: Settings,
+    deadline_ns: u64,
+    phase: Phase,
+    /// Pages that the target lacks, or has an old version of.
+    to_send: PageSet,
+    /// Where the next batch goes on.
+    cursor: u64,
+    total: u64,
+    round: u32,
+    /// Pages to send at the start of the round.
+    round_pages: u64,
+    /// Pages of the first round that are left when the guest's writes are looked up early, so that what it writes often
+    /// is known page by page before it is sent.
+    samples: [u64; 2],
+    looking: bool,
+    is_sample: bool,
+    stalls: u32,
+    running_percent: u8,
+    expected_ns: u64,
+    has_link: bool,
+    effects: VecDeque<Effect>,
+}
+
+impl Source {
+    /// A migration of a guest with these pages, which are tracked from now on.
+    pub fn new(id: Id, settings: Settings, pages: PageSet, now_ns: u64) -> Self {
+        let total = pages.count();
+        Self {
+            id,
+            settings,
+            deadline_ns: now_ns.saturating_add(settings.timeout_ns),
+            phase: Phase::Offering,
+            to_send: pages,
+            cursor: 0,
+            total,
+            round: 1,
+            round_pages: total,
+            samples: [total - total / 32, total - total / 4],
+            looking: false,
+            is_sample: false,
+            stalls: 0,
+            running_percent: 100,
+            expected_ns: 0,
+            has_link: true,
+            effects: VecDeque::from([Effect::Say(Word::Offer)]),
+        }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The round, from 1.
+    pub fn round(&self) -> u32 {
+        self.round
+    }
+
+    /// Pages that the guest has.
+    pub fn pages(&self) -> u64 {
+        self.total
+    }
+
+    /// Pages still to be sent in this round.
+    pub fn remaining(&self) -> u64 {
+        self.to_send.count()
+    }
+
+    /// The downtime that was expected at the last look.
+    pub fn expected_ns(&self) -> u64 {
+        self.expected_ns
+    }
+
+    /// How much of its time the guest has.
+    pub fn running_percent(&self) -> u8 {
+        self.running_percent
+    }
+
+    /// Most bytes a second.
+    pub fn bandwidth_max(&self) -> Option<u64> {
+        // Once the guest stands, every moment counts.
+        if self.phase == Phase::Copying { self.settings.bandwidth_max } else { None }
+    }
+
+    /// What to do next.
+    pub fn take_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Whether there are pages to send now.
+    pub fn wants_pages(&self) -> bool {
+        matches!(self.phase, Phase::Copying | Phase::LastPages) && !self.to_send.is_empty()
+    }
+
+    /// The next page to send. It is the caller's from here on: it reads it now, not before.
+    pub fn take_page(&mut self) -> Option<u64> {
+        if !self.wants_pages() {
+            return None;
+        }
+        let page = self.to_send.next_from(self.cursor).or_else(|| self.to_send.next_from(0))?;
+        self.to_send.remove(page);
+        self.cursor = page + 1;
+        Some(page)
+    }
+
+    /// A batch was filled: looks whether a round is over.
+    pub fn advance(&mut self) {
+        match self.phase {
+            Phase::Copying if !self.looking => {
+                let left = self.to_send.count();
+                let sample = self.round == 1 && self.samples.iter().any(|&at| left <= at) && left > 0;
+                if sample {
+                    self.samples.iter_mut().filter(|at| left <= **at).for_each(|at| *at = 0);
+                }
+                if sample || left == 0 {
+                    self.look(sample);
+                }
+            }
+            Phase::LastPages if self.to_send.is_empty() => {
+                self.phase = Phase::Saving;
+                self.effects.push_back(Effect::SendState);
+            }
+            _ => {}
+        }
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, now_ns: u64) {
+        if self.phase == Phase::Copying && now_ns >= self.deadline_ns {
+            match self.settings.strategy {
+                Strategy::Cancel => self.fail("the guest changes its memory too fast to move in time"),
+                Strategy::Stop => self.stop(),
+            }
+        }
+    }
+
+    /// The target takes it.
+    pub fn accepted(&mut self) {
+        if self.phase == Phase::Offering {
+            self.phase = Phase::Copying;
+        }
+    }
+
+    /// The target does not take it.
+    pub fn refused(&mut self, reason: &str) {
+        if self.phase == Phase::Offering {
+            self.end(Outcome::Stayed(reason.to_string()));
+        }
+    }
+
+    /// The look is done: what was written since the last. `page_ns` is what a page takes to send, `rest_ns` what else
+    /// the guest stands still for.
+    pub fn looked(&mut self, written: &PageSet, page_ns: u64, rest_ns: u64, now_ns: u64) {
+        if !core::mem::take(&mut self.looking) {
+            return;
+        }
+        self.to_send.merge(written);
+        match self.phase {
+            Phase::Copying if !self.is_sample => self.decide(page_ns, rest_ns, now_ns),
+            Phase::LastLook => {
+                self.phase = Phase::LastPages;
+                self.advance();
+            }
+            _ => {}
+        }
+    }
+
+    /// The guest and its devices stand.
+    pub fn stopped(&mut self) {
+        if self.phase == Phase::Stopping {
+            self.phase = Phase::LastLook;
+            self.look(false);
+        }
+    }
+
+    /// The state is sent.
+    pub fn state_sent(&mut self) {
+        if self.phase == Phase::Saving {
+            self.phase = Phase::Finished;
+            self.effects.push_back(Effect::Say(Word::Finish));
+        }
+    }
+
+    /// The target is ready. This is the commit point.
+    pub fn ready(&mut self) {
+        if self.phase == Phase::Finished {
+            self.phase = Phase::Committed;
+            self.effects.push_back(Effect::Say(Word::Commit));
+        }
+    }
+
+    /// The target runs it.
+    pub fn running(&mut self) {
+        if self.phase == Phase::Committed {
+            self.end(Outcome::Moved);
+        }
+    }
+
+    /// The target has given up, and never ran it.
+    pub fn aborted(&mut self, reason: &str) {
+        match self.phase {
+            Phase::Done => {}
+            Phase::Withdrawing => self.end(Outcome::Stayed(reason.to_string())),
+            _ => {
+                self.resume_if_stopped();
+                self.end(Outcome::Stayed(reason.to_string()));
+            }
+        }
+    }
+
+    /// The target knows nothing of it.
+    pub fn unknown(&mut self) {
+        match self.phase {
+            Phase::Withdrawing => self.end(Outcome::Stayed("it was taken back".to_string())),
+            Phase::Committed => self.end(Outcome::Lost),
+            _ => {}
+        }
+    }
+
+    /// The session ended.
+    pub fn unlinked(&mut self, reason: &str) {
+        self.has_link = false;
+        match self.phase {
+            Phase::Done => {}
+            Phase::Committed | Phase::Withdrawing => self.effects.push_back(Effect::Connect),
+            Phase::Offering
+            | Phase::Copying
+            | Phase::Stopping
+            | Phase::LastLook
+            | Phase::LastPages
+            | Phase::Saving
+            | Phase::Finished => self.fail(reason),
+        }
+    }
+
+    /// There is a session again.
+    pub fn linked(&mut self) {
+        self.has_link = true;
+        match self.phase {
+            Phase::Committed => self.effects.push_back(Effect::Say(Word::Commit)),
+            Phase::Withdrawing => self.effects.push_back(Effect::Say(Word::Abort("it was taken back".to_string()))),
+            _ => {}
+        }
+    }
+
+    /// Takes the VM back; false once it is given away.
+    pub fn cancel(&mut self, reason: &str) -> bool {
+        if matches!(self.phase, Phase::Committed | Phase::Withdrawing | Phase::Done) {
+            return false;
+        }
+        self.fail(reason);
+        true
+    }
+
+    /// Before the commit: the VM stays, and the target is told.
+    pub fn fail(&mut self, reason: &str) {
+        assert!(self.phase < Phase::Committed, "what is given away is not taken back");
+        self.resume_if_stopped();
+        if self.has_link {
+            self.effects.push_back(Effect::Say(Word::Abort(reason.to_string())));
+        }
+        if self.phase < Phase::Finished {
+            // The target is not ready and never will be: with the session, or the word, it gives up.
+            return self.end(Outcome::Stayed(reason.to_string()));
+        }
+        self.phase = Phase::Withdrawing;
+        if !self.has_link {
+            self.effects.push_back(Effect::Connect);
+        }
+    }
+
+    fn look(&mut self, is_sample: bool) {
+        self.looking = true;
+        self.is_sample = is_sample;
+        self.effects.push_back(Effect::Look);
+    }
+
+    fn stop(&mut self) {
+        self.phase = Phase::Stopping;
+        self.effects.push_back(Effect::Stop);
+    }
+
+    /// After a round: the rest fits the downtime, or there is another round.
+    fn decide(&mut self, page_ns: u64, rest_ns: u64, now_ns: u64) {
+        let remaining = self.to_send.count();
+        self.expected_ns = remaining.saturating_mul(page_ns).saturating_add(rest_ns);
+        if remaining == 0 || self.expected_ns <= self.settings.downtime_ns {
+            return self.stop();
+        }
+        self.tick(now_ns);
+        if self.phase != Phase::Copying {
+            return;
+        }
+        let stalls = remaining > self.round_pages - self.round_pages / 4;
+        self.stalls = if stalls { self.stalls + 1 } else { 0 };
+        if self.stalls >= STALLS_MAX && self.running_percent > THROTTLE_KEPT_PERCENT {
+            self.stalls = 0;
+            self.running_percent =
+                self.running_percent.saturating_sub(THROTTLE_STEP_PERCENT).max(THROTTLE_KEPT_PERCENT);
+            self.effects.push_back(Effect::Throttle(self.running_percent));
+        }
+        self.round += 1;
+        self.round_pages = remaining;
+        self.cursor = 0;
+    }
+
+    fn resume_if_stopped(&mut self) {
+        let stopped = self.phase >= Phase::Stopping && self.phase <= Phase::Committed;
+        if stopped || self.running_percent < 100 {
+            self.running_percent = 100;
+            self.effects.push_back(Effect::Resume);
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.phase = Phase::Done;
+        self.effects.push_back(Effect::End(outcome));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn source(pages: u64, settings: Settings) -> Source {
+        let mut all = PageSet::new(pages).unwrap();
+        all.insert(0, pages);
+        let mut source = Source::new(Id::default(), settings, all, 0);
+        assert_eq!(source.take_effect(), Some(Effect::Say(Word::Offer)));
+        source.accepted();
+        source
+    }
+
+    fn written(pages: u64, count: u64) -> PageSet {
+        let mut set = PageSet::new(pages).unwrap();
+        set.insert(0, count);
+        set
+    }
+
+    /// Sends what there is; gives what follows.
+    fn send(source: &mut Source) -> Option<Effect> {
+        while source.take_page().is_some() {}
+        source.advance();
+        source.take_effect()
+    }
+
+    #[test]
+    fn a_quiet_guest_moves_in_one_round() {
+        let mut source = source(100, Settings::default());
+        assert_eq!(send(&mut source), Some(Effect::Look));
+        source.looked(&written(100, 3), 1000, 0, 0);
+        assert_eq!(source.take_effect(), Some(Effect::Stop));
+        source.stopped();
+        assert_eq!(source.take_effect(), Some(Effect::Look));
+        source.looked(&written(100, 5), 1000, 0, 0);
+        assert_eq!(source.remaining(), 5);
+        assert_eq!(send(&mut source), Some(Effect::SendState));
+        source.state_sent();
+        source.ready();
+        source.running();
+        let effects: Vec<_> = core::iter::from_fn(|| source.take_effect()).collect();
+        assert_eq!(effects, [Effect::Say(Word::Finish), Effect::Say(Word::Commit), Effect::End(Outcome::Moved)]);
+    }
+
+    #[test]
+    fn a_busy_guest_is_throttled_step_by_step_and_then_given_up() {
+        let mut source = source(100, Settings { timeout_ns: 100 * SECOND, ..Settings::default() });
+        let mut steps = Vec::new();
+        for second in 0.. {
+            match send(&mut source) {
+                Some(Effect::Look) => source.looked(&written(100, 90), SECOND, 0, second * SECOND),
+                Some(Effect::Throttle(percent)) => steps.push(percent),
+                Some(other) => {
+                    assert!(matches!(other, Effect::Resume), "{other:?}");
+                    break;
+                }
+                None => {}
+            }
+        }
+        assert_eq!(steps, [80, 60, 40, 20, 5]);
+        assert!(matches!(source.take_effect(), Some(Effect::Say(Word::Abort(_)))));
+        assert!(matches!(source.take_effect(), Some(Effect::End(Outcome::Stayed(_)))));
+    }
+
+    #[test]
+    fn the_stop_strategy_stops_at_the_timeout() {
+        let mut source = source(100, Settings { timeout_ns: SECOND, strategy: Strategy::Stop, ..Settings::default() });
+        source.tick(SECOND - 1);
+        assert_eq!(source.take_effect(), None);
+        source.tick(SECOND);
+        assert_eq!(source.take_effect(), Some(Effect::Stop));
+    }
+
+    #[test]
+    fn early_looks_do_not_end_the_first_round() {
+        let mut source = source(64, Settings::default());
+        for _ in 0..2 {
+            source.take_page();
+        }
+        source.advance();
+        assert_eq!(source.take_effect(), Some(Effect::Look));
+        source.looked(&written(64, 1), 1, 0, 0);
+        assert_eq!((source.round(), source.remaining()), (1, 63));
+        assert_eq!(source.take_effect(), None);
+    }
+
+    #[test]
+    fn a_lost_link_leaves_the_guest_here_until_the_commit() {
+        let mut copying = source(4, Settings::default());
+        copying.unlinked("gone");
+        assert_eq!(copying.take_effect(), Some(Effect::End(Outcome::Stayed("gone".to_string()))));
+
+        let mut finished = source(0, Settings::default());
+        finished.advance();
+        finished.looked(&written(0, 0), 1, 0, 0);
+        finished.stopped();
+        finished.looked(&written(0, 0), 1, 0, 0);
+        finished.state_sent();
+        while finished.take_effect().is_some() {}
+        let mut committed = finished.clone();
+        finished.unlinked("gone");
+        assert_eq!(finished.take_effect(), Some(Effect::Resume));
+        assert_eq!(finished.take_effect(), Some(Effect::Connect));
+        finished.ready();
+        assert_eq!(finished.take_effect(), None, "ready comes too late");
+        finished.linked();
+        assert!(matches!(finished.take_effect(), Some(Effect::Say(Word::Abort(_)))));
+        finished.unknown();
+        assert!(matches!(finished.take_effect(), Some(Effect::End(Outcome::Stayed(_)))));
+
+        committed.ready();
+        assert_eq!(committed.take_effect(), Some(Effect::Say(Word::Commit)));
+        assert!(!committed.cancel("too late"));
+        committed.unlinked("gone");
+        assert_eq!(committed.take_effect(), Some(Effect::Connect));
+        committed.linked();
+        assert_eq!(committed.take_effect(), Some(Effect::Say(Word::Commit)));
+        let mut forgotten = committed.clone();
+        forgotten.unknown();
+        assert_eq!(forgotten.take_effect(), Some(Effect::End(Outcome::Lost)));
+        committed.aborted("the operator said so");
+        assert_eq!(committed.take_effect(), Some(Effect::Resume));
+    }
+}

@@ -1,0 +1,327 @@
+//! The target's side: what has arrived, whether it is whole, and who owns the guest.
+//!
+//! [`Target`] is told what happened (methods named after events) and says what to do next ([`Effect`]). It is kept after
+//! its end, for a source that asks again. Its mirror is [`crate::source`].
+
+use crate::Id;
+use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use guestmem::PageSet;
+
+/// How far it has got.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Phase {
+    /// The offer is being looked at.
+    Preparing,
+    /// Memory and state arrive.
+    Receiving,
+    /// They are put together.
+    Restoring,
+    /// They are, and the source was told. Nothing but its word, or the operator's, ends this.
+    Ready,
+    /// The VM is here.
+    Running,
+    /// It never ran here and never will.
+    Gone,
+}
+
+/// What the target says.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Word {
+    /// [`crate::wire::Message::Accept`].
+    Accept,
+    /// [`crate::wire::Message::Refuse`].
+    Refuse(String),
+    /// [`crate::wire::Message::Ready`].
+    Ready,
+    /// [`crate::wire::Message::Running`].
+    Running,
+    /// [`crate::wire::Message::Abort`].
+    Abort(String),
+}
+
+/// What is to be done, in order.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Effect {
+    /// Send it.
+    Say(Word),
+    /// Make the machine out of the state, up to the point where it only has to be let run, and call
+    /// [`Target::restored`].
+    Restore,
+    /// Let it run, and announce it to the network.
+    Run,
+    /// Forget the machine, and why.
+    Discard(String),
+}
+
+/// The most state that a machine has, in bytes.
+pub const STATE_BYTES_MAX: u32 = 16 << 20;
+
+/// A source that does not keep to the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Breach(
+    /// What it did, in one line.
+    pub &'static str,
+);
+
+/// One migration, at the target.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Target {
+    id: Id,
+    phase: Phase,
+    /// Pages that have not arrived once.
+    missing: PageSet,
+    state: Vec<u8>,
+    state_total: Option<u32>,
+    reason: String,
+    effects: VecDeque<Effect>,
+}
+
+impl Target {
+    /// A migration that was offered.
+    pub fn new(id: Id) -> Self {
+        Self {
+            id,
+            phase: Phase::Preparing,
+            missing: PageSet::default(),
+            state: Vec::new(),
+            state_total: None,
+            reason: String::new(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Pages that have not arrived once.
+    pub fn missing(&self) -> u64 {
+        self.missing.count()
+    }
+
+    /// The machine's state, once it is whole.
+    pub fn state(&self) -> &[u8] {
+        &self.state
+    }
+
+    /// What to do next.
+    pub fn take_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// The offer is good, and a machine with these pages waits for them.
+    pub fn prepared(&mut self, pages: PageSet) {
+        if self.phase == Phase::Preparing {
+            self.phase = Phase::Receiving;
+            self.missing = pages;
+            self.effects.push_back(Effect::Say(Word::Accept));
+        }
+    }
+
+    /// The offer is refused.
+    pub fn refuse(&mut self, reason: &str) {
+        if self.phase == Phase::Preparing {
+            self.effects.push_back(Effect::Say(Word::Refuse(reason.to_string())));
+            self.discard(reason);
+        }
+    }
+
+    /// The `count` pages from `first` on arrived and are stored.
+    pub fn arrived(&mut self, first: u64, count: u64) -> Result<(), Breach> {
+        if self.phase != Phase::Receiving {
+            return Err(Breach("it sends memory out of turn"));
+        }
+        // Memory ends before its numbers do.
+        (first..first.saturating_add(count).min(self.missing.end())).for_each(|page| {
+            self.missing.remove(page);
+        });
+        Ok(())
+    }
+
+    /// The next piece of the state arrived; all of it is `total` bytes.
+    pub fn state_arrived(&mut self, total: u32, bytes: &[u8]) -> Result<(), Breach> {
+        if self.phase != Phase::Receiving {
+            return Err(Breach("it sends state out of turn"));
+        }
+        if total > STATE_BYTES_MAX || *self.state_total.get_or_insert(total) != total {
+            return Err(Breach("the state's length is wrong"));
+        }
+        if bytes.is_empty() || self.state.len() + bytes.len() > total as usize {
+            return Err(Breach("the state's pieces do not make its length"));
+        }
+        self.state.try_reserve(bytes.len()).map_err(|_| Breach("its state is larger than the memory left for it"))?;
+        self.state.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The source has sent everything.
+    pub fn finished(&mut self) -> Result<(), Breach> {
+        if self.phase != Phase::Receiving {
+            return Err(Breach("it finishes out of turn"));
+        }
+        if !self.missing.is_empty() {
+            return Err(Breach("pages are missing"));
+        }
+        if self.state_total != Some(self.state.len() as u32) {
+            return Err(Breach("the state is not whole"));
+        }
+        self.phase = Phase::Restoring;
+        self.effects.push_back(Effect::Restore);
+        Ok(())
+    }
+
+    /// The machine is put together, or why it cannot be.
+    pub fn restored(&mut self, result: Result<(), &str>) {
+        if self.phase != Phase::Restoring {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.phase = Phase::Ready;
+                self.state = Vec::new();
+                self.effects.push_back(Effect::Say(Word::Ready));
+            }
+            Err(reason) => self.give_up(reason),
+        }
+    }
+
+    /// The source gave the VM away, perhaps not for the first time.
+    pub fn committed(&mut self) -> Result<(), Breach> {
+        match self.phase {
+            Phase::Ready => {
+                self.phase = Phase::Running;
+                self.effects.extend([Effect::Run, Effect::Say(Word::Running)]);
+            }
+            Phase::Running => self.effects.push_back(Effect::Say(Word::Running)),
+            Phase::Gone => self.effects.push_back(Effect::Say(Word::Abort(self.reason.clone()))),
+            Phase::Preparing | Phase::Receiving | Phase::Restoring => {
+                return Err(Breach("it gives away what is not ready"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The source took the VM back, perhaps not for the first time.
+    pub fn aborted(&mut self, reason: &str) -> Result<(), Breach> {
+        match self.phase {
+            Phase::Running => return Err(Breach("it takes back what it gave away")),
+            Phase::Gone => {}
+            Phase::Preparing | Phase::Receiving | Phase::Restoring | Phase::Ready => self.discard(reason),
+        }
+        self.effects.push_back(Effect::Say(Word::Abort(self.reason.clone())));
+        Ok(())
+    }
+
+    /// The session ended.
+    pub fn unlinked(&mut self, reason: &str) {
+        match self.phase {
+            Phase::Preparing | Phase::Receiving | Phase::Restoring => self.discard(reason),
+            // The source may have given it away with its last breath, or not: it will say.
+            Phase::Ready | Phase::Running | Phase::Gone => {}
+        }
+    }
+
+    /// The operator gives it up here, or the source broke the protocol; false where the VM runs here already.
+    pub fn cancel(&mut self, reason: &str) -> bool {
+        let open = !matches!(self.phase, Phase::Running | Phase::Gone);
+        if open {
+            self.give_up(reason);
+        }
+        open
+    }
+
+    fn give_up(&mut self, reason: &str) {
+        self.effects.push_back(Effect::Say(Word::Abort(reason.to_string())));
+        self.discard(reason);
+    }
+
+    fn discard(&mut self, reason: &str) {
+        self.phase = Phase::Gone;
+        self.reason = reason.to_string();
+        self.state = Vec::new();
+        self.effects.push_back(Effect::Discard(reason.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receiving() -> Target {
+        let mut pages = PageSet::new(4).unwrap();
+        pages.insert(0, 4);
+        let mut target = Target::new(Id::default());
+        target.prepared(pages);
+        assert_eq!(target.take_effect(), Some(Effect::Say(Word::Accept)));
+        target
+    }
+
+    fn ready() -> Target {
+        let mut target = receiving();
+        target.arrived(0, 4).unwrap();
+        target.state_arrived(4, b"st").unwrap();
+        target.state_arrived(4, b"at").unwrap();
+        target.finished().unwrap();
+        assert_eq!(target.take_effect(), Some(Effect::Restore));
+        assert_eq!(target.state(), b"stat");
+        target.restored(Ok(()));
+        assert_eq!(target.take_effect(), Some(Effect::Say(Word::Ready)));
+        target
+    }
+
+    #[test]
+    fn it_runs_on_the_word_and_says_so_again() {
+        let mut target = ready();
+        target.unlinked("gone");
+        assert_eq!((target.phase(), target.take_effect()), (Phase::Ready, None));
+        target.committed().unwrap();
+        target.committed().unwrap();
+        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
+        assert_eq!(effects, [Effect::Run, Effect::Say(Word::Running), Effect::Say(Word::Running)]);
+        assert!(target.aborted("too late").is_err() && !target.cancel("too late"));
+    }
+
+    #[test]
+    fn what_is_not_whole_does_not_become_ready() {
+        let mut target = receiving();
+        target.arrived(0, 3).unwrap();
+        target.state_arrived(1, b"s").unwrap();
+        assert_eq!(target.finished(), Err(Breach("pages are missing")));
+        target.arrived(3, u64::MAX).unwrap();
+        assert!(target.state_arrived(2, b"s").is_err() && target.state_arrived(1, b"t").is_err());
+        assert!(target.committed().is_err());
+        let mut target = receiving();
+        target.arrived(0, 4).unwrap();
+        assert_eq!(target.finished(), Err(Breach("the state is not whole")));
+        assert!(target.state_arrived(STATE_BYTES_MAX + 1, b"s").is_err());
+    }
+
+    #[test]
+    fn a_lost_link_ends_what_is_not_ready() {
+        let mut target = receiving();
+        target.unlinked("gone");
+        assert_eq!(target.take_effect(), Some(Effect::Discard("gone".to_string())));
+        target.committed().unwrap();
+        assert_eq!(target.take_effect(), Some(Effect::Say(Word::Abort("gone".to_string()))));
+    }
+
+    #[test]
+    fn a_machine_that_cannot_be_restored_is_given_up() {
+        let mut target = receiving();
+        target.arrived(0, 4).unwrap();
+        target.state_arrived(1, b"s").unwrap();
+        target.finished().unwrap();
+        target.restored(Err("an unknown unit"));
+        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).skip(1).collect();
+        let reason = || "an unknown unit".to_string();
+        assert_eq!(effects, [Effect::Say(Word::Abort(reason())), Effect::Discard(reason())]);
+    }
+}

@@ -1,0 +1,299 @@
+//! The messages between source and target, and their bytes.
+//!
+//! A message is a kind, one byte, and what belongs to it; integers are little-endian. `peer` says where each begins and
+//! ends and that nobody changed it; what is in it is still the other host's word and is checked here and in [`crate::pages`].
+//! The first message of a session is [`Message::Offer`], or, after a link was lost, [`Message::Commit`] or
+//! [`Message::Abort`] again.
+
+use crate::Id;
+use alloc::vec::Vec;
+
+/// The protocol's version, part of an offer. Another one is refused.
+pub const VERSION: u16 = 1;
+
+/// The longest message: what one frame of `peer` holds.
+pub const MESSAGE_BYTES_MAX: usize = 65_000;
+
+/// State bytes in one message.
+pub const STATE_BYTES_MAX: usize = 60_000;
+
+/// The longest reason.
+pub const REASON_BYTES_MAX: usize = 1000;
+
+/// A message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Message<'a> {
+    /// Source: take this VM, described by bytes that the two hosts' kernels understand.
+    Offer {
+        /// The migration.
+        id: Id,
+        /// The source's [`VERSION`].
+        version: u16,
+        /// What the VM is.
+        description: &'a [u8],
+    },
+    /// Target: send it.
+    Accept,
+    /// Target: no, and why.
+    Refuse {
+        /// One line.
+        reason: &'a str,
+    },
+    /// Source: records of [`crate::pages`].
+    Pages {
+        /// The records.
+        records: &'a [u8],
+    },
+    /// Source: a piece of the machine's state, in order.
+    State {
+        /// How long all of it is.
+        total: u32,
+        /// The next of it.
+        bytes: &'a [u8],
+    },
+    /// Source: that is all; the guest stands still.
+    Finish {
+        /// The migration.
+        id: Id,
+    },
+    /// Target: everything is here and restored; say the word.
+    Ready {
+        /// The migration.
+        id: Id,
+    },
+    /// Source: it is yours. Said again until an answer comes.
+    Commit {
+        /// The migration.
+        id: Id,
+    },
+    /// Target: it runs here.
+    Running {
+        /// The migration.
+        id: Id,
+    },
+    /// Either, before the commit: it stays at the source. A source says it again until an answer comes.
+    Abort {
+        /// The migration.
+        id: Id,
+        /// One line.
+        reason: &'a str,
+    },
+    /// Target: there is nothing of it here (any more).
+    Unknown {
+        /// The migration.
+        id: Id,
+    },
+}
+
+/// A message that is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Malformed {
+    /// It ends too early.
+    Short,
+    /// It goes on after its end, or is longer than messages are.
+    Long,
+    /// No message is of this kind.
+    Kind(u8),
+    /// A reason is no text, or too long.
+    Reason,
+}
+
+impl core::fmt::Display for Malformed {
+    fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Short => out.write_str("a message ends too early"),
+            Self::Long => out.write_str("a message is too long"),
+            Self::Kind(kind) => write!(out, "a message is of unknown kind {kind}"),
+            Self::Reason => out.write_str("a reason is no short text"),
+        }
+    }
+}
+
+mod kind {
+    pub const OFFER: u8 = 1;
+    pub const ACCEPT: u8 = 2;
+    pub const REFUSE: u8 = 3;
+    pub const PAGES: u8 = 4;
+    pub const STATE: u8 = 5;
+    pub const FINISH: u8 = 6;
+    pub const READY: u8 = 7;
+    pub const COMMIT: u8 = 8;
+    pub const RUNNING: u8 = 9;
+    pub const ABORT: u8 = 10;
+    pub const UNKNOWN: u8 = 11;
+}
+
+/// The first byte of a message with pages: records follow it at once, so that they can be written in place.
+pub const PAGES_KIND: u8 = kind::PAGES;
+
+impl<'a> Message<'a> {
+    /// Appends the message's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match *self {
+            Self::Offer { id, version, description } => {
+                head(out, kind::OFFER, id);
+                out.extend_from_slice(&version.to_le_bytes());
+                out.extend_from_slice(description);
+            }
+            Self::Accept => out.push(kind::ACCEPT),
+            Self::Refuse { reason } => {
+                out.push(kind::REFUSE);
+                out.extend_from_slice(cut(reason).as_bytes());
+            }
+            Self::Pages { records } => {
+                out.push(kind::PAGES);
+                out.extend_from_slice(records);
+            }
+            Self::State { total, bytes } => {
+                out.push(kind::STATE);
+                out.extend_from_slice(&total.to_le_bytes());
+                out.extend_from_slice(bytes);
+            }
+            Self::Finish { id } => head(out, kind::FINISH, id),
+            Self::Ready { id } => head(out, kind::READY, id),
+            Self::Commit { id } => head(out, kind::COMMIT, id),
+            Self::Running { id } => head(out, kind::RUNNING, id),
+            Self::Abort { id, reason } => {
+                head(out, kind::ABORT, id);
+                out.extend_from_slice(cut(reason).as_bytes());
+            }
+            Self::Unknown { id } => head(out, kind::UNKNOWN, id),
+        }
+    }
+
+    /// Reads a message that takes up all of `bytes`.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        if bytes.len() > MESSAGE_BYTES_MAX {
+            return Err(Malformed::Long);
+        }
+        let (&kind, rest) = bytes.split_first().ok_or(Malformed::Short)?;
+        let only_id = |message: fn(Id) -> Self| match id(rest)? {
+            (id, []) => Ok(message(id)),
+            _ => Err(Malformed::Long),
+        };
+        match kind {
+            kind::OFFER => {
+                let (id, rest) = id(rest)?;
+                let (version, description) = rest.split_first_chunk().ok_or(Malformed::Short)?;
+                Ok(Self::Offer { id, version: u16::from_le_bytes(*version), description })
+            }
+            kind::ACCEPT if rest.is_empty() => Ok(Self::Accept),
+            kind::ACCEPT => Err(Malformed::Long),
+            kind::REFUSE => Ok(Self::Refuse { reason: text(rest)? }),
+            kind::PAGES => Ok(Self::Pages { records: rest }),
+            kind::STATE => {
+                let (total, bytes) = rest.split_first_chunk().ok_or(Malformed::Short)?;
+                Ok(Self::State { total: u32::from_le_bytes(*total), bytes })
+            }
+            kind::FINISH => only_id(|id| Self::Finish { id }),
+            kind::READY => only_id(|id| Self::Ready { id }),
+            kind::COMMIT => only_id(|id| Self::Commit { id }),
+            kind::RUNNING => only_id(|id| Self::Running { id }),
+            kind::ABORT => {
+                let (id, rest) = id(rest)?;
+                Ok(Self::Abort { id, reason: text(rest)? })
+            }
+            kind::UNKNOWN => only_id(|id| Self::Unknown { id }),
+            kind => Err(Malformed::Kind(kind)),
+        }
+    }
+}
+
+fn head(out: &mut Vec<u8>, kind: u8, id: Id) {
+    out.push(kind);
+    out.extend_from_slice(&id.0);
+}
+
+fn id(bytes: &[u8]) -> Result<(Id, &[u8]), Malformed> {
+    let (id, rest) = bytes.split_first_chunk().ok_or(Malformed::Short)?;
+    Ok((Id(*id), rest))
+}
+
+/// A reason: a line for people, so that nothing in it can steer a terminal.
+fn text(bytes: &[u8]) -> Result<&str, Malformed> {
+    let text = core::str::from_utf8(bytes).map_err(|_| Malformed::Reason)?;
+    let is_line = bytes.len() <= REASON_BYTES_MAX && !text.chars().any(char::is_control);
+    is_line.then_some(text).ok_or(Malformed::Reason)
+}
+
+/// As much of a reason as a message takes.
+fn cut(reason: &str) -> &str {
+    let mut end = reason.len().min(REASON_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ID: Id = Id(*b"0123456789abcdef");
+
+    fn round_trip(message: Message<'_>) {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        assert_eq!(Message::parse(&bytes), Ok(message));
+        let is_open = matches!(
+            message,
+            Message::Offer { .. }
+                | Message::Pages { .. }
+                | Message::State { .. }
+                | Message::Refuse { .. }
+                | Message::Abort { .. }
+        );
+        if !is_open {
+            bytes.push(0);
+            assert_eq!(Message::parse(&bytes), Err(Malformed::Long));
+        }
+    }
+
+    #[test]
+    fn every_message_comes_back() {
+        for message in [
+            Message::Offer { id: ID, version: VERSION, description: b"vm" },
+            Message::Accept,
+            Message::Refuse { reason: "no room" },
+            Message::Pages { records: &[1, 2, 3] },
+            Message::State { total: 9, bytes: &[4, 5] },
+            Message::Finish { id: ID },
+            Message::Ready { id: ID },
+            Message::Commit { id: ID },
+            Message::Running { id: ID },
+            Message::Abort { id: ID, reason: "cancelled" },
+            Message::Unknown { id: ID },
+        ] {
+            round_trip(message);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        assert_eq!(Message::parse(&[]), Err(Malformed::Short));
+        assert_eq!(Message::parse(&[kind::COMMIT, 1, 2]), Err(Malformed::Short));
+        assert_eq!(Message::parse(&[99]), Err(Malformed::Kind(99)));
+        assert_eq!(Message::parse(&[kind::REFUSE, 0xff]), Err(Malformed::Reason));
+        assert_eq!(Message::parse(b"\x03\x1b[2J"), Err(Malformed::Reason));
+        assert_eq!(Message::parse(&alloc::vec![kind::PAGES; MESSAGE_BYTES_MAX + 1]), Err(Malformed::Long));
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let mut bytes = Vec::new();
+        Message::Refuse { reason: &"ä".repeat(REASON_BYTES_MAX) }.encode(&mut bytes);
+        assert!(matches!(Message::parse(&bytes), Ok(Message::Refuse { reason }) if reason.len() == REASON_BYTES_MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_a_surprise(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(message) = Message::parse(&bytes) {
+                let mut again = Vec::new();
+                message.encode(&mut again);
+                prop_assert_eq!(again, bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+use super::*;
+use proptest::prelude::*;
+
+fn keys(seed: u8) -> KeyPair {
+    KeyPair::new([seed; 32])
+}
+
+fn seeded(seed: u8) -> impl FnMut(&mut [u8]) {
+    move |into: &mut [u8]| into.iter_mut().enumerate().for_each(|(at, byte)| *byte = seed ^ at as u8)
+}
+
+fn pair(expected: PublicKey) -> (Session, Session) {
+    let caller = Session::new(Role::Initiator(expected), &keys(1), &mut seeded(11));
+    (caller, Session::new(Role::Responder, &keys(2), &mut seeded(22)))
+}
+
+type Messages = Vec<(u8, Vec<u8>)>;
+
+fn pass(from: &mut Session, to: &mut Session) -> (Vec<Event>, Messages) {
+    let bytes = core::mem::take(from.outgoing());
+    feed(to, &bytes)
+}
+
+fn feed(to: &mut Session, bytes: &[u8]) -> (Vec<Event>, Messages) {
+    to.receive(bytes);
+    let (mut events, mut messages) = (Vec::new(), Vec::new());
+    while let Some(event) = to.poll(|stream, bytes| messages.push((stream, bytes.to_vec()))) {
+        events.push(event);
+    }
+    (events, messages)
+}
+
+fn open() -> (Session, Session) {
+    let (mut caller, mut called) = pair(keys(2).public());
+    pass(&mut caller, &mut called);
+    pass(&mut called, &mut caller);
+    pass(&mut caller, &mut called);
+    assert_eq!(pass(&mut called, &mut caller).0, [Event::Open]);
+    assert_eq!(pass(&mut caller, &mut called).0, [Event::Identified(keys(1).public())]);
+    assert_eq!(called.trust(Ok(())), Some(Event::Open));
+    (caller, called)
+}
+
+#[test]
+fn messages_arrive_whole_on_their_streams_both_ways() {
+    let (mut caller, mut called) = open();
+    assert!(caller.send(1, &[b"he", b"llo"]) && caller.send(7, &[&[9; MESSAGE_BYTES_MAX]]));
+    let (events, messages) = pass(&mut caller, &mut called);
+    assert_eq!(events, []);
+    assert_eq!(messages, [(1, b"hello".to_vec()), (7, vec![9; MESSAGE_BYTES_MAX])]);
+    called.send(1, &[b"yes"]);
+    assert_eq!(pass(&mut called, &mut caller).1, [(1, b"yes".to_vec())]);
+    assert_eq!((caller.remote(), called.remote()), (Some(keys(2).public()), Some(keys(1).public())));
+}
+
+#[test]
+fn keys_change_after_many_frames_and_messages_go_on() {
+    let (mut caller, mut called) = open();
+    for count in 0..REKEY_FRAMES + 3 {
+        caller.send(1, &[&count.to_le_bytes()]);
+        assert_eq!(pass(&mut caller, &mut called).1, [(1, count.to_le_bytes().to_vec())]);
+    }
+}
+
+#[test]
+fn a_host_with_another_key_is_named() {
+    let (mut caller, mut called) = pair(keys(3).public());
+    pass(&mut caller, &mut called);
+    pass(&mut called, &mut caller);
+    pass(&mut caller, &mut called);
+    assert_eq!(pass(&mut called, &mut caller).0, [Event::Ended(End::WrongKey(keys(2).public()))]);
+    assert!(!caller.send(1, &[b"secret"]) && caller.outgoing().is_empty());
+}
+
+#[test]
+fn a_caller_that_is_not_trusted_is_told() {
+    let (mut caller, mut called) = pair(keys(2).public());
+    for _ in 0..2 {
+        pass(&mut caller, &mut called);
+        pass(&mut called, &mut caller);
+    }
+    assert_eq!(pass(&mut caller, &mut called).0, [Event::Identified(keys(1).public())]);
+    caller.send(1, &[b"too early"]);
+    let early = pass(&mut caller, &mut called);
+    assert_eq!(early, (vec![], vec![]), "nothing is read before the key is judged");
+    let ended = called.trust(Err("this host does not know you"));
+    assert_eq!(ended, Some(Event::Ended(End::WrongKey(keys(1).public()))));
+    let farewell = End::Farewell("this host does not know you".into());
+    assert_eq!(pass(&mut called, &mut caller).0, [Event::Ended(farewell)]);
+}
+
+#[test]
+fn another_protocol_or_version_is_named() {
+    let (mut caller, _) = pair(keys(2).public());
+    assert_eq!(feed(&mut caller, b"HTTP/1.1 400").0, [Event::Ended(End::NotPollux)]);
+    let (mut caller, _) = pair(keys(2).public());
+    assert_eq!(feed(&mut caller, b"POLLUX\x07\0").0, [Event::Ended(End::Version(7))]);
+}
+
+#[test]
+fn doubled_reordered_and_changed_frames_end_the_session_unread() {
+    type Mangle = fn(&mut Vec<Vec<u8>>);
+    let mangles: [Mangle; 4] = [
+        |frames| frames.insert(1, frames[0].clone()),
+        |frames| frames.swap(0, 1),
+        |frames| drop(frames.remove(0)),
+        |frames| *frames[0].last_mut().unwrap() ^= 1,
+    ];
+    for (index, mangle) in mangles.into_iter().enumerate() {
+        let (mut caller, mut called) = open();
+        let mut frames = Vec::new();
+        for word in [b"one", b"two"] {
+            caller.send(1, &[word]);
+            frames.push(core::mem::take(caller.outgoing()));
+        }
+        mangle(&mut frames);
+        let (events, messages) = feed(&mut called, &frames.concat());
+        assert_eq!(events, [Event::Ended(End::Forged)], "mangle {index}");
+        assert!(messages.len() <= 1 && messages.iter().all(|(_, bytes)| bytes == b"one"));
+        let told = pass(&mut called, &mut caller).0;
+        assert!(matches!(&told[..], [Event::Ended(End::Farewell(_))]));
+    }
+}
+
+#[test]
+fn a_farewell_is_a_line() {
+    let (mut caller, mut called) = open();
+    caller.send(CONTROL, &[b"\x1b[2Jboo"]);
+    assert_eq!(pass(&mut caller, &mut called).0, [Event::Ended(End::Farewell("it gives no reason".into()))]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_hostile_stream_ends_or_waits(bytes in proptest::collection::vec(any::<u8>(), 0..400), greeted: bool, opened: bool) {
+        let mut session = if opened { open().1 } else { pair(keys(2).public()).1 };
+        if greeted && !opened {
+            feed(&mut session, &greeting());
+        }
+        let (events, messages) = feed(&mut session, &bytes);
+        prop_assert!(messages.is_empty());
+        prop_assert!(events.iter().all(|event| matches!(event, Event::Ended(_))));
+    }
+}
