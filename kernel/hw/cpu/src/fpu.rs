@@ -16,6 +16,13 @@ const COMPONENTS: u64 = 0x2e7;
 /// Bytes that those need at most, in the standard layout.
 const AREA_BYTES: usize = 2816;
 
+/// The parts that every area has, and what is where in them.
+const LEGACY_BYTES: usize = 512;
+const HEADER_BYTES: usize = 64;
+const MXCSR: usize = 24;
+/// The bits of MXCSR that every processor with virtualisation has.
+const MXCSR_BITS: u32 = 0xffff;
+
 /// An XSAVE area. All zeroes is the state after reset, but for the two words that [`Area::reset`] sets.
 #[repr(C, align(64))]
 pub struct Area([u8; AREA_BYTES]);
@@ -31,6 +38,25 @@ impl Area {
         area
     }
 
+    /// The area, in the standard layout.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// An area that may come from anybody; `None` where XRSTOR would fault on it (SDM volume 1, 13.8): a component that
+    /// this processor lacks, the compacted layout, or a reserved bit.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Box<Self>> {
+        let mut area = Self::reset();
+        area.0.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        let (legacy, header) = area.0.split_at(LEGACY_BYTES);
+        let (present, reserved) = header[..HEADER_BYTES].split_first_chunk()?;
+        let mxcsr = u32::from_le_bytes(*legacy[MXCSR..].first_chunk()?);
+        let is_sound = u64::from_le_bytes(*present) & !components() == 0
+            && reserved.iter().all(|&byte| byte == 0)
+            && mxcsr & !MXCSR_BITS == 0;
+        is_sound.then_some(area)
+    }
+
     /// Takes the state out of the processor.
     pub fn save(&mut self) {
         set_xcr0(components());
@@ -41,7 +67,7 @@ impl Area {
     /// Puts the state into the processor, and sets the guest's XCR0.
     pub fn restore(&self, xcr0: u64) {
         set_xcr0(components());
-        // SAFETY: the area was made by `reset` or `save`, so that its header is sound.
+        // SAFETY: the area was made by `reset`, `save` or `from_bytes`, so that its header and MXCSR are sound.
         unsafe { asm!("xrstor64 [{}]", in(reg) self, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack)) }
         set_xcr0(xcr0);
     }

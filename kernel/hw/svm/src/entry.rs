@@ -255,14 +255,20 @@ impl Svm {
         self.vmcb.control.clean &= !parts;
     }
 
+    /// Notes whether an NMI's handler runs; its IRET then exits.
+    pub(crate) fn block_nmis(&mut self, blocked: bool) {
+        self.in_nmi = blocked;
+        let intercepts = &mut self.vmcb.control.intercept_misc[0];
+        *intercepts = *intercepts & !misc1::IRET | if blocked { misc1::IRET } else { 0 };
+        self.changed(clean::INTERCEPTS);
+    }
+
     /// The injection field for an event.
     pub(crate) fn encode(&mut self, event: Event) -> u64 {
         match event {
             Event::Interrupt(vector) => event::VALID | event::INTERRUPT | u64::from(vector),
             Event::Nmi => {
-                self.in_nmi = true;
-                self.vmcb.control.intercept_misc[0] |= misc1::IRET;
-                self.changed(clean::INTERCEPTS);
+                self.block_nmis(true);
                 event::VALID | event::NMI | 2
             }
             Event::Exception(exception) => {

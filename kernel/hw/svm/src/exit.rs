@@ -83,6 +83,18 @@ pub fn interrupted_event(info: u64) -> Option<u64> {
     again.then_some(info)
 }
 
+/// The event in such a field. Others than these three are never injected, and never delivered again.
+pub fn decode_event(info: u64) -> Event {
+    match info & event::TYPE_MASK {
+        event::INTERRUPT => Event::Interrupt(info as u8),
+        event::NMI => Event::Nmi,
+        _ => {
+            let error_code = (info & event::ERROR_VALID != 0).then_some((info >> 32) as u32);
+            Event::Exception(Exception { vector: info as u8, error_code, fault_address: None })
+        }
+    }
+}
+
 /// EXITINFO1 of a port access (15.10.2).
 fn port(info: u64) -> PortAccess {
     let size = match info >> 4 & 7 {

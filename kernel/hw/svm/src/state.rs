@@ -1,9 +1,14 @@
 //! The guest's state in the VMCB, in and out: the verbs of [`Vcpu`].
 
 use crate::entry::{Svm, event};
+use crate::exit;
 use crate::vmcb::{VmcbSegment, clean, misc1, virtual_interrupt};
-use cpu::fpu;
-use vcpu::{Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Vcpu, VcpuState, efer, rflags};
+use alloc::vec::Vec;
+use cpu::fpu::{self, Area};
+use vcpu::{
+    Blocking, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable, Vcpu, VcpuState,
+    efer, rflags,
+};
 
 /// DR6.BS: a single step.
 const DR6_SINGLE_STEP: u64 = 1 << 14;
@@ -159,6 +164,12 @@ impl Vcpu for Svm {
             sysenter_esp: save.sysenter_esp,
             sysenter_eip: save.sysenter_eip,
             tsc_aux: self.tsc_aux,
+            blocking: Blocking {
+                sti: self.vmcb.control.interrupt_shadow & 1 != 0,
+                nmi: self.in_nmi,
+                ..Blocking::default()
+            },
+            waiting: self.waiting(),
         }
     }
 
@@ -182,11 +193,22 @@ impl Vcpu for Svm {
             (state.sysenter_cs, state.sysenter_esp, state.sysenter_eip);
         // The processor takes the current privilege level from SS.DPL, but in real mode and virtual-8086 mode.
         save.cpl = (state.segments[SegmentName::Ss as usize].attributes >> 5 & 3) as u8;
-        self.vmcb.control.interrupt_shadow = 0;
-        self.vmcb.control.event_injection = 0;
+        self.vmcb.control.interrupt_shadow = u64::from(state.blocking.sti || state.blocking.mov_ss);
         self.interrupted = None;
-        self.in_nmi = false;
+        self.block_nmis(state.blocking.nmi);
+        self.vmcb.control.event_injection = state.waiting.map_or(0, |event| self.encode(event));
         self.changed(clean::ALL);
+    }
+
+    fn extended_state(&mut self) -> Vec<u8> {
+        self.unload();
+        self.fpu.as_bytes().to_vec()
+    }
+
+    fn set_extended_state(&mut self, area: &[u8]) -> Result<(), Unloadable> {
+        self.unload();
+        self.fpu = Area::from_bytes(area).ok_or(Unloadable)?;
+        Ok(())
     }
 
     fn set_xcr0(&mut self, value: u64) {
@@ -207,6 +229,14 @@ impl Vcpu for Svm {
 
     fn invalidate(&mut self) {
         self.flush();
+    }
+}
+
+impl Svm {
+    /// What the next entry delivers; a page fault's address is in CR2 by now.
+    fn waiting(&self) -> Option<Event> {
+        let injected = Some(self.vmcb.control.event_injection).filter(|event| event & event::VALID != 0);
+        self.interrupted.or(injected).map(exit::decode_event)
     }
 }
 

@@ -41,6 +41,18 @@ impl Encoded {
         }
     }
 
+    /// The event; a page fault's address is in CR2 by now.
+    pub fn decode(self) -> Event {
+        match self.info & info::TYPE_MASK {
+            info::INTERRUPT => Event::Interrupt(self.info as u8),
+            info::NMI => Event::Nmi,
+            _ => {
+                let error_code = (self.info & info::ERROR_VALID != 0).then_some(self.error_code);
+                Event::Exception(Exception { vector: self.info as u8, error_code, fault_address: None })
+            }
+        }
+    }
+
     /// An event whose delivery an exit interrupted and that must be delivered again (28.2.4). Software interrupts and
     /// exceptions are not: their instruction is run again.
     pub fn interrupted(info: u32, error_code: impl FnOnce() -> u32) -> Option<Self> {

@@ -1,10 +1,13 @@
 //! The guest's state in the VMCS, in and out: the verbs of [`Vcpu`].
 
 use crate::entry::{Hot, Vmx};
+use crate::event::Encoded;
 use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
-use cpu::fpu;
+use alloc::vec::Vec;
+use cpu::fpu::{self, Area};
 use vcpu::{
-    Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Vcpu, VcpuState, cr0, efer, rflags,
+    Blocking, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable, Vcpu, VcpuState,
+    cr0, efer, rflags,
 };
 
 /// DR6.BS: a single step.
@@ -12,6 +15,8 @@ const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// DR6 and DR7: the bits that always read 1.
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR7_FIXED: u64 = 0x400;
+/// Pending debug exceptions: breakpoints 3 to 0, an enabled one among them, single step (table 25-4).
+const PENDING_DEBUG_BITS: u64 = 0xf | 1 << 12 | 1 << 14;
 /// The flags that there are.
 const RFLAGS_DEFINED: u64 = 0x003f_7fd5;
 
@@ -118,7 +123,21 @@ impl Vcpu for Vmx {
 
     fn state(&mut self) -> VcpuState {
         self.unload();
-        VcpuState { gprs: self.gprs, rip: self.hot.rip, rflags: self.hot.rflags, xcr0: self.xcr0, ..self.saved.clone() }
+        let interruptibility = self.hot.interruptibility;
+        VcpuState {
+            gprs: self.gprs,
+            rip: self.hot.rip,
+            rflags: self.hot.rflags,
+            xcr0: self.xcr0,
+            blocking: Blocking {
+                sti: interruptibility & interruptibility::STI != 0,
+                mov_ss: interruptibility & interruptibility::MOV_SS != 0,
+                nmi: interruptibility & interruptibility::NMI != 0,
+                debug: self.pending_debug,
+            },
+            waiting: self.interrupted.or(self.event).map(Encoded::decode),
+            ..self.saved.clone()
+        }
     }
 
     fn set_state(&mut self, state: &VcpuState) {
@@ -130,13 +149,24 @@ impl Vcpu for Vmx {
             rip: state.rip,
             rsp: state.gprs[Gpr::Rsp as usize],
             rflags: state.rflags & RFLAGS_DEFINED | rflags::FIXED,
-            interruptibility: 0,
+            interruptibility: interruptibility_of(state.blocking),
             ..self.hot
         };
-        self.event = None;
+        self.event = state.waiting.map(|event| Encoded::new(event, state.cr0 & cr0::PE == 0));
         self.interrupted = None;
-        self.pending_debug = 0;
+        self.pending_debug = state.blocking.debug & PENDING_DEBUG_BITS;
         self.pointers_stale = true;
+    }
+
+    fn extended_state(&mut self) -> Vec<u8> {
+        self.unload();
+        self.fpu.as_bytes().to_vec()
+    }
+
+    fn set_extended_state(&mut self, area: &[u8]) -> Result<(), Unloadable> {
+        self.unload();
+        self.fpu = Area::from_bytes(area).ok_or(Unloadable)?;
+        Ok(())
     }
 
     fn set_xcr0(&mut self, value: u64) {
@@ -225,6 +255,14 @@ impl Vmx {
         self.vmcs.write(Field::guest_limit(index), segment.limit.into());
         self.vmcs.write(Field::guest_base(index), segment.base);
     }
+}
+
+/// The interruptibility state (table 25-3). STI and MOV SS never block together (27.3.1.5).
+fn interruptibility_of(blocking: Blocking) -> u64 {
+    let bit = |on, bit| if on { bit } else { 0 };
+    bit(blocking.sti && !blocking.mov_ss, interruptibility::STI)
+        | bit(blocking.mov_ss, interruptibility::MOV_SS)
+        | bit(blocking.nmi, interruptibility::NMI)
 }
 
 /// The seam's form: flags right behind the type, and a segment that cannot be used is one that is not present.

@@ -1,5 +1,7 @@
 //! The board: chipset, PCI bus and devices behind one lock, and who answers at which port and address.
 
+mod saved;
+
 use crate::console::Console;
 use crate::function::PciFunction;
 use crate::input::InputMode;

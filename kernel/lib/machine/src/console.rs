@@ -3,6 +3,8 @@
 //! Output of both joins. Input goes to the one that spoke last: a guest has its login on one of them. What does not
 //! fit the device waits here, bounded.
 
+mod saved;
+
 use crate::board::{Board, Slot};
 use crate::output::Outbox;
 use alloc::collections::VecDeque;

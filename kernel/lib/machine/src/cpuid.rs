@@ -4,6 +4,10 @@
 //! whose interface Pollux offers as far as it implements it. Everything is a mask over the host's leaf, so that a
 //! feature is offered only when it is known here and the host has it.
 
+mod saved;
+
+pub use saved::SavedProfile;
+
 use vcpu::{Paging, cr4};
 
 /// One leaf's registers.
@@ -26,7 +30,9 @@ pub struct CpuProfile {
     xsave: [Leaf; XSAVE_SUBLEAVES],
     extended: [Leaf; EXTENDED_LEAVES],
     vcpus: u32,
+    /// The TSC's rate as the guest is told, and as it is here.
     tsc_khz: u32,
+    real_tsc_khz: u32,
 }
 
 const BASIC_LEAVES: usize = 0xe;
@@ -159,7 +165,7 @@ impl CpuProfile {
         let eight = extended[8];
         extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: 0, edx: 0 };
         let caches = core::array::from_fn(|index| cache_leaf(host(4, index as u32), vcpus));
-        let mut profile = Self { basic, caches, xsave, extended, vcpus, tsc_khz };
+        let mut profile = Self { basic, caches, xsave, extended, vcpus, tsc_khz, real_tsc_khz: tsc_khz };
         if profile.is_amd() && vcpus > 1 {
             // How many cores there are, and how many bits of the APIC ID number them.
             profile.extended[1].ecx |= CMP_LEGACY;
@@ -224,7 +230,12 @@ impl CpuProfile {
         [ebx, edx, ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
     }
 
-    /// The TSC's rate.
+    /// The TSC's rate as it is, which a guest from another host was told almost.
+    pub fn real_tsc_khz(&self) -> u32 {
+        self.real_tsc_khz
+    }
+
+    /// The TSC's rate as the guest is told it.
     pub fn tsc_khz(&self) -> u32 {
         self.tsc_khz
     }

@@ -29,7 +29,7 @@ pub enum Next {
 
 impl Machine {
     pub(crate) fn handle(&self, thread: &mut Thread, exit: Exit, now: Moment) -> Next {
-        let clock = Self::clock(now, thread.vcpu.tsc_offset());
+        let clock = self.clock(now, thread.vcpu.tsc_offset());
         match exit {
             Exit::HostInterrupt => return Next::Yield,
             Exit::InterruptWindow => thread.vcpu.want_interrupt_window(false),

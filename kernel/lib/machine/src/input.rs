@@ -17,6 +17,8 @@ use virtio::blk::Outcome;
 pub enum InputMode {
     /// At once, from any CPU; disks write into guest memory, and the guest reads the TSC itself.
     Solo,
+    /// Not at all, while the machine is saved.
+    Closed,
 }
 
 /// No buffer of the guest's holds the frame: it is lost, as on a wire.
@@ -40,7 +42,11 @@ impl Machine {
 
     /// A frame arrived for a network card. [`frames_settle`](Self::frames_settle) ends the batch.
     pub fn frame(&self, nic: usize, offload: &Offload, bytes: &[u8]) -> Result<(), FrameLost> {
-        self.enter().frame(&self.memory, nic, offload, bytes)
+        let mut board = self.enter();
+        match board.input_mode {
+            InputMode::Solo => board.frame(&self.memory, nic, offload, bytes),
+            InputMode::Closed => Err(FrameLost),
+        }
     }
 
     /// Tells the guest of the frames that arrived since the last call.
@@ -58,6 +64,9 @@ impl Machine {
     /// Keys for the console; says how many were taken.
     pub fn console_input(&self, bytes: &[u8], host: &mut dyn Host) -> usize {
         let mut board = self.enter();
+        if board.input_mode == InputMode::Closed {
+            return 0;
+        }
         let taken = board.console_input(&self.memory, bytes);
         self.leave(&mut board, host);
         taken
@@ -71,15 +80,15 @@ impl Machine {
     }
 
     /// The moment as the guest sees it.
-    pub(crate) fn clock(now: Moment, tsc_offset: u64) -> Clock {
-        Clock { ns: now.ns, tsc: now.tsc.wrapping_add(tsc_offset) }
+    pub(crate) fn clock(&self, now: Moment, tsc_offset: u64) -> Clock {
+        Clock { ns: self.epoch.machine_ns(now), tsc: now.tsc.wrapping_add(tsc_offset) }
     }
 
     /// The board, for an input to be applied to.
     fn enter(&self) -> MutexGuard<'_, Board> {
         let board = self.board.lock();
         match board.input_mode {
-            InputMode::Solo => board,
+            InputMode::Solo | InputMode::Closed => board,
         }
     }
 

@@ -14,6 +14,7 @@ mod board;
 mod console;
 mod context;
 mod cpuid;
+mod epoch;
 mod exits;
 mod function;
 mod input;
@@ -23,6 +24,7 @@ mod network;
 mod output;
 mod paravirt;
 mod run;
+mod saved;
 mod start;
 mod storage;
 
@@ -35,6 +37,7 @@ pub use input::{FrameLost, InputMode};
 pub use network::{NicConfig, offload_of};
 pub use output::{OutFrame, OutTransfer, Outbox, OutputMode};
 pub use run::{Pause, Thread};
+pub use saved::{Busy, Plan, RestoreError, SavedVcpu, Unlike, plan_of};
 pub use start::{Kernel, StartError};
 pub use storage::DiskConfig;
 
@@ -43,6 +46,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use board::Board;
 use core::sync::atomic::{Ordering, fence};
+use epoch::Epoch;
 use guestmem::GuestMemory;
 use mail::{Mail, Mailbox};
 use spin::Mutex;
@@ -111,7 +115,7 @@ pub struct Machine {
     id: u16,
     memory: GuestMemory,
     profile: CpuProfile,
-    wall_unix_ns: u64,
+    epoch: Epoch,
     board: Mutex<Board>,
     addresses: Addresses,
     mailboxes: Vec<Mailbox>,
@@ -132,7 +136,7 @@ impl Machine {
             id,
             memory,
             profile,
-            wall_unix_ns,
+            epoch: Epoch::new(wall_unix_ns),
             board: Mutex::new(board),
             addresses: Addresses::new(vcpus as usize),
             mailboxes: (0..vcpus).map(|_| Mailbox::default()).collect(),

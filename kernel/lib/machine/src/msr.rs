@@ -3,6 +3,10 @@
 //! SDM volume 4 and APM volume 2, appendix A. The local APIC's registers are `chipset`'s, KVM's are in `paravirt`;
 //! those that the vCPU's backend leaves to the guest never come here.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::run::Thread;
 use crate::{Machine, paravirt};
 use alloc::vec::Vec;

@@ -1,6 +1,8 @@
 //! The machine's network cards: frames out of and into virtio-net, and what is left to do to them, between the terms
 //! of `virtio` and of `switch`.
 
+mod saved;
+
 use crate::board::{Board, Slot};
 use crate::input::FrameLost;
 use crate::output::Outbox;

@@ -3,6 +3,10 @@
 //! Linux, Documentation/virt/kvm/x86/msr.rst. Guest memory that a guest registers here is looked up at each use: a
 //! guest that registers none gets #GP, one that takes it away loses the service.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::Machine;
 use crate::run::Thread;
 use addr::Gpa;
@@ -22,6 +26,8 @@ const CLOCK_BYTES: u64 = 32;
 
 /// The clock does not jump between vCPUs.
 const TSC_STABLE: u8 = 1 << 0;
+/// The guest stood still: its watchdogs must not take that for a hang.
+const GUEST_STOPPED: u8 = 1 << 1;
 
 /// What a vCPU's guest registered.
 #[derive(Clone, Copy, Default, Debug)]
@@ -81,12 +87,22 @@ impl Machine {
 
     /// Writes the guest's clock, after it was registered or the TSC was set.
     pub(crate) fn update_clock(&self, thread: &mut Thread, clock: Clock) {
+        self.change_clock(thread, clock, TSC_STABLE);
+    }
+
+    /// The same for a guest that stood still; says whether it has such a clock.
+    pub(crate) fn update_clock_after_pause(&self, thread: &mut Thread, clock: Clock) -> bool {
+        self.change_clock(thread, clock, TSC_STABLE | GUEST_STOPPED);
+        thread.registered.system_time & ENABLE != 0
+    }
+
+    fn change_clock(&self, thread: &mut Thread, clock: Clock, flags: u8) {
         let Registered { system_time, system_time_version, .. } = &mut thread.registered;
         if *system_time & ENABLE == 0 {
             return;
         }
         *system_time_version = system_time_version.wrapping_add(2);
-        let written = self.write_system_time(Gpa::new(*system_time & !ENABLE), *system_time_version, clock);
+        let written = self.write_system_time(Gpa::new(*system_time & !ENABLE), *system_time_version, clock, flags);
         if written.is_err() {
             *system_time = 0;
         }
@@ -119,21 +135,21 @@ impl Machine {
     fn write_wall_clock(&self, at: Gpa) -> Result<(), Outside> {
         let mut bytes = [0; 12];
         bytes[0..4].copy_from_slice(&2u32.to_le_bytes());
-        bytes[4..8].copy_from_slice(&((self.wall_unix_ns / 1_000_000_000) as u32).to_le_bytes());
-        bytes[8..12].copy_from_slice(&((self.wall_unix_ns % 1_000_000_000) as u32).to_le_bytes());
+        bytes[4..8].copy_from_slice(&((self.epoch.wall_unix_ns() / 1_000_000_000) as u32).to_le_bytes());
+        bytes[8..12].copy_from_slice(&((self.epoch.wall_unix_ns() % 1_000_000_000) as u32).to_le_bytes());
         self.memory.write(at, &bytes)
     }
 
     /// struct pvclock_vcpu_time_info: machine time as a function of the TSC, which runs at one rate for ever. Other vCPUs
     /// may be reading it: the version is odd meanwhile.
-    fn write_system_time(&self, at: Gpa, version: u32, clock: Clock) -> Result<(), Outside> {
-        let (multiplier, shift) = scale(self.profile.tsc_khz().into());
+    fn write_system_time(&self, at: Gpa, version: u32, clock: Clock, flags: u8) -> Result<(), Outside> {
+        let (multiplier, shift) = scale(self.profile.real_tsc_khz().into());
         let mut bytes = [0; CLOCK_BYTES as usize];
         bytes[8..16].copy_from_slice(&clock.tsc.to_le_bytes());
         bytes[16..24].copy_from_slice(&clock.ns.to_le_bytes());
         bytes[24..28].copy_from_slice(&multiplier.to_le_bytes());
         bytes[28] = shift as u8;
-        bytes[29] = TSC_STABLE;
+        bytes[29] = flags;
         self.memory.store(at, 4, u64::from(version | 1))?;
         fence(Ordering::Release);
         self.memory.write(at.wrapping_add(4), &bytes[4..])?;

@@ -1,5 +1,7 @@
 //! The run loop of one vCPU: what is due goes in, the guest runs until it exits, what it did goes out.
 
+mod saved;
+
 use crate::board::{Board, Slot};
 use crate::exits::Next;
 use crate::mail::Mail;
@@ -236,7 +238,7 @@ impl Machine {
         thread.board_touched |= !thread.effects.is_empty();
     }
 
-    fn take_mail(&self, thread: &mut Thread) {
+    pub(crate) fn take_mail(&self, thread: &mut Thread) {
         if let Some(taken) = self.mailboxes[thread.index].take() {
             taken.each(|mail| self.receive(thread, mail));
         }
@@ -278,12 +280,12 @@ impl Machine {
 
     /// Lets timers expire, and arms the host's for the next.
     fn run_timers(&self, thread: &mut Thread, now: Moment, host: &mut dyn Host) {
-        let clock = Self::clock(now, thread.vcpu.tsc_offset());
+        let clock = self.clock(now, thread.vcpu.tsc_offset());
         if thread.timer_changed {
             thread.lapic.advance(clock);
             if thread.index == 0 {
                 let mut board = self.board.lock();
-                if board.chipset.deadline_ns().is_some_and(|deadline| deadline <= now.ns) {
+                if board.chipset.deadline_ns().is_some_and(|deadline| deadline <= clock.ns) {
                     let board = &mut *board;
                     board.chipset.advance(clock, &mut board.effects);
                     self.carry_out(board, None, host);
@@ -298,10 +300,12 @@ impl Machine {
         }
     }
 
+    /// When something is due, in the host's time.
     fn deadline_ns(&self, thread: &Thread, now: Moment) -> Option<u64> {
-        let clock = Self::clock(now, thread.vcpu.tsc_offset());
+        let clock = self.clock(now, thread.vcpu.tsc_offset());
         let lapic = thread.lapic.deadline_ns(clock);
-        lapic.into_iter().chain(thread.board_deadline_ns).min()
+        let due = lapic.into_iter().chain(thread.board_deadline_ns).min();
+        due.map(|machine_ns| self.epoch.host_ns(machine_ns))
     }
 
     /// Whether a vCPU that runs no instructions has a reason to; then it does.

@@ -5,6 +5,8 @@
 //! nothing, and the reset itself ends only when the host no longer touches the guest's memory for it. For a driver that
 //! knows no flush, each write is followed by one before it completes (Virtio 1.2, 5.2.6.2).
 
+mod saved;
+
 use crate::board::{Board, Slot};
 use crate::output::{OutTransfer, Outbox};
 use alloc::vec::Vec;

@@ -13,6 +13,7 @@ mod mock;
 mod msr;
 mod network;
 mod ports;
+mod saved;
 mod smp;
 mod start;
 mod storage;

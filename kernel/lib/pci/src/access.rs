@@ -4,6 +4,7 @@
 //! all-ones where there is none.
 
 use core::fmt;
+use state::Invalid;
 
 /// A function's place: bus, device (0..32) and function (0..8).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -42,6 +43,15 @@ impl ConfigPort {
     /// A 4-byte write to 0xCF8. Narrower accesses there are no business of the latch (3.2.2.3.2): do not pass them.
     pub fn write_address(&mut self, value: u32) {
         self.latch = value & LATCH_BITS;
+    }
+
+    /// The latch of a saved machine.
+    ///
+    /// # Errors
+    /// With bits that no latch has.
+    pub fn restore(latch: u32) -> Result<Self, Invalid> {
+        Invalid::unless(latch & !LATCH_BITS == 0, "the configuration address")?;
+        Ok(Self { latch })
     }
 
     /// What a data access of `size` bytes at `port` means: a function and a register offset.

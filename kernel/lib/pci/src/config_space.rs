@@ -3,6 +3,10 @@
 //! [`ConfigSpace`] is a register image with a mask of the bits a guest may write; BAR sizing, command bits and
 //! capabilities all fall out of that mask. A function built on it asks [`ConfigSpace::decoded`] after a [`Change`].
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::CAPABILITY_MSIX;
 
 const COMMAND: usize = 0x04;

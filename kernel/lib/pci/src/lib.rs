@@ -12,6 +12,7 @@ extern crate alloc;
 mod access;
 mod config_space;
 mod msix;
+pub mod saved;
 
 pub use access::{Bdf, ConfigPort, ecam};
 pub use config_space::{BarKind, Change, ConfigSpace, DecodedBar, Identity, MsixControl};

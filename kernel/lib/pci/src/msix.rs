@@ -3,6 +3,10 @@
 //! [`MsiX`] is the structure behind the BAR; its enable and mask-all bits live in the capability and are handed over
 //! with [`MsiX::set_control`]. Whoever owns the function turns the [`Msi`]s it returns into interrupts.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::MsixControl;
 use alloc::vec::Vec;
 

@@ -6,13 +6,18 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+mod check;
 mod event;
 mod exit;
 mod state;
 
+use alloc::vec::Vec;
+
 pub use event::{Event, Exception, ReadyFor};
 pub use exit::{Access, Exit, PortAccess, PortDirection};
-pub use state::{Gpr, Segment, SegmentName, Table, VcpuState, cr0, cr4, efer, rflags};
+pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, cr4, efer, rflags};
 
 /// One virtual CPU, on whichever hardware.
 ///
@@ -72,11 +77,20 @@ pub trait Vcpu: Send {
     /// Asks for [`Exit::InterruptWindow`] as soon as an external interrupt could be delivered.
     fn want_interrupt_window(&mut self, wanted: bool);
 
-    /// Everything that a saved vCPU consists of.
+    /// Everything that a saved vCPU consists of, but its extended state and its TSC.
     fn state(&mut self) -> VcpuState;
 
     /// Replaces all of it.
     fn set_state(&mut self, state: &VcpuState);
+
+    /// The x87, vector and other state that XSAVE knows, as an area in the standard layout (SDM volume 1, 13.4).
+    fn extended_state(&mut self) -> Vec<u8>;
+
+    /// Replaces it by an area that [`extended_state`](Vcpu::extended_state) may have given, here or elsewhere.
+    ///
+    /// # Errors
+    /// Where this processor would refuse to load it.
+    fn set_extended_state(&mut self, area: &[u8]) -> Result<(), Unloadable>;
 
     /// Sets XCR0, already checked against what the guest was offered.
     fn set_xcr0(&mut self, value: u64);
@@ -90,6 +104,10 @@ pub trait Vcpu: Send {
     /// Forgets cached second-stage translations: the nested page tables lost or narrowed an entry.
     fn invalidate(&mut self);
 }
+
+/// An XSAVE area that the processor cannot load: components that it lacks, or reserved bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unloadable;
 
 /// The registers that select how the guest translates addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -1,5 +1,7 @@
 //! The whole of a virtual CPU as plain data, grouped as the manuals group it.
 
+use crate::Event;
+
 /// The general registers, in the order of their encoding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
@@ -104,6 +106,24 @@ pub struct VcpuState {
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
     pub tsc_aux: u64,
+    /// What the last instruction holds back, and what an NMI's handler does.
+    pub blocking: Blocking,
+    /// What the next entry delivers first: it was injected, or its delivery was interrupted. A page fault's address is
+    /// in CR2 already.
+    pub waiting: Option<Event>,
+}
+
+/// What keeps events from a vCPU besides RFLAGS.IF.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Blocking {
+    /// The instruction behind an STI; on processors that have one shadow only, behind a MOV SS too.
+    pub sti: bool,
+    /// The instruction behind a MOV SS or POP SS.
+    pub mov_ss: bool,
+    /// An NMI's handler runs.
+    pub nmi: bool,
+    /// Debug exceptions that wait for the end of a shadow (SDM volume 3, 25.4.2); zero elsewhere.
+    pub debug: u64,
 }
 
 impl VcpuState {
@@ -143,6 +163,8 @@ impl VcpuState {
             sysenter_esp: 0,
             sysenter_eip: 0,
             tsc_aux: 0,
+            blocking: Blocking::default(),
+            waiting: None,
         }
     }
 }
@@ -152,10 +174,32 @@ impl VcpuState {
     /// and the model-specific registers other than EFER (SDM volume 3, table 10-1).
     pub fn after_init(self) -> Self {
         const UNCHANGED_CR0: u64 = cr0::CD | cr0::NW;
+        let reset = Self::reset();
         let Self { gprs, rip, rflags, segments, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr, dr6, dr7, .. } =
-            Self::reset();
+            reset;
+        let (blocking, waiting) = (reset.blocking, reset.waiting);
         let cr0 = cr0 & !UNCHANGED_CR0 | self.cr0 & UNCHANGED_CR0;
-        Self { gprs, rip, rflags, segments, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, dr, dr6, dr7, ..self }
+        Self {
+            gprs,
+            rip,
+            rflags,
+            segments,
+            ldtr,
+            tr,
+            gdtr,
+            idtr,
+            cr0,
+            cr2,
+            cr3,
+            cr4,
+            efer,
+            dr,
+            dr6,
+            dr7,
+            blocking,
+            waiting,
+            ..self
+        }
     }
 }
 

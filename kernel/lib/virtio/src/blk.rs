@@ -3,6 +3,10 @@
 //! [`Blk`] checks each request against the disk before its owner sees it as a [`Request`] with the guest's own buffers,
 //! ready for DMA; what is malformed or needs no disk is answered here. Each request is bounded by its chain.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::chain::{Chain, after, gather, scatter, total_bytes};
 use crate::{Device, Function, Piece, Signal};
 use addr::Gpa;

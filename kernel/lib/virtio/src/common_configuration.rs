@@ -75,7 +75,7 @@ impl Transport {
     }
 
     /// A vector the table has, or none (4.1.5.1.2).
-    fn vector(&self, vector: u16) -> u16 {
+    pub fn vector(&self, vector: u16) -> u16 {
         if vector < self.msix.vectors() { vector } else { NO_VECTOR }
     }
 

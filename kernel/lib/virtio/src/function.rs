@@ -7,10 +7,11 @@
 use crate::chain::Chain;
 use crate::common_configuration::{COMMON_BYTES, StatusChange};
 use crate::transport::{STATUS_FEATURES_OK, STATUS_NEEDS_RESET, Transport};
-use crate::{Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Signal};
+use crate::{Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Signal, saved};
 use addr::Gpa;
 use alloc::vec::Vec;
 use pci::{BarKind, CAPABILITY_VENDOR, Change, ConfigSpace, Identity, MsiX};
+use state::Invalid;
 
 /// Ports in BAR 0.
 pub const IO_BAR_BYTES: u16 = 32;
@@ -70,6 +71,27 @@ impl<D: Device> Function<D> {
         let offered = device.features() | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1;
         let transport = Transport::new(config, MsiX::new(vectors, MSIX_PENDING), device.queue_sizes(), offered);
         Self { device, transport, chain: Chain::new(), window, io_base: None, mmio_base: None }
+    }
+
+    /// What restores the registers of the function; the device's own part is beside it.
+    pub fn save(&self) -> saved::Function {
+        self.transport.save()
+    }
+
+    /// Makes a fresh function go on where the saved one was. The device learns its driver's features again.
+    ///
+    /// # Errors
+    /// Where no function of this device can have been there, or the driver settled on what is not offered here.
+    pub fn restore(&mut self, saved: &saved::Function) -> Result<(), Invalid> {
+        self.transport.restore(saved)?;
+        if self.transport.status & STATUS_FEATURES_OK != 0 {
+            let features = self.transport.features;
+            let settled = self.transport.features_valid() && self.device.accepts(features);
+            Invalid::unless(settled, "the driver's features are not offered here")?;
+            self.device.set_driver_features(features);
+        }
+        self.decode_bars();
+        Ok(())
     }
 
     /// Places both BARs and has them decoded, as firmware does before it starts a system.

@@ -22,6 +22,7 @@ mod function;
 pub mod net;
 mod queue;
 pub mod rng;
+pub mod saved;
 #[cfg(test)]
 mod testing;
 mod transport;

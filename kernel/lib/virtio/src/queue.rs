@@ -3,6 +3,10 @@
 //! [`Queue`] holds the driver's addresses and the device's indices. `transport` owns one for each queue of a
 //! function; the descriptors behind a head are `chain`'s. Ring fields are loaded once, checked, and used.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::chain::{DESCRIPTOR_BYTES, Table};
 use crate::{F_EVENT_IDX, F_INDIRECT_DESC};
 use addr::{Gpa, GpaRange};

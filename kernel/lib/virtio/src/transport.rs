@@ -4,6 +4,10 @@
 //! `function` joins it to a device and to configuration space. What goes wrong on a ring ends here: the device then
 //! needs a reset (2.1.2), takes no more work and tells the driver at the next chance to signal.
 
+mod saved;
+
+pub use saved::Saved;
+
 use crate::Signal;
 use crate::chain::{Chain, Malformed, Table};
 use crate::queue::{Broken, NO_VECTOR, Queue};

@@ -81,6 +81,8 @@ pub struct Bench {
     pub host: TestHost,
     pub shared: Arc<StdMutex<Shared>>,
     time: Arc<AtomicU64>,
+    disks: Vec<DiskConfig>,
+    nics: Vec<NicConfig>,
 }
 
 /// A processor of AMD's with every feature bit set: leaves up to 0Dh and 8000_001Eh.
@@ -144,15 +146,66 @@ impl Bench {
             vcpus: 1,
             memory: guest_memory(MEMORY_BYTES),
             profile: CpuProfile::new(host_leaf, 1, TSC_KHZ),
-            disks,
-            nics,
+            disks: disks.clone(),
+            nics: nics.clone(),
             wall_unix_ns: WALL_UNIX_NS,
         }));
         let vcpu = MockVcpu::new(shared.clone());
         let host = TestHost::new(time.clone());
         let offset = host_tsc(1_000).wrapping_neg();
         let thread = Thread::new(0, Box::new(vcpu), &flat_state(), TSC_KHZ, offset);
-        Self { machine, thread, outbox: Outbox::new(), host, shared, time }
+        Self { machine, thread, outbox: Outbox::new(), host, shared, time, disks, nics }
+    }
+
+    /// Saves the machine, which goes on afterwards.
+    pub fn save(&mut self) -> Result<Vec<u8>, Busy> {
+        let now = self.host.now();
+        self.machine.close();
+        let vcpu = self.machine.save_vcpu(&mut self.thread, now);
+        let saved = self.machine.save(&[vcpu], now);
+        self.machine.open();
+        saved
+    }
+
+    /// A machine on another host, whose clock is at `now_ns` and `away_ns` ahead of when `self` is, with the memory of
+    /// `self` and what was saved of it.
+    pub fn restore(&self, saved: &[u8], now_ns: u64, away_ns: u64) -> Result<Self, RestoreError> {
+        let wall_unix_ns = WALL_UNIX_NS + self.now_ns() + away_ns - now_ns;
+        let plan = self.machine.plan();
+        let here = CpuProfile::new(amd, 1, TSC_KHZ);
+        self.restore_with(saved, now_ns, |memory| MachineConfig {
+            id: 2,
+            vcpus: 1,
+            memory,
+            profile: plan.profile_on(&here).unwrap(),
+            disks: self.disks.clone(),
+            nics: self.nics.clone(),
+            wall_unix_ns,
+        })
+    }
+
+    pub fn restore_with(
+        &self,
+        saved: &[u8],
+        now_ns: u64,
+        config: impl FnOnce(guestmem::GuestMemory) -> MachineConfig,
+    ) -> Result<Self, RestoreError> {
+        let (time, shared) = (Arc::new(AtomicU64::new(now_ns)), Arc::new(StdMutex::new(Shared::default())));
+        let memory = guest_memory(MEMORY_BYTES);
+        memory.write(Gpa::new(0), &self.memory_image()).unwrap();
+        let machine = Arc::new(Machine::new(config(memory)));
+        let host = TestHost::new(time.clone());
+        let vcpu = Box::new(MockVcpu::new(shared.clone()));
+        let mut threads = machine.restore(saved, vec![vcpu], host.now())?;
+        let thread = threads.remove(0);
+        let (disks, nics) = (self.disks.clone(), self.nics.clone());
+        Ok(Self { machine, thread, outbox: Outbox::new(), host, shared, time, disks, nics })
+    }
+
+    pub fn memory_image(&self) -> Vec<u8> {
+        let mut image = vec![0; MEMORY_BYTES as usize];
+        self.machine.memory().read(Gpa::new(0), &mut image).unwrap();
+        image
     }
 
     /// Nanoseconds that the guest's TSC has been running, twice.

@@ -20,6 +20,9 @@ pub struct Shared {
     pub invalidations: u32,
 }
 
+/// The first byte of an extended state that it refuses.
+pub const UNLOADABLE: u8 = 0xff;
+
 /// A processor of plain fields that follows its script; at the script's end the host interrupts it.
 pub struct MockVcpu {
     state: VcpuState,
@@ -29,6 +32,7 @@ pub struct MockVcpu {
     tsc_offset: u64,
     /// The last exit's instruction has to be decoded to find its end.
     string_exit: bool,
+    extended: Vec<u8>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -37,7 +41,7 @@ impl MockVcpu {
     pub fn new(shared: Arc<Mutex<Shared>>) -> Self {
         let state = VcpuState::reset();
         let (waiting, in_nmi, window, tsc_offset, string_exit) = (None, false, false, 0, false);
-        Self { state, waiting, in_nmi, window, tsc_offset, string_exit, shared }
+        Self { state, waiting, in_nmi, window, tsc_offset, string_exit, extended: vec![], shared }
     }
 }
 
@@ -134,11 +138,25 @@ impl Vcpu for MockVcpu {
     }
 
     fn state(&mut self) -> VcpuState {
-        self.state.clone()
+        let blocking = Blocking { nmi: self.in_nmi, ..Blocking::default() };
+        VcpuState { blocking, waiting: self.waiting, ..self.state.clone() }
     }
 
     fn set_state(&mut self, state: &VcpuState) {
         self.state = state.clone();
+        (self.in_nmi, self.waiting) = (state.blocking.nmi, state.waiting);
+    }
+
+    fn extended_state(&mut self) -> Vec<u8> {
+        self.extended.clone()
+    }
+
+    fn set_extended_state(&mut self, area: &[u8]) -> Result<(), Unloadable> {
+        if area.first() == Some(&UNLOADABLE) {
+            return Err(Unloadable);
+        }
+        self.extended = area.to_vec();
+        Ok(())
     }
 
     fn set_xcr0(&mut self, value: u64) {

@@ -8,11 +8,13 @@
 mod control;
 mod filter;
 mod header;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 pub use filter::Mac;
 pub use header::{FLAG_DATA_VALID, FLAG_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HEADER_BYTES, NetHeader, Offloads};
+pub use saved::Saved;
 
 use crate::chain::{after, gather, scatter, total_bytes};
 use crate::{Device, Function, Signal};
@@ -157,6 +159,11 @@ impl Net {
             merged: Vec::with_capacity(MERGED_MAX),
             config,
         }
+    }
+
+    /// The card.
+    pub fn config(&self) -> &NetConfig {
+        &self.config
     }
 
     /// Its address, which the driver may have changed.
