@@ -13,8 +13,8 @@ use alloc::vec::Vec;
 use block::Health;
 use config::{Name, VmSpec};
 use shell::{
-    Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine, Memory, ModuleInfo, NicIo,
-    PortInfo, Reply, TraceLine, VmAction, VmDetail, VmStat, VmSummary,
+    CardCounts, CardInfo, Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine, Memory,
+    ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction, VmDetail, VmStat, VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.
@@ -289,9 +289,28 @@ fn ports(host: &Host) -> Vec<PortInfo> {
         bytes_in: port.counters.bytes_in,
         bytes_out: port.counters.bytes_out,
         drops: port.counters.drops_out,
-        link_up: port.link_up,
+        link: match port.link {
+            switch::Link::Up(_) => PortLink::Up,
+            switch::Link::Down => PortLink::Down,
+            switch::Link::Failed => PortLink::Failed,
+        },
+        speed_mbps: if let switch::Link::Up(mbps) = port.link { mbps } else { None },
+        card: port.card.map(|(name, counters)| card(name, counters)),
     };
     report.into_iter().map(info).collect()
+}
+
+fn card(name: String, counters: Option<switch::CardCounters>) -> CardInfo {
+    CardInfo {
+        name,
+        counters: counters.map(|counters| CardCounts {
+            received: counters.received,
+            transmitted: counters.transmitted,
+            missed: counters.missed,
+            crc_errors: counters.crc_errors,
+            other_errors: counters.other_errors,
+        }),
+    }
 }
 
 fn log_line(message: &Message) -> LogLine {

@@ -13,7 +13,9 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use config::Mac;
-use switch::{Counters, Nic, Offload, Offloads, PortConfig, PortId, Segments, Switch, complete_checksum};
+use switch::{
+    CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Segments, Switch, complete_checksum,
+};
 
 /// Frames that wait for the management address at most.
 const MANAGEMENT_FRAMES_MAX: usize = 64;
@@ -29,13 +31,17 @@ pub struct Network {
     switch: Box<Switch>,
     ports: Vec<(PortId, Port)>,
     nics: Vec<Box<dyn Nic>>,
+    /// The cards' links as last seen.
+    links: Vec<Link>,
+    /// The card that is the uplink.
+    uplink: usize,
     /// Interrupt vectors of the cards.
     vectors: Vec<u8>,
     management_frames: VecDeque<Vec<u8>>,
 }
 
 enum Port {
-    Uplink(usize),
+    Uplink,
     Management(Mac),
     Guest { name: String, mac: Mac, running: Weak<Running>, nic: usize },
 }
@@ -45,7 +51,9 @@ pub struct PortReport {
     pub name: String,
     pub mac: Option<Mac>,
     pub counters: Counters,
-    pub link_up: bool,
+    pub link: Link,
+    /// The uplink's card and what it counted.
+    pub card: Option<(String, Option<CardCounters>)>,
 }
 
 impl Network {
@@ -55,19 +63,22 @@ impl Network {
             switch: Box::new(Switch::new()),
             ports: Vec::new(),
             nics: Vec::new(),
+            links: Vec::new(),
+            uplink: 0,
             vectors: Vec::new(),
             management_frames: VecDeque::new(),
         }
     }
 
-    /// Adds a card of the host, which raises `vector`. The first is the uplink; the others are left alone, since two
-    /// uplinks to one network would be a loop.
-    pub fn add_nic(&mut self, nic: Box<dyn Nic>, vector: Option<u8>) {
+    /// Adds a card of the host, which raises `vector`. One is the uplink, the first at first; the others stand by, since
+    /// two uplinks to one network would be a loop.
+    pub fn add_nic(&mut self, mut nic: Box<dyn Nic>, vector: Option<u8>) {
         if self.nics.is_empty()
             && let Some(port) = self.switch.add_port(PortConfig::default())
         {
-            self.ports.push((port, Port::Uplink(0)));
+            self.ports.push((port, Port::Uplink));
         }
+        self.links.push(nic.link());
         self.nics.push(nic);
         self.vectors.extend(vector);
     }
@@ -134,25 +145,70 @@ impl Network {
 
     /// Every port with its counters.
     pub fn report(&mut self) -> Vec<PortReport> {
-        let nics = &mut self.nics;
-        let switch = &self.switch;
+        let (nics, switch, uplink) = (&mut self.nics, &self.switch, self.uplink);
         let report = |(id, port): &(PortId, Port)| {
-            let (name, mac, link_up) = match port {
-                Port::Uplink(nic) => (format!("uplink{nic}"), Mac::new(nics[*nic].mac()), nics[*nic].link_up()),
-                Port::Management(mac) => ("host".into(), Some(*mac), true),
-                Port::Guest { name, mac, .. } => (name.clone(), Some(*mac), true),
+            let (name, mac) = match port {
+                Port::Uplink => (format!("uplink{uplink}"), Mac::new(nics[uplink].mac())),
+                Port::Management(mac) => ("host".into(), Some(*mac)),
+                Port::Guest { name, mac, .. } => (name.clone(), Some(*mac)),
             };
-            PortReport { name, mac, counters: switch.counters(*id).copied().unwrap_or_default(), link_up }
+            let counters = switch.counters(*id).copied().unwrap_or_default();
+            let card = matches!(port, Port::Uplink).then(|| &mut nics[uplink]);
+            let (link, card) = match card {
+                Some(nic) => (nic.link(), Some((nic.name().into(), nic.counters()))),
+                // Guests reach each other whatever the uplink does.
+                None => (Link::Up(None), None),
+            };
+            PortReport { name, mac, counters, link, card }
         };
         self.ports.iter().map(report).collect()
     }
 
-    /// Fills `into` with frames that arrived from outside; the port that they came from and how many there are, or
-    /// `None` without an uplink. Fewer than fit also means that the card announces the next.
-    fn receive(&mut self, into: &mut [(Offload, Vec<u8>)]) -> Option<(PortId, usize)> {
-        let port = self.ports.iter().find_map(|(id, port)| matches!(port, Port::Uplink(_)).then_some(*id))?;
-        let nic = self.nics.first_mut()?;
+    /// Looks after the cards, about once a second: tells of links that came or went, and makes a card with a link the
+    /// uplink where the present one has none.
+    pub fn tick(&mut self) {
+        for (index, (nic, seen)) in self.nics.iter_mut().zip(&mut self.links).enumerate() {
+            nic.tick();
+            let link = nic.link();
+            if core::mem::replace(seen, link) == link {
+                continue;
+            }
+            match link {
+                Link::Up(Some(mbps)) => log::info!("nic{index}: the link is up, {mbps} Mbit/s"),
+                Link::Up(None) => log::info!("nic{index}: the link is up"),
+                Link::Down => {
+                    log::warn!("nic{index}: the link is down; guests keep theirs, as the switch still joins them")
+                }
+                Link::Failed => log::error!("nic{index}: the card has failed"),
+            }
+        }
+        let is_up = |link: &Link| matches!(link, Link::Up(_));
+        if self.links.get(self.uplink).is_some_and(|link| !is_up(link))
+            && let Some(other) = self.links.iter().position(is_up)
+        {
+            log::warn!("nic{other} is the uplink now, in place of nic{}", self.uplink);
+            self.uplink = other;
+            self.discard();
+        }
+    }
+
+    /// Throws away what a card received while it stood by.
+    fn discard(&mut self) {
+        let mut frame = Vec::new();
+        let nic = &mut self.nics[self.uplink];
         nic.acknowledge_interrupt();
+        (0..RECEIVED_FRAMES_MAX).take_while(|_| nic.receive(&mut frame).is_some()).count();
+    }
+
+    /// Fills `into` with frames that arrived from outside; the port that they came from and how many there are, or
+    /// `None` without an uplink. Fewer than fit also means that the card announces the next. `is_first` at the first of
+    /// several calls.
+    fn receive(&mut self, into: &mut [(Offload, Vec<u8>)], is_first: bool) -> Option<(PortId, usize)> {
+        let port = self.ports.iter().find_map(|(id, port)| matches!(port, Port::Uplink).then_some(*id))?;
+        let nic = self.nics.get_mut(self.uplink)?;
+        if is_first {
+            nic.acknowledge_interrupt();
+        }
         let mut count = 0;
         for (offload, bytes) in into {
             let Some(received) = nic.receive(bytes) else { break };
@@ -244,8 +300,8 @@ impl Forwarder {
         let mut received = core::mem::take(&mut self.received);
         received.resize_with(BATCH_FRAMES, Default::default);
         let mut more = true;
-        for _ in 0..RECEIVED_FRAMES_MAX / BATCH_FRAMES {
-            let Some((from, count)) = host.network.lock().receive(&mut received) else {
+        for batch in 0..RECEIVED_FRAMES_MAX / BATCH_FRAMES {
+            let Some((from, count)) = host.network.lock().receive(&mut received, batch == 0) else {
                 more = false;
                 break;
             };
@@ -273,9 +329,9 @@ impl Forwarder {
         for target in network.switch.forward(*from, bytes, now_ns) {
             let Some((_, port)) = network.ports.iter().find(|(id, _)| *id == target) else { continue };
             let taken = match port {
-                Port::Uplink(nic) => {
+                Port::Uplink => {
                     self.kick_due = true;
-                    let nic = &mut network.nics[*nic];
+                    let nic = &mut network.nics[network.uplink];
                     finish(offload, bytes, nic.offloads(), &mut self.segment, |offload, frame| {
                         nic.transmit(offload, frame).is_ok()
                     })
@@ -342,7 +398,8 @@ fn finish(
         switch::Gso::Tcp4 => able.transmit_tso4,
         switch::Gso::Tcp6 => able.transmit_tso6,
     };
-    if segments && (able.transmit_checksum || !offload.needs_checksum) {
+    let is_able = segments && (able.transmit_ecn || !offload.ecn || offload.gso == switch::Gso::None);
+    if is_able && (able.transmit_checksum || !offload.needs_checksum) {
         return hand_over(offload, frame);
     }
     if offload.gso == switch::Gso::None {

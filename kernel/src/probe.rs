@@ -58,7 +58,7 @@ pub fn devices(clock: Clock) -> (Storage, Network) {
             Probed::Nic(nic) => {
                 let mac = config::Mac::new(nic.mac()).map_or_else(|| "no address".into(), |mac| mac.to_string());
                 let name = format!("nic{}", network.nics().len());
-                DEVICES.lock().1.push(ready(name, format!("virtio-net at {place}, {mac}")));
+                DEVICES.lock().1.push(ready(name, format!("{} at {place}, {mac}", nic.name())));
                 network.add_nic(nic, vector);
             }
             Probed::Unsupported { what } => add_unsupported(place, &what),

@@ -14,6 +14,8 @@ use spin::Mutex;
 
 /// How often devices without an interrupt are asked.
 const POLL_NS: u64 = 1_000_000;
+/// How often cards are looked after.
+const CARDS_NS: u64 = 1_000_000_000;
 /// How soon a card is asked again that had more frames than one turn takes; a guest on this CPU runs meanwhile.
 const MORE_FRAMES_NS: u64 = 100_000;
 /// How often it is looked whether an ended life can be taken down: another CPU needs microseconds to let go of it.
@@ -46,6 +48,8 @@ pub struct Services {
     /// When the disks' drivers look after their devices next.
     disks_due_ns: Option<u64>,
     cards: Devices,
+    /// When the cards are looked after next; none without one.
+    cards_due_ns: Option<u64>,
     started: bool,
 }
 
@@ -129,9 +133,10 @@ impl Services {
             let storage = host.storage.lock();
             Devices { vectors: storage.vectors().to_vec(), polls: storage.polls() }
         };
-        let cards = {
+        let (cards, cards_due_ns) = {
             let network = host.network.lock();
-            Devices { vectors: network.vectors().to_vec(), polls: network.polls() }
+            let cards = Devices { vectors: network.vectors().to_vec(), polls: network.polls() };
+            (cards, (!network.nics().is_empty()).then_some(0))
         };
         // Without an uplink there is nothing that could ever be due.
         let management_due_ns = management.is_some().then_some(0);
@@ -144,6 +149,7 @@ impl Services {
             disks,
             disks_due_ns: Some(0),
             cards,
+            cards_due_ns,
             started: false,
         }
     }
@@ -156,6 +162,7 @@ impl Services {
         if TRANSFERS.take() || self.disks.call(arrived) || ticked || first {
             self.finish_transfers();
         }
+        self.tick_cards();
         let more_frames = (FRAMES.take() || self.cards.call(arrived) || first) && forwarder.receive(host);
         if more_frames {
             FRAMES.note(host, 0);
@@ -169,7 +176,8 @@ impl Services {
         let console_due_ns = self.console.poll(host);
         let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
         let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
-        let services_due_ns = [self.management_due_ns, console_due_ns, self.disks_due_ns, ending_due_ns];
+        let services_due_ns =
+            [self.management_due_ns, console_due_ns, self.disks_due_ns, self.cards_due_ns, ending_due_ns];
         let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]);
         due.flatten().min()
     }
@@ -182,6 +190,15 @@ impl Services {
             self.disks_due_ns = self.host.storage.lock().tick(now_ns);
         }
         is_due
+    }
+
+    /// Looks after the cards when that is due.
+    fn tick_cards(&mut self) {
+        let now_ns = self.host.clock.now_ns();
+        if self.cards_due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
+            self.host.network.lock().tick();
+            self.cards_due_ns = Some(now_ns + CARDS_NS);
+        }
     }
 
     /// Tells machines of the disk transfers that ended.

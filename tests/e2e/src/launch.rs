@@ -107,6 +107,31 @@ impl Serial {
     }
 }
 
+/// What a network card is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NicModel {
+    /// virtio-net.
+    Virtio,
+    /// Intel 82540EM, which a hypervisor has to poll.
+    E1000,
+    /// Intel 82574L.
+    E1000e,
+    /// Intel 82576.
+    Igb,
+}
+
+impl NicModel {
+    /// What QEMU calls it.
+    fn device(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio-net-pci",
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+            Self::Igb => "igb",
+        }
+    }
+}
+
 /// An emulated machine that has not been switched on: machine type q35, serial line on standard input and output, no
 /// display, no default devices, no reboot.
 #[derive(Debug, Clone)]
@@ -119,6 +144,7 @@ pub struct Launch {
     cpus: u32,
     arguments: Vec<OsString>,
     disk_bus: DiskBus,
+    nic_model: NicModel,
     drives: usize,
     nics: usize,
 }
@@ -136,6 +162,7 @@ impl Launch {
             cpus: 2,
             arguments: Vec::new(),
             disk_bus: DiskBus::Virtio,
+            nic_model: NicModel::Virtio,
             drives: 0,
             nics: 0,
         }
@@ -253,16 +280,24 @@ impl Launch {
             .argument("-device", device)
     }
 
-    /// Adds a virtio NIC on QEMU's user network: gateway and DHCP server 10.0.2.2, DNS 10.0.2.3. `options` is appended
+    /// Chooses what the NICs added from here on are; virtio-net before.
+    #[must_use]
+    pub fn nic_model(mut self, model: NicModel) -> Self {
+        self.nic_model = model;
+        self
+    }
+
+    /// Adds a NIC on QEMU's user network, `net0`, `net1` and so on: gateway and DHCP server 10.0.2.2, DNS 10.0.2.3. `options` is appended
     /// (`hostfwd=tcp:127.0.0.1:0-:22`), or empty. It has no boot ROM, which would only delay the firmware.
     #[must_use]
     pub fn nic(mut self, options: &str) -> Self {
         let id = format!("net{}", self.nics);
         let mac = format!("52:54:00:50:4c:{:02x}", self.nics);
+        let device = self.nic_model.device();
         self.nics += 1;
         let separator = if options.is_empty() { "" } else { "," };
         self.argument("-netdev", format!("user,id={id}{separator}{options}"))
-            .argument("-device", format!("virtio-net-pci,netdev={id},mac={mac},romfile="))
+            .argument("-device", format!("{device},netdev={id},mac={mac},romfile="))
     }
 
     /// Adds any other option with its value.

@@ -16,7 +16,7 @@ pub use artifacts::{Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINU
 pub use console::{Console, GUEST_BOOT_LIMIT, GUEST_COMMAND_LIMIT};
 pub use emulator::Emulator;
 pub use host::{BOOT_LIMIT, COMMAND_LIMIT, Host, PROMPT, strip_escapes};
-pub use launch::{Accel, DiskBus, Launch, Medium, Serial};
+pub use launch::{Accel, DiskBus, Launch, Medium, NicModel, Serial};
 pub use permit::EMULATORS_MAX;
 pub use programs::smoke::smoke_on;
 pub use programs::{PROGRAMS, Program};

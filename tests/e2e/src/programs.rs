@@ -4,6 +4,7 @@ mod console;
 mod demo;
 mod guests;
 mod host;
+mod nics;
 mod platform;
 mod tiny;
 
@@ -48,6 +49,9 @@ pub static PROGRAMS: &[Program] = &[
     full("power_button", tiny::power_button),
     full("malformed_kernel", tiny::malformed_kernel),
     full("bare_guests", guests::all),
+    full("e1000", nics::e1000),
+    full("e1000e", nics::e1000e),
+    full("igb", nics::igb),
     full("pings", demo::pings),
     full("kill_loop", demo::kill_loop),
     full("bios_cd", demo::bios_cd),

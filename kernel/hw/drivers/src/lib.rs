@@ -1,4 +1,4 @@
-//! Drivers of the host's own devices: serial port, PCI, virtio disks and virtio network cards.
+//! Drivers of the host's own devices: serial port, PCI, disks and network cards.
 //!
 //! The main entry is [`probe`], which turns a PCI [`pci::Function`] into a [`block::Disk`] or a [`switch::Nic`], or says
 //! why it cannot. The kernel calls it at start-up, reads partition tables with [`read_partitions`], and from then on
@@ -8,6 +8,9 @@
 extern crate alloc;
 
 mod dma;
+#[cfg(any(test, feature = "heap"))]
+pub mod heap;
+pub mod intel_nic;
 mod mmio;
 mod partitions;
 pub mod pci;

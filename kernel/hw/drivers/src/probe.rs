@@ -2,6 +2,7 @@
 //!
 //! The main function is [`probe`]; the start-up report prints what it says of each function.
 
+use crate::intel_nic::{self, Model};
 use crate::pci::Function;
 use crate::pci::interrupt::Message;
 use crate::virtio::VIRTIO_VENDOR;
@@ -41,6 +42,12 @@ pub fn probe<H: Hal + 'static>(
     _now_ns: &dyn Fn() -> u64,
 ) -> Probed {
     let place = function.to_string();
+    if let Some(model) = Model::find(function.ids()) {
+        return match intel_nic::start::<H>(model, function, message) {
+            Ok(nic) => Probed::Nic(Box::new(nic)),
+            Err(fault) => Probed::Unsupported { what: format!("{} network card at {place}: {fault}", model.name) },
+        };
+    }
     let started = match function.ids() {
         (VIRTIO_VENDOR, 0x1001 | 0x1042) => {
             VirtioBlk::<H>::start(function, message).map(|disk| Probed::Disks(vec![Box::new(disk)]))
@@ -70,9 +77,6 @@ fn kind(function: &Function) -> Option<String> {
         ([0x01, 0x07, _], ..) => "SAS controller",
         ([0x01, 0x00, _], ..) => "SCSI controller",
         ([0x01, ..], ..) => "mass storage controller",
-        ([0x02, ..], 0x8086, 0x100e | 0x100f) => "Intel e1000 (82540EM, 82545EM) network card",
-        ([0x02, ..], 0x8086, 0x10d3) => "Intel e1000e (82574L) network card",
-        ([0x02, ..], 0x8086, 0x10c9 | 0x1521 | 0x1533) => "Intel igb network card",
         ([0x02, ..], 0x8086, _) => "Intel network card",
         ([0x02, ..], 0x10ec, _) => "Realtek network card",
         ([0x02, ..], 0x14e4, _) => "Broadcom network card",
@@ -92,7 +96,7 @@ mod tests {
     fn controllers_are_named() {
         let kind = |class, vendor, device| kind(&Function::for_test(class, vendor, device));
         assert_eq!(kind([1, 8, 2], 0x1b36, 0x10).unwrap(), "NVMe controller [1b36:0010]");
-        assert_eq!(kind([2, 0, 0], 0x8086, 0x10d3).unwrap(), "Intel e1000e (82574L) network card [8086:10d3]");
+        assert_eq!(kind([2, 0, 0], 0x8086, 0x15b8).unwrap(), "Intel network card [8086:15b8]");
         assert_eq!(kind([3, 0, 0], 0x1234, 0x1111), None);
         assert_eq!(Function::for_test([1, 6, 1], 0x8086, 0x2922).to_string(), "00:1f.2");
     }

@@ -12,7 +12,7 @@ use crate::pci::interrupt::Message;
 use crate::virtio::{Device, F_INDIRECT_DESC, Fault};
 use alloc::vec::Vec;
 use receive::Receiver;
-use switch::{Full, Mac, Nic, Offload, Offloads};
+use switch::{Full, Link, Mac, Nic, Offload, Offloads};
 use transmit::Transmitter;
 use virtio_drivers::Hal;
 
@@ -100,9 +100,18 @@ impl<H: Hal> Nic for VirtioNet<H> {
         self.offloads
     }
 
-    fn link_up(&mut self) -> bool {
+    fn name(&self) -> &str {
+        "virtio-net"
+    }
+
+    fn link(&mut self) -> Link {
         // Without the feature the link is always up.
-        !self.failed && (!self.device.has(F_STATUS) || self.device.config_u16(CONFIG_STATUS) & STATUS_LINK_UP != 0)
+        let is_up = !self.device.has(F_STATUS) || self.device.config_u16(CONFIG_STATUS) & STATUS_LINK_UP != 0;
+        match (self.failed, is_up) {
+            (true, _) => Link::Failed,
+            (false, true) => Link::Up(None),
+            (false, false) => Link::Down,
+        }
     }
 
     fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full> {

@@ -35,6 +35,7 @@ pub use help::{CommandHelp, Help, OptionHelp, help};
 pub use parse::{ParseError, parse};
 pub use render::{render, to_terminal};
 pub use reply::{
-    Backend, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, DoneReply, ErrorReply, ExitStat, Feature, HostReport,
-    LogLine, Memory, ModuleInfo, NicIo, PortInfo, Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    Backend, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, DoneReply, ErrorReply, ExitStat,
+    Feature, HostReport, LogLine, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmDetail, VmStat,
+    VmState, VmSummary,
 };

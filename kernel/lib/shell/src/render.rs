@@ -4,7 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use crate::{
     Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, Help, HostReport, LogLine, ModuleInfo,
-    PortInfo, Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    PortInfo, PortLink, Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
     table::{
         Side::{Left, Right},
         Table,
@@ -238,7 +238,7 @@ fn render_ports(ports: &[PortInfo]) -> String {
         table.row([
             port.name.clone(),
             port.mac.map_or_else(|| "-".into(), |mac| format!("{mac}")),
-            if port.link_up { "up" } else { "down" }.into(),
+            link(port),
             count(port.frames_in),
             bytes(port.bytes_in),
             count(port.frames_out),
@@ -246,7 +246,32 @@ fn render_ports(ports: &[PortInfo]) -> String {
             count(port.drops),
         ]);
     }
-    table.render()
+    ports.iter().filter_map(card_line).fold(table.render(), |text, line| text + &line)
+}
+
+fn link(port: &PortInfo) -> String {
+    match (port.link, port.speed_mbps) {
+        (PortLink::Up, Some(mbps)) => format!("up, {mbps} Mbit/s"),
+        (PortLink::Up, None) => "up".into(),
+        (PortLink::Down, _) => "down".into(),
+        (PortLink::Failed, _) => "failed".into(),
+    }
+}
+
+/// What the card behind a port counted.
+fn card_line(port: &PortInfo) -> Option<String> {
+    let card = port.card.as_ref()?;
+    let counters = card.counters.as_ref()?;
+    Some(format!(
+        "{}: {}: {} received, {} sent, {} missed, {} with CRC errors, {} with others\n",
+        port.name,
+        card.name,
+        count(counters.received),
+        count(counters.transmitted),
+        count(counters.missed),
+        count(counters.crc_errors),
+        count(counters.other_errors),
+    ))
 }
 
 fn log_line(line: &LogLine) -> String {

@@ -257,8 +257,48 @@ pub struct PortInfo {
     pub bytes_out: u64,
     /// Frames that it could not take.
     pub drops: u64,
-    /// Whether its link is up.
-    pub link_up: bool,
+    /// Whether it has a carrier.
+    pub link: PortLink,
+    /// At which speed, where that is known.
+    pub speed_mbps: Option<u32>,
+    /// The card behind it, for an uplink.
+    pub card: Option<CardInfo>,
+}
+
+/// Whether a port has a carrier.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortLink {
+    /// It has.
+    Up,
+    /// It has not.
+    Down,
+    /// The card was given up.
+    Failed,
+}
+
+/// A network card of the host's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct CardInfo {
+    /// What kind it is.
+    pub name: String,
+    /// What it counted, where it counts.
+    pub counters: Option<CardCounts>,
+}
+
+/// What a card itself counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct CardCounts {
+    /// Good frames from outside.
+    pub received: u64,
+    /// Good frames to outside.
+    pub transmitted: u64,
+    /// Frames from outside for which it had no room.
+    pub missed: u64,
+    /// Frames with a wrong check sequence.
+    pub crc_errors: u64,
+    /// Frames damaged in another way.
+    pub other_errors: u64,
 }
 
 /// A message of the host's.

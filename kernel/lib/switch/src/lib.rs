@@ -16,9 +16,9 @@ mod segments;
 mod table;
 
 pub use forward::{Counters, PortConfig, PortId, Switch, Targets};
-pub use nic::{Full, Nic, Offloads};
+pub use nic::{CardCounters, Full, Link, Nic, Offloads};
 pub use offload::{BadOffload, Gso, Offload, complete_checksum};
-pub use segments::Segments;
+pub use segments::{Headers, Segments, network_header};
 
 /// A layer-2 (MAC) address.
 pub type Mac = [u8; 6];

@@ -23,6 +23,32 @@ pub struct Offloads {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Full;
 
+/// Whether a card has a carrier.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// Frames pass, at so many Mbit/s where the card says.
+    Up(Option<u32>),
+    /// No carrier: frames are dropped.
+    Down,
+    /// The card broke the rules or vanished, and was given up. Frames are dropped for good.
+    Failed,
+}
+
+/// What a card itself counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CardCounters {
+    /// Good frames that passed its filter.
+    pub received: u64,
+    /// Good frames that left.
+    pub transmitted: u64,
+    /// Frames for which it had no room.
+    pub missed: u64,
+    /// Frames with a wrong check sequence.
+    pub crc_errors: u64,
+    /// Frames damaged in another way: symbol and length errors.
+    pub other_errors: u64,
+}
+
 /// A host network interface, as its driver shows it. No method blocks.
 pub trait Nic: Send {
     /// Its address.
@@ -31,8 +57,20 @@ pub trait Nic: Send {
     /// What [`Nic::transmit`] takes unfinished.
     fn offloads(&self) -> Offloads;
 
+    /// What kind of card it is.
+    fn name(&self) -> &str;
+
     /// Whether there is a carrier now.
-    fn link_up(&mut self) -> bool;
+    fn link(&mut self) -> Link;
+
+    /// Looks after the card; called about once a second. A card that vanished or stands still is noticed here, and
+    /// reported.
+    fn tick(&mut self) {}
+
+    /// What the card counted since it was started, where it counts.
+    fn counters(&mut self) -> Option<CardCounters> {
+        None
+    }
 
     /// Copies a frame (destination address first, no frame check sequence) into the transmit queue. The device may not
     /// look at it before [`Nic::kick`]. A frame that the device cannot send (too long, an offload that it lacks, or a

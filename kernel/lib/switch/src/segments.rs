@@ -6,6 +6,7 @@
 use crate::checksum::{Sum, store};
 use crate::{BadOffload, ETHERNET_HEADER_BYTES, Gso, Offload};
 use alloc::vec::Vec;
+use core::ops::Range;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -24,9 +25,9 @@ const TCP_DATA_OFFSET: usize = 12;
 const TCP_FLAGS: usize = 13;
 const TCP_CHECKSUM: usize = 16;
 
-/// Where a frame's headers are. Every offset lies inside the frame.
+/// Where the headers of a frame to be segmented are. Every offset lies inside the frame.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Headers {
+pub struct Headers {
     gso: Gso,
     ip: usize,
     tcp: usize,
@@ -35,8 +36,45 @@ pub(crate) struct Headers {
 
 impl Headers {
     /// Finds the headers of a frame that is to be segmented.
-    pub(crate) fn parse(frame: &[u8], offload: &Offload) -> Result<Self, BadOffload> {
+    pub fn parse(frame: &[u8], offload: &Offload) -> Result<Self, BadOffload> {
         Self::find(frame, offload).ok_or(BadOffload::Gso)
+    }
+
+    /// Where the IP header starts.
+    pub fn ip(&self) -> usize {
+        self.ip
+    }
+
+    /// Where the TCP header starts.
+    pub fn transport(&self) -> usize {
+        self.tcp
+    }
+
+    /// Where the payload starts.
+    pub fn payload(&self) -> usize {
+        self.payload
+    }
+
+    /// Makes `headers`, the frame's start up to its payload, what a network card segments by: no length and no IPv4
+    /// checksum, and in TCP's checksum field the pseudo-header's sum without a length, as the card adds each segment's
+    /// (Intel 82574 datasheet, section 7.3.6.2; 82576, section 7.2.4.2).
+    pub fn seed(&self, headers: &mut [u8]) {
+        match self.gso {
+            Gso::Tcp6 => store(headers, self.ip + 4, 0),
+            Gso::Tcp4 | Gso::None => {
+                store(headers, self.ip + 2, 0);
+                store(headers, self.ip + 10, 0);
+            }
+        }
+        let sum = Sum::default().add(&headers[self.addresses()]).add_word(PROTOCOL_TCP.into());
+        store(headers, self.tcp + TCP_CHECKSUM, !sum.checksum());
+    }
+
+    fn addresses(&self) -> Range<usize> {
+        match self.gso {
+            Gso::Tcp6 => self.ip + 8..self.ip + 40,
+            Gso::Tcp4 | Gso::None => self.ip + 12..self.ip + 20,
+        }
     }
 
     fn find(frame: &[u8], offload: &Offload) -> Option<Self> {
@@ -89,13 +127,9 @@ impl Headers {
             segment[self.tcp + TCP_FLAGS] &= !(TCP_FIN | TCP_PSH);
         }
         store(segment, self.tcp + TCP_CHECKSUM, 0);
-        let addresses = match self.gso {
-            Gso::Tcp6 => self.ip + 8..self.ip + 40,
-            Gso::Tcp4 | Gso::None => self.ip + 12..self.ip + 20,
-        };
         // Made from scratch: senders disagree on whether the field's pseudo-header sum holds a length.
         let checksum = Sum::default()
-            .add(&segment[addresses])
+            .add(&segment[self.addresses()])
             .add_word(PROTOCOL_TCP.into())
             .add_word((segment.len() - self.tcp) as u16)
             .add(&segment[self.tcp..])
@@ -146,7 +180,7 @@ impl<'a> Segments<'a> {
 }
 
 /// The type and the offset of what follows the Ethernet header and up to two VLAN tags.
-fn network_header(frame: &[u8]) -> Option<(u16, usize)> {
+pub fn network_header(frame: &[u8]) -> Option<(u16, usize)> {
     let mut at = ETHERNET_HEADER_BYTES;
     for _ in 0..3 {
         let ethertype = u16::from_be_bytes(*frame.get(at - 2..)?.first_chunk()?);

@@ -1,40 +1,8 @@
-//! A host without hardware: memory from the heap, registers that are memory, and a device that tests play.
+//! Registers that are memory, and a device that tests play.
 
 use super::ring::Areas;
 use super::*;
-use core::ptr::NonNull;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use virtio_drivers::{BufferDirection, PAGE_SIZE, PhysAddr};
-
-/// Memory from the heap, at whose addresses "devices" find it.
-pub(crate) struct TestHal;
-
-// SAFETY: pages come from the allocator, zeroed, aligned and alone; addresses of registers are those of live memory.
-unsafe impl Hal for TestHal {
-    fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
-        // SAFETY: the layout is not empty.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
-        (start.as_ptr() as u64, start)
-    }
-
-    unsafe fn dma_dealloc(_: PhysAddr, start: NonNull<u8>, pages: usize) -> i32 {
-        let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
-        // SAFETY: the caller gives back what `dma_alloc` gave.
-        unsafe { dealloc(start.as_ptr(), layout) };
-        0
-    }
-
-    unsafe fn mmio_phys_to_virt(physical: PhysAddr, _: usize) -> NonNull<u8> {
-        NonNull::new(physical as *mut u8).unwrap()
-    }
-
-    unsafe fn share(_: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
-        unreachable!("this crate shares nothing")
-    }
-
-    unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
-}
+pub(crate) use crate::heap::{HeapHal as TestHal, peek, poke};
 
 /// The device's side of a ring, played by a test.
 pub(crate) struct TestDevice {
@@ -62,16 +30,6 @@ pub(crate) fn queue(table_entries: u16, event_index: bool) -> (Queue<TestHal>, T
     let registers = unsafe { Registers::map::<TestHal>(&raw mut *doorbell as u64, 2) };
     let device = TestDevice { areas: ring.areas(), size: ring.size(), seen: 0, used: 0, doorbell };
     (Queue { ring, doorbell: registers, index: 3 }, device)
-}
-
-pub(crate) fn peek<T: Copy>(address: u64) -> T {
-    // SAFETY: tests pass addresses that the driver gave, of memory that it keeps.
-    unsafe { (address as *const T).read_unaligned() }
-}
-
-pub(crate) fn poke<T: Copy>(address: u64, value: T) {
-    // SAFETY: as in `peek`.
-    unsafe { (address as *mut T).write_unaligned(value) }
 }
 
 impl TestDevice {

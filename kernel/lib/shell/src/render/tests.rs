@@ -3,7 +3,7 @@
 use config::{Mac, Name};
 
 use super::*;
-use crate::{DiskIo, Feature, Memory, NicIo, help, parse};
+use crate::{CardCounts, CardInfo, DiskIo, Feature, Memory, NicIo, help, parse};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -180,11 +180,19 @@ fn the_other_lists() {
         bytes_in: 3,
         bytes_out: 4,
         drops: 0,
-        link_up: true,
+        link: PortLink::Up,
+        speed_mbps: None,
+        card: None,
     };
-    assert!(
-        render(&Reply::Ports(vec![port]), false).ends_with("uplink  -        up     1    3 B    2    4 B      0\n")
-    );
+    let ports = |port: &PortInfo| render(&Reply::Ports(vec![port.clone()]), false);
+    assert!(ports(&port).ends_with("uplink  -        up     1    3 B    2    4 B      0\n"));
+    let counters = CardCounts { received: 1, transmitted: 2, missed: 3, crc_errors: 4, other_errors: 5 };
+    let card = CardInfo { name: "Intel".into(), counters: Some(counters) };
+    let port = PortInfo { speed_mbps: Some(1000), card: Some(card), ..port };
+    let text = ports(&port);
+    assert!(text.contains("up, 1000 Mbit/s"), "{text}");
+    assert!(text.ends_with("uplink: Intel: 1 received, 2 sent, 3 missed, 4 with CRC errors, 5 with others\n"));
+    assert!(ports(&PortInfo { link: PortLink::Down, ..port }).contains(" down "));
     let log = LogLine { time_ns: 1_234_567_000, level: "info".into(), message: "hello".into() };
     assert_eq!(render(&Reply::Log(vec![log]), false), "[    1.234567] info  hello\n");
     let trace = TraceLine { time_ns: 1_000, cpu: 1, vm: None, event: "irq vector=0x20".into() };
