@@ -5,6 +5,7 @@ use crate::host::{self, Host};
 use crate::log_ring::{self, Message};
 use crate::management;
 use crate::probe;
+use crate::processor;
 use crate::vm::{self, Order, Refusal, Running, Start, Vm};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -197,6 +198,7 @@ fn host_report(host: &Host) -> HostReport {
         tsc_hz: host.clock.tsc_khz() * 1000,
         backend: probe::backend(host),
         features: probe::features(host),
+        speculation: processor::speculation(),
         memory: Memory {
             total_bytes: host.memory_bytes(),
             free_bytes,

@@ -14,6 +14,7 @@ mod log_ring;
 mod management;
 mod network;
 mod probe;
+mod processor;
 mod serial;
 mod services;
 mod storage;
@@ -31,6 +32,9 @@ use spin::Once;
 
 boot::entry!(start);
 
+/// Word of the command line: an emulator, which speculates nothing, gets what the processor that it shows would need.
+const MITIGATE_ALWAYS: &str = "mitigate-emulated";
+
 /// The ends of each processor's special stacks.
 static STACKS: [Once<[u64; SPECIAL_STACKS]>; CPUS_MAX] = [const { Once::new() }; CPUS_MAX];
 
@@ -38,6 +42,7 @@ static STACKS: [Once<[u64; SPECIAL_STACKS]>; CPUS_MAX] = [const { Once::new() };
 fn start(boot: Result<BootInfo, &'static str>) -> ! {
     let host = set_up(boot);
     probe::report(host);
+    processor::report();
     vm::create_configured(host);
     cpu_loop::run(host, 0)
 }
@@ -53,6 +58,7 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     memory::protect(&boot);
     interrupts::init(epitaph::exception);
     make_stacks(0).expect("memory for stacks");
+    cpu::speculation::init(boot.command_line.split_ascii_whitespace().any(|word| word == MITIGATE_ALWAYS));
     prepare_processor(0);
     let platform = Platform::read(rsdp);
     let clock = time::init(&platform);
@@ -89,6 +95,7 @@ fn prepare_processor(index: usize) {
     cpu::tables::load(*stacks, interrupts::table());
     cpu::percpu::install(index);
     interrupts::local_apic::init();
+    cpu::speculation::enable();
 }
 
 /// Starts the processors that the firmware lists, one after the other.

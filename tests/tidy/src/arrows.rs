@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vcpu", &["addr"]),
     ("nested", &["addr"]),
     ("trace", &[]),
+    ("mitigation", &[]),
     ("config", &[]),
     ("state", &[]),
     ("pci", &["addr", "state"]),
@@ -39,7 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // Silicon.
     ("boot", &[]),
-    ("cpu", &[]),
+    ("cpu", &["mitigation"]),
     ("interrupts", &["addr", "cpu"]),
     ("memory", &["addr", "boot", "cpu", "guestmem", "nested"]),
     ("platform", &["addr", "cpu", "interrupts", "memory"]),

@@ -10,6 +10,7 @@ extern crate alloc;
 pub mod fpu;
 pub mod msr;
 pub mod percpu;
+pub mod speculation;
 pub mod tables;
 
 use core::arch::asm;

@@ -7,6 +7,7 @@ use core::arch::asm;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use cpu::percpu::CPUS_MAX;
+use cpu::speculation::Trained;
 use cpu::{cpuid, msr};
 use spin::Once;
 
@@ -77,6 +78,8 @@ pub(crate) struct Host {
     pub _save_area: Box<Vmcb>,
     /// The processor has RDTSCP or RDPID, and so the register that they read.
     pub has_tsc_aux: bool,
+    /// Whose predictions it holds.
+    pub trained: Trained,
     next_asid: AtomicU32,
     /// How often the ASIDs were used up; a vCPU whose ASID is of an earlier round needs a new one.
     asid_round: AtomicU64,
@@ -120,7 +123,14 @@ pub fn enable(index: usize) {
         let has_tsc_aux = cpuid(0x8000_0001, 0).edx & 1 << 27 != 0 || cpuid(7, 0).ecx & 1 << 22 != 0;
         // The first ASID that is taken begins a round, and so flushes what somebody left before us.
         let next_asid = AtomicU32::new(u32::MAX / 2);
-        Host { state, _save_area: save_area, has_tsc_aux, next_asid, asid_round: AtomicU64::new(0) }
+        Host {
+            state,
+            _save_area: save_area,
+            has_tsc_aux,
+            trained: Trained::default(),
+            next_asid,
+            asid_round: AtomicU64::new(0),
+        }
     });
 }
 

@@ -7,6 +7,7 @@ use addr::Hpa;
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
 use cpu::fpu::Area;
+use cpu::speculation::{self, Trainer};
 use vcpu::{Event, Exit, Gpr, VcpuState};
 
 /// A virtual CPU on SVM.
@@ -27,6 +28,7 @@ pub struct Svm {
     entered: Option<&'static Host>,
     /// Where the ASID is valid: processor and round of its ASIDs.
     asid_of: Option<(usize, u64)>,
+    trainer: Trainer,
 }
 
 /// One bit a port, set: every port access exits (15.10.1). The last byte is for accesses that straddle the end.
@@ -61,61 +63,83 @@ const EXCEPTION_MACHINE_CHECK: u32 = 1 << 18;
 const PAUSE_FILTER_COUNT: u16 = 3000;
 const PAUSE_FILTER_THRESHOLD: u16 = 128;
 
-global_asm!(
-    // svm_enter(gprs: rdi, vmcb: rsi): RAX and RSP are in the VMCB; VMRUN itself keeps the host's RAX, RSP and RIP.
-    ".section .text.vcpu_entry, \"ax\"",
-    ".global svm_enter",
-    "svm_enter:",
-    "push rbx",
-    "push rbp",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
-    "push rdi",
-    "mov rax, rsi",
-    "mov rcx, [rdi + 8]",
-    "mov rdx, [rdi + 16]",
-    "mov rbx, [rdi + 24]",
-    "mov rbp, [rdi + 40]",
-    "mov rsi, [rdi + 48]",
-    "mov r8, [rdi + 64]",
-    "mov r9, [rdi + 72]",
-    "mov r10, [rdi + 80]",
-    "mov r11, [rdi + 88]",
-    "mov r12, [rdi + 96]",
-    "mov r13, [rdi + 104]",
-    "mov r14, [rdi + 112]",
-    "mov r15, [rdi + 120]",
-    "mov rdi, [rdi + 56]",
-    "vmrun rax",
-    "mov rax, [rsp]",
-    "mov [rax + 8], rcx",
-    "mov [rax + 16], rdx",
-    "mov [rax + 24], rbx",
-    "mov [rax + 40], rbp",
-    "mov [rax + 48], rsi",
-    "mov [rax + 56], rdi",
-    "mov [rax + 64], r8",
-    "mov [rax + 72], r9",
-    "mov [rax + 80], r10",
-    "mov [rax + 88], r11",
-    "mov [rax + 96], r12",
-    "mov [rax + 104], r13",
-    "mov [rax + 112], r14",
-    "mov [rax + 120], r15",
-    "pop rdi",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop rbp",
-    "pop rbx",
-    "ret",
+/// The world switch by name: what goes before VMRUN, behind it, and behind the saving of the guest's registers.
+macro_rules! world_switch {
+    ($name:literal, $before:expr, $behind:expr, $saved:expr $(, $operand:ident = sym $symbol:path)*) => {
+        global_asm!(
+            // NAME(gprs: rdi, vmcb: rsi): RAX and RSP are in the VMCB; VMRUN itself keeps the host's RAX, RSP and RIP.
+            ".section .text.vcpu_entry, \"ax\"",
+            concat!(".global ", $name),
+            concat!($name, ":"),
+            "push rbx",
+            "push rbp",
+            "push r12",
+            "push r13",
+            "push r14",
+            "push r15",
+            "push rdi",
+            "mov rax, rsi",
+            "mov rcx, [rdi + 8]",
+            "mov rdx, [rdi + 16]",
+            "mov rbx, [rdi + 24]",
+            "mov rbp, [rdi + 40]",
+            "mov rsi, [rdi + 48]",
+            "mov r8, [rdi + 64]",
+            "mov r9, [rdi + 72]",
+            "mov r10, [rdi + 80]",
+            "mov r11, [rdi + 88]",
+            "mov r12, [rdi + 96]",
+            "mov r13, [rdi + 104]",
+            "mov r14, [rdi + 112]",
+            "mov r15, [rdi + 120]",
+            "mov rdi, [rdi + 56]",
+            $before,
+            "vmrun rax",
+            $behind,
+            "mov rax, [rsp]",
+            "mov [rax + 8], rcx",
+            "mov [rax + 16], rdx",
+            "mov [rax + 24], rbx",
+            "mov [rax + 40], rbp",
+            "mov [rax + 48], rsi",
+            "mov [rax + 56], rdi",
+            "mov [rax + 64], r8",
+            "mov [rax + 72], r9",
+            "mov [rax + 80], r10",
+            "mov [rax + 88], r11",
+            "mov [rax + 96], r12",
+            "mov [rax + 104], r13",
+            "mov [rax + 112], r14",
+            "mov [rax + 120], r15",
+            $saved,
+            "pop rdi",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop rbp",
+            "pop rbx",
+            "ret",
+            $($operand = sym $symbol,)*
+        );
+    };
+}
+
+world_switch!("svm_enter", "", "", "");
+world_switch!(
+    "svm_enter_guarded",
+    cpu::clear_buffers!(),
+    cpu::fill_return_stack!(),
+    cpu::after_exit!(),
+    null_selector = sym speculation::NULL_SELECTOR,
+    after_exit = sym speculation::AFTER_EXIT,
+    host_control = sym speculation::HOST_CONTROL
 );
 
 unsafe extern "sysv64" {
     fn svm_enter(gprs: *mut [u64; 16], vmcb: *mut Vmcb);
+    /// The same with what `cpu::speculation` asks for.
+    fn svm_enter_guarded(gprs: *mut [u64; 16], vmcb: *mut Vmcb);
 }
 
 impl Svm {
@@ -148,6 +172,7 @@ impl Svm {
             in_nmi: false,
             entered: None,
             asid_of: None,
+            trainer: Trainer::another(),
         };
         vcpu::Vcpu::set_state(&mut svm, &VcpuState::reset());
         svm
@@ -174,7 +199,14 @@ impl Svm {
         self.vmcb.save.rsp = self.gprs[Gpr::Rsp as usize];
         // SAFETY: interrupts cannot be taken (GIF is clear), the guest's VMLOAD state and floating-point state are in
         // the processor, the block is this vCPU's own, and whatever the guest does stays inside its nested tables.
-        unsafe { svm_enter(&raw mut self.gprs, &raw mut *self.vmcb) };
+        unsafe {
+            if speculation::guards() {
+                speculation::before_entry();
+                svm_enter_guarded(&raw mut self.gprs, &raw mut *self.vmcb);
+            } else {
+                svm_enter(&raw mut self.gprs, &raw mut *self.vmcb);
+            }
+        }
         self.gprs[Gpr::Rax as usize] = self.vmcb.save.rax;
         self.gprs[Gpr::Rsp as usize] = self.vmcb.save.rsp;
         let control = &mut self.vmcb.control;
@@ -188,6 +220,7 @@ impl Svm {
     fn load_world(&mut self) {
         let (host, cpu) = host();
         self.choose_asid(host, cpu);
+        speculation::switched(&host.trained, &self.trainer);
         if !self.fpu_loaded {
             self.fpu.restore(self.xcr0);
             self.load_debug_registers();

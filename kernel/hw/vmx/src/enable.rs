@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::fmt;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use cpu::percpu::CPUS_MAX;
+use cpu::speculation::Trained;
 use cpu::{cpuid, msr};
 use spin::Once;
 
@@ -96,6 +97,8 @@ impl fmt::Display for Unavailable {
 pub(crate) struct Host {
     /// Where the processor keeps what it needs in VMX operation (25.11.5).
     _region: Box<Region>,
+    /// Whose predictions it holds.
+    pub trained: Trained,
     next_vpid: AtomicU16,
     /// How often the VPIDs were used up; a vCPU whose VPID is of an earlier round needs a new one.
     vpid_round: AtomicU64,
@@ -177,7 +180,12 @@ pub fn enable(index: usize) {
         }
         assert!(failed == 0, "VMXON takes a region of ours");
         cpu::fpu::enable();
-        Host { _region: region, next_vpid: AtomicU16::new(1), vpid_round: AtomicU64::new(1) }
+        Host {
+            _region: region,
+            trained: Trained::default(),
+            next_vpid: AtomicU16::new(1),
+            vpid_round: AtomicU64::new(1),
+        }
     });
 }
 

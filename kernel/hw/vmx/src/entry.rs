@@ -13,6 +13,7 @@ use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::cell::Cell;
 use cpu::fpu::Area;
+use cpu::speculation::{self, Trainer};
 use vcpu::{Event, Exit, Gpr, VcpuState, rflags};
 
 /// A virtual CPU on VMX.
@@ -53,6 +54,7 @@ pub struct Vmx {
     /// Where the VPID is valid: processor and round of its VPIDs.
     pub(crate) vpid_of: Option<(usize, u64)>,
     pub(crate) vpid: u16,
+    trainer: Trainer,
 }
 
 /// Fields of the VMCS that are read after every exit or change often; only those that differ are written back.
@@ -86,81 +88,109 @@ const NO_LINK: u64 = u64::MAX;
 const PENDING_SINGLE_STEP: u64 = 1 << 14;
 const DEBUGCTL_BRANCH_STEP: u64 = 1 << 1;
 
-global_asm!(
-    // vmx_enter(gprs: rdi, launched: rsi) -> eax: 0 after an exit, 1 when the entry failed with a VM-instruction error.
-    // RSP is in the VMCS, whose host RSP points at the saved RDI.
-    ".global vmx_enter",
-    "vmx_enter:",
-    "push rbx",
-    "push rbp",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
-    "push rdi",
-    "mov eax, 0x6c14",
-    "vmwrite rax, rsp",
-    // MOV leaves the flags alone.
-    "test sil, sil",
-    "mov rax, [rdi]",
-    "mov rcx, [rdi + 8]",
-    "mov rdx, [rdi + 16]",
-    "mov rbx, [rdi + 24]",
-    "mov rbp, [rdi + 40]",
-    "mov rsi, [rdi + 48]",
-    "mov r8, [rdi + 64]",
-    "mov r9, [rdi + 72]",
-    "mov r10, [rdi + 80]",
-    "mov r11, [rdi + 88]",
-    "mov r12, [rdi + 96]",
-    "mov r13, [rdi + 104]",
-    "mov r14, [rdi + 112]",
-    "mov r15, [rdi + 120]",
-    "mov rdi, [rdi + 56]",
-    "jnz 2f",
-    "vmlaunch",
-    "jmp 3f",
-    "2:",
-    "vmresume",
-    "3:",
-    "pop rdi",
-    "mov eax, 1",
-    "jmp 4f",
-    ".global vmx_exit",
-    "vmx_exit:",
-    "push rax",
-    "mov rax, [rsp + 8]",
-    "mov [rax + 8], rcx",
-    "mov [rax + 16], rdx",
-    "mov [rax + 24], rbx",
-    "mov [rax + 40], rbp",
-    "mov [rax + 48], rsi",
-    "mov [rax + 56], rdi",
-    "mov [rax + 64], r8",
-    "mov [rax + 72], r9",
-    "mov [rax + 80], r10",
-    "mov [rax + 88], r11",
-    "mov [rax + 96], r12",
-    "mov [rax + 104], r13",
-    "mov [rax + 112], r14",
-    "mov [rax + 120], r15",
-    "pop rcx",
-    "mov [rax], rcx",
-    "pop rdi",
-    "xor eax, eax",
-    "4:",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop rbp",
-    "pop rbx",
-    "ret",
+/// The world switch by the names of its two ends: what goes before the guest's registers are loaded, behind an exit, and
+/// behind the saving of the guest's registers.
+macro_rules! world_switch {
+    ($enter:literal, $exit:literal, $before:expr, $behind:expr, $saved:expr
+        $(, $operand:ident = sym $symbol:path)*) => {
+        global_asm!(
+            // ENTER(gprs: rdi, launched: rsi) -> eax: 0 after an exit, 1 when the entry failed with a VM-instruction error.
+            // RSP is in the VMCS, whose host RSP points at the saved RDI.
+            ".section .text.vcpu_entry, \"ax\"",
+            concat!(".global ", $enter),
+            concat!($enter, ":"),
+            "push rbx",
+            "push rbp",
+            "push r12",
+            "push r13",
+            "push r14",
+            "push r15",
+            "push rdi",
+            "mov eax, 0x6c14",
+            "vmwrite rax, rsp",
+            // What follows until the entry loads nothing but the guest's own.
+            $before,
+            // MOV leaves the flags alone.
+            "test sil, sil",
+            "mov rax, [rdi]",
+            "mov rcx, [rdi + 8]",
+            "mov rdx, [rdi + 16]",
+            "mov rbx, [rdi + 24]",
+            "mov rbp, [rdi + 40]",
+            "mov rsi, [rdi + 48]",
+            "mov r8, [rdi + 64]",
+            "mov r9, [rdi + 72]",
+            "mov r10, [rdi + 80]",
+            "mov r11, [rdi + 88]",
+            "mov r12, [rdi + 96]",
+            "mov r13, [rdi + 104]",
+            "mov r14, [rdi + 112]",
+            "mov r15, [rdi + 120]",
+            "mov rdi, [rdi + 56]",
+            "jnz 2f",
+            "vmlaunch",
+            "jmp 3f",
+            "2:",
+            "vmresume",
+            "3:",
+            "pop rdi",
+            "mov eax, 1",
+            "jmp 4f",
+            concat!(".global ", $exit),
+            concat!($exit, ":"),
+            "push rax",
+            $behind,
+            "mov rax, [rsp + 8]",
+            "mov [rax + 8], rcx",
+            "mov [rax + 16], rdx",
+            "mov [rax + 24], rbx",
+            "mov [rax + 40], rbp",
+            "mov [rax + 48], rsi",
+            "mov [rax + 56], rdi",
+            "mov [rax + 64], r8",
+            "mov [rax + 72], r9",
+            "mov [rax + 80], r10",
+            "mov [rax + 88], r11",
+            "mov [rax + 96], r12",
+            "mov [rax + 104], r13",
+            "mov [rax + 112], r14",
+            "mov [rax + 120], r15",
+            "pop rcx",
+            "mov [rax], rcx",
+            $saved,
+            "pop rdi",
+            "xor eax, eax",
+            "4:",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop rbp",
+            "pop rbx",
+            "ret",
+            $($operand = sym $symbol,)*
+        );
+    };
+}
+
+world_switch!("vmx_enter", "vmx_exit", "", "", "");
+world_switch!(
+    "vmx_enter_guarded",
+    "vmx_exit_guarded",
+    cpu::clear_buffers!(),
+    cpu::fill_return_stack!(),
+    cpu::after_exit!(),
+    null_selector = sym speculation::NULL_SELECTOR,
+    after_exit = sym speculation::AFTER_EXIT,
+    host_control = sym speculation::HOST_CONTROL
 );
 
 unsafe extern "sysv64" {
     fn vmx_enter(gprs: *mut [u64; 16], launched: bool) -> u32;
     static vmx_exit: u8;
+    /// The same with what `cpu::speculation` asks for.
+    fn vmx_enter_guarded(gprs: *mut [u64; 16], launched: bool) -> u32;
+    static vmx_exit_guarded: u8;
 }
 
 impl Vmx {
@@ -198,6 +228,7 @@ impl Vmx {
             ept_changed: false,
             vpid_of: None,
             vpid: 0,
+            trainer: Trainer::another(),
         };
         vcpu::Vcpu::set_state(&mut vmx, &VcpuState::reset());
         vmx
@@ -216,8 +247,17 @@ impl Vmx {
             self.write_hot();
             // SAFETY: interrupts are shut; the VMCS is current, its host part is this processor's, the guest's other
             // registers are in place, and whatever the guest does stays inside its EPT.
-            let failed = unsafe { vmx_enter(&raw mut self.gprs, self.launched) } != 0;
+            let failed = unsafe {
+                if speculation::guards() {
+                    speculation::before_entry();
+                    vmx_enter_guarded(&raw mut self.gprs, self.launched)
+                } else {
+                    vmx_enter(&raw mut self.gprs, self.launched)
+                }
+            } != 0;
             if failed {
+                // The exit that would have brought it back did not come.
+                speculation::enable();
                 return Exit::InvalidState(checks::instruction_error(self.vmcs.read(Field::INSTRUCTION_ERROR)));
             }
             self.launched = true;
@@ -310,8 +350,10 @@ impl Vmx {
         self.vmcs.make_current();
         self.launched = false;
         self.choose_vpid(host, cpu);
+        speculation::switched(&host.trained, &self.trainer);
         self.write_controls();
-        host_state::write(&mut self.vmcs, &raw const vmx_exit as u64);
+        let exit = if speculation::guards() { &raw const vmx_exit_guarded } else { &raw const vmx_exit };
+        host_state::write(&mut self.vmcs, exit as u64);
         self.loaded = true;
         self.write_state();
         self.load_registers();

@@ -36,6 +36,6 @@ pub use parse::{ParseError, parse};
 pub use render::{render, to_terminal};
 pub use reply::{
     Backend, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, DoneReply, ErrorReply, ExitStat,
-    Feature, HostReport, LogLine, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmDetail, VmStat,
-    VmState, VmSummary,
+    Feature, HostReport, LogLine, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine,
+    VmDetail, VmStat, VmState, VmSummary, Weakness, WeaknessStatus,
 };

@@ -4,7 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use crate::{
     Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, Help, HostReport, LogLine, ModuleInfo,
-    PortInfo, PortLink, Reply, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary, WeaknessStatus,
     table::{
         Side::{Left, Right},
         Table,
@@ -137,7 +137,25 @@ fn render_host(report: &HostReport) -> String {
         features.row([feature.name.clone(), if feature.present { "ready" } else { "not supported" }.into()]);
     }
     text += &format!("features\n{}", features.render());
+    text += &render_speculation(&report.speculation);
     text + &render_devices("disks", &report.disks) + &render_devices("NICs", &report.nics)
+}
+
+/// The weaknesses that this processor has; those that it has not are not worth a line.
+fn render_speculation(speculation: &Speculation) -> String {
+    let mut table = Table::plain([Left, Left]).indented(2);
+    for weakness in &speculation.weaknesses {
+        let status = match &weakness.status {
+            WeaknessStatus::NotAffected => continue,
+            WeaknessStatus::Mitigated { by } => format!("mitigated: {by}"),
+            WeaknessStatus::Exposed { reason } => format!("EXPOSED: {reason}"),
+        };
+        table.row([weakness.name.clone(), status]);
+    }
+    let rows = table.render();
+    let rows = if rows.is_empty() { "  not affected by any weakness known\n".into() } else { rows };
+    let threads = if speculation.threads { "on" } else { "off" };
+    format!("speculation (microcode {:#x}, hyper-threading {threads})\n{rows}", speculation.microcode)
 }
 
 fn render_devices(heading: &str, devices: &[Device]) -> String {

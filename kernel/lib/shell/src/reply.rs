@@ -75,6 +75,8 @@ pub struct HostReport {
     pub backend: Backend,
     /// The processor's features that matter.
     pub features: Vec<Feature>,
+    /// What the processor leaks by speculation, and what is done about it.
+    pub speculation: Speculation,
     /// The memory and who has it.
     pub memory: Memory,
     /// The disks of the host.
@@ -85,6 +87,45 @@ pub struct HostReport {
     pub management_address: Option<String>,
     /// Since the kernel started.
     pub uptime_ns: u64,
+}
+
+/// What the processor leaks by speculation, and what is done about it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Speculation {
+    /// The microcode's revision.
+    pub microcode: u32,
+    /// Whether two threads share a core.
+    pub threads: bool,
+    /// Each weakness that is known, by the name under which Linux lists it.
+    pub weaknesses: Vec<Weakness>,
+}
+
+/// A weakness and how it stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Weakness {
+    /// Its name.
+    pub name: String,
+    /// How it stands.
+    #[serde(flatten)]
+    pub status: WeaknessStatus,
+}
+
+/// How a weakness stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum WeaknessStatus {
+    /// This processor has not got it.
+    NotAffected,
+    /// It is closed.
+    Mitigated {
+        /// How.
+        by: String,
+    },
+    /// It is open.
+    Exposed {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What runs the guests.

@@ -80,7 +80,8 @@ pub fn check_witness(host: &mut Host) -> Result<()> {
     host.emulator().expect(PROMPT, COMMAND_LIMIT).map(|_| ())
 }
 
-fn run(host: &mut Host, guest: &str, words: &str) -> Result<()> {
+/// Runs one to its end.
+pub fn run(host: &mut Host, guest: &str, words: &str) -> Result<()> {
     // An underscore is no part of a VM's name.
     let name = &guest.replace('_', "-");
     host.ask(&format!("vm create {name} --kernel {guest} --cmdline \"{words}\" --memory 128M --disk scratch --start"))?;

@@ -1,10 +1,11 @@
-//! What differs between machines that firmware describes: where the console is.
+//! What differs between machines: where the console is, and what the processor leaks.
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::{Artifacts, Serial};
+use super::guests;
+use crate::{Artifacts, Host, Launch, Serial};
 
 /// The prompt comes on COM2, on a UART on PCI, and on the one that the firmware names.
 pub fn serial_lines(artifacts: &Artifacts) -> Result<()> {
@@ -30,8 +31,36 @@ fn prompt_on(artifacts: &Artifacts, name: &str, serial: Serial, table: Option<&[
     }
     let mut host = artifacts.boot(&launch).context(name.to_owned())?;
     let log = host.ask("log")?.to_string();
-    anyhow::ensure!(log.contains(reported), "{name}: the log does not say \"{reported}\": {log}");
+    ensure!(log.contains(reported), "{name}: the log does not say \"{reported}\": {log}");
     host.power_off()
+}
+
+/// An emulator needs no guarded world switch; made to have one, guests run through it as before.
+pub fn mitigations(artifacts: &Artifacts) -> Result<()> {
+    const GUESTS: [&str; 2] = ["exits", "timer"];
+    let modules = GUESTS.map(|name| Ok((artifacts.guest(name)?.to_path_buf(), name.to_owned())));
+    let modules: Vec<_> = modules.into_iter().collect::<Result<_>>()?;
+    for (name, word, expected) in
+        [("mitigations_none", "", "not_affected"), ("mitigations_all", "mitigate-emulated", "mitigated")]
+    {
+        let launch = Launch::new(name).accel(artifacts.accel).multiboot(&artifacts.kernel32, word, &modules)?;
+        let mut host = artifacts.boot(&launch.disk(&artifacts.datastore))?;
+        let found = weakness(&mut host, "return_stack")?;
+        ensure!(found == expected, "{name}: the return stack is {found}, not {expected}");
+        for guest in GUESTS {
+            guests::run(&mut host, guest, "").with_context(|| format!("{name}: test guest `{guest}`"))?;
+        }
+        host.power_off()?;
+    }
+    Ok(())
+}
+
+/// How a weakness stands, as `host` tells.
+fn weakness(host: &mut Host, name: &str) -> Result<String> {
+    let report = host.ask("host")?;
+    let weaknesses = report["speculation"]["weaknesses"].as_array().context("`host` lists no weaknesses")?;
+    let found = weaknesses.iter().find(|weakness| weakness["name"] == name).context("it is not listed")?;
+    found["status"].as_str().map(str::to_owned).context("it has no status")
 }
 
 /// What follows an SPCR's header: a 16550 at an I/O port, 57600 baud (Microsoft, revision 2 of the table).

@@ -3,7 +3,7 @@
 use config::{Mac, Name};
 
 use super::*;
-use crate::{CardCounts, CardInfo, DiskIo, Feature, Memory, NicIo, help, parse};
+use crate::{CardCounts, CardInfo, DiskIo, Feature, Memory, NicIo, Speculation, Weakness, WeaknessStatus, help, parse};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -25,6 +25,15 @@ fn host(backend: Backend) -> Reply {
             Feature { name: "nested paging".into(), present: true },
             Feature { name: "NRIP save".into(), present: false },
         ],
+        speculation: Speculation {
+            microcode: 0x0a00_11d1,
+            threads: true,
+            weaknesses: vec![
+                Weakness { name: "l1tf".into(), status: WeaknessStatus::NotAffected },
+                Weakness { name: "mds".into(), status: WeaknessStatus::Mitigated { by: "VERW".into() } },
+                Weakness { name: "retbleed".into(), status: WeaknessStatus::Exposed { reason: "no barrier".into() } },
+            ],
+        },
         memory: Memory { total_bytes: 4 << 30, free_bytes: 3 << 30, own_bytes: 10 << 20, guests_bytes: 1014 << 20 },
         disks: vec![Device {
             name: "disk0".into(),
@@ -59,6 +68,8 @@ fn the_host_for_people() {
          memory      4 GiB: 3 GiB free, 10 MiB Pollux, 1014 MiB guests\n\
          management  10.0.2.15/24\n\
          features\n  nested paging  ready\n  NRIP save      not supported\n\
+         speculation (microcode 0xa0011d1, hyper-threading on)\n\
+         \x20 mds       mitigated: VERW\n  retbleed  EXPOSED: no barrier\n\
          disks\n  disk0  virtio-blk, 4 GiB  ready\n\
          NICs\n  00:04.0  8086:10d3  not supported: no driver\n"
     );
@@ -78,6 +89,8 @@ fn the_host_for_programs() {
     assert_eq!(host["uptime_ns"], 125_000_000_000_u64);
     assert_eq!(host["features"][1]["present"], false);
     assert_eq!(host["nics"][0]["status"], "not_supported");
+    assert_eq!(host["speculation"]["weaknesses"][0]["status"], "not_affected");
+    assert_eq!(host["speculation"]["weaknesses"][2]["reason"], "no barrier");
 }
 
 #[test]
