@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use e2e::{Accel, Artifacts};
 
 use crate::image::{self, Contents};
-use crate::{guest, kernel, paths};
+use crate::{bochs, guest, kernel, paths};
 
 /// Where Debian's package ovmf puts the two halves of the firmware, newest name first.
 const OVMF: [(&str, &str); 2] = [
@@ -21,19 +21,24 @@ pub fn build(accel: Accel) -> Result<Artifacts> {
     let guests = guest::guests()?;
     let image = paths::target().join("pollux.img");
     let usb_image = paths::target().join("pollux-usb.img");
+    let test_image = paths::target().join("pollux-test.img");
     let contents = Contents::demonstration(&guests);
+    let bare_guests = kernel::build_guests()?;
     image::build(&kernel.elf, &contents, &image)?;
     image::build_usb(&kernel.elf, &contents, &usb_image)?;
+    image::build(&kernel.elf, &Contents::tests(&guests, &bare_guests), &test_image)?;
     Ok(Artifacts {
         kernel32: kernel.elf32,
         image,
         usb_image,
+        test_image,
         datastore: guests.datastore,
         linux: guests.linux,
         debian_initrd: guests.debian_initrd,
         tiny_initrd: guests.tiny_initrd,
-        guests: kernel::build_guests()?,
+        guests: bare_guests,
         ovmf: ovmf()?,
+        bochs: bochs::find().map_err(|error| format!("{error:#}")),
         accel,
         logs: paths::e2e_logs(),
     })

@@ -57,6 +57,8 @@ pub const KVM_MODULES: [&str; 11] =
     ["irqbypass", "kvm", "kvm-amd", "llc", "stp", "bridge", "tun", "tap", "vhost_iotlb", "vhost", "vhost_net"];
 const TINY_INIT: &str = include_str!("../../guest/init");
 const TINY_DHCP: &str = include_str!("../../guest/dhcp");
+/// Root's password is `pollux`, hashed in the way that costs an emulator least.
+const TINY_PASSWD: &str = "root:$1$pollux$AfY4hYzDKgVM6Zzd5TWHy/:0:0:root:/:/bin/sh\n";
 /// Static programs of the small guest: name and C source.
 const TINY_PROGRAMS: [(&str, &str); 3] = [
     ("exits", include_str!("../../guest/exits.c")),
@@ -120,7 +122,7 @@ fn debian_recipe() -> String {
 
 fn tiny_recipe() -> String {
     let programs: Vec<&str> = TINY_PROGRAMS.iter().map(|(_, source)| *source).collect();
-    [TINY_INIT, TINY_DHCP, &programs.join("\n")].join("\n")
+    [TINY_INIT, TINY_DHCP, TINY_PASSWD, &programs.join("\n")].join("\n")
 }
 
 /// FNV-1a, 64 bits: names cache folders, nothing depends on its strength.
@@ -243,7 +245,7 @@ fn copy_sparse(source: &Path, target: &Path, offset: u64) -> Result<()> {
 
 fn build_tiny(folder: &Path, modules: &Path, busybox: &[u8]) -> Result<()> {
     let mut archive = Archive::default();
-    for path in ["bin", "dev", "proc", "sys", "tmp", "modules"] {
+    for path in ["bin", "dev", "etc", "proc", "sys", "tmp", "modules"] {
         archive.folder(path);
     }
     add_busybox(&mut archive, busybox)?;
@@ -252,6 +254,7 @@ fn build_tiny(folder: &Path, modules: &Path, busybox: &[u8]) -> Result<()> {
         archive.file(&format!("bin/{name}"), &compile(folder, name, source)?);
     }
     archive.file("bin/dhcp", TINY_DHCP.as_bytes());
+    archive.file("etc/passwd", TINY_PASSWD.as_bytes());
     archive.file("init", TINY_INIT.as_bytes());
     // Not compressed: unpacking would take longer than loading it does.
     fs::write(folder.join("initrd"), archive.finish()).context("writing the small guest")

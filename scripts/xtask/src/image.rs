@@ -74,6 +74,14 @@ impl Contents {
         ];
         Self { configuration: CONFIGURATION.to_owned(), modules }
     }
+
+    /// For tests in emulators that load nothing themselves: no configuration, the small guest and the bare ones.
+    pub fn tests(guests: &Guests, bare_guests: &[(String, PathBuf)]) -> Self {
+        let mut modules = bare_guests.to_vec();
+        modules.push((e2e::LINUX.to_owned(), guests.linux.clone()));
+        modules.push((e2e::TINY_INITRD.to_owned(), guests.tiny_initrd.clone()));
+        Self { configuration: String::new(), modules }
+    }
 }
 
 /// Builds the image of the demonstration, or what the options say, and writes it where they say.

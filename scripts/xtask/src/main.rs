@@ -3,6 +3,7 @@
 
 mod artifacts;
 mod bench;
+mod bochs;
 mod cpio;
 mod demo;
 mod fuzz;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Result;
-use e2e::{Artifacts, Program};
+use e2e::{Artifacts, Program, Skipped};
 
 use crate::steps;
 
@@ -16,6 +16,8 @@ pub struct Report {
     pub passed: usize,
     /// How many failed.
     pub failed: usize,
+    /// How many this machine cannot run.
+    pub skipped: usize,
     failures: Vec<String>,
 }
 
@@ -30,8 +32,14 @@ impl Report {
     pub fn program(&mut self, program: &Program, artifacts: &Artifacts) {
         let started = Instant::now();
         let result = (program.run)(artifacts);
+        let seconds = started.elapsed().as_secs_f64();
+        if let Some(skipped) = result.as_ref().err().and_then(|error| error.downcast_ref::<Skipped>()) {
+            eprintln!("{seconds:>6.1} s  {}: {skipped}", program.name);
+            self.skipped += 1;
+            return;
+        }
         let word = if result.is_ok() { "ok" } else { "FAILED" };
-        eprintln!("{:>6.1} s  {}: {word}", started.elapsed().as_secs_f64(), program.name);
+        eprintln!("{seconds:>6.1} s  {}: {word}", program.name);
         self.record(program.name, result);
     }
 
@@ -48,9 +56,10 @@ impl Report {
         }
     }
 
-    /// The last line: how many passed and failed.
+    /// The last line: how many passed and failed, and how many were not run.
     pub fn summary(&self) -> String {
-        format!("{} passed, {} failed", self.passed, self.failed)
+        let skipped = if self.skipped == 0 { String::new() } else { format!(", {} skipped", self.skipped) };
+        format!("{} passed, {} failed{skipped}", self.passed, self.failed)
     }
 
     /// Prints what failed again, below everything else.

@@ -10,8 +10,11 @@ use anyhow::{Context, Result, bail};
 use crate::steps;
 
 /// Everything that xtask calls, by Debian package.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 19] = [
     "qemu-system-x86",
+    "seabios",
+    "bochsbios",
+    "make",
     "ovmf",
     "grub-pc-bin",
     "grub-efi-amd64-bin",
@@ -79,11 +82,13 @@ fn install(missing: &[&str], old_qemu: bool) -> Result<()> {
         }
     }
     let missing = missing_packages();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let title = format!("installing {}", missing.join(" "));
-    steps::logged(&title, "apt-install", apt().args(["install", "-q", "-y", "--no-install-recommends"]).args(missing))
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
+}
+
+/// Installs packages of the lists as they are.
+pub fn install_packages(packages: &[&str]) -> Result<()> {
+    let title = format!("installing {}", packages.join(" "));
+    steps::logged(&title, "apt-install", apt().args(["install", "-q", "-y", "--no-install-recommends"]).args(packages))
 }
 
 fn apt() -> Command {
@@ -129,6 +134,21 @@ fn add_backports(suite: &str) -> Result<()> {
     };
     let stanza = format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {key}\n");
     fs::write(BACKPORTS, stanza).with_context(|| format!("writing {BACKPORTS}"))
+}
+
+/// The places where this machine gets Debian's packages from, but those of security updates.
+pub fn mirrors() -> Vec<String> {
+    let sources = read_sources();
+    let words = sources.iter().flat_map(|text| text.lines()).filter(|line| !line.trim_start().starts_with('#'));
+    let mut mirrors: Vec<String> = Vec::new();
+    for word in
+        words.flat_map(str::split_whitespace).filter(|word| word.starts_with("http") && !word.contains("security"))
+    {
+        if !mirrors.iter().any(|mirror| mirror == word) {
+            mirrors.push(word.to_owned());
+        }
+    }
+    mirrors
 }
 
 fn read_sources() -> Vec<String> {

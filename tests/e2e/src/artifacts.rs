@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::{Accel, Host, Launch, Medium};
+use crate::{Accel, Bochs, Host, Launch, Medium, Model, Pc, Skipped};
 
 /// Name of the boot module with the guests' Linux kernel.
 pub const LINUX: &str = "linux";
@@ -19,6 +19,9 @@ pub const SCRATCH_DISK: &str = "scratch";
 /// The Debian guest's root password.
 pub const DEBIAN_PASSWORD: &str = "pollux";
 
+/// The small guest's root password.
+pub const TINY_PASSWORD: &str = "pollux";
+
 /// Paths of everything that a test may boot.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
@@ -28,6 +31,9 @@ pub struct Artifacts {
     pub image: PathBuf,
     /// The USB stick's image.
     pub usb_image: PathBuf,
+    /// An image without a configuration, with the small guest and every bare test guest as boot modules: for emulators
+    /// that load nothing themselves.
+    pub test_image: PathBuf,
     /// A disk with a GPT whose partitions are the virtual disks.
     pub datastore: PathBuf,
     /// Debian's stock cloud kernel.
@@ -40,6 +46,8 @@ pub struct Artifacts {
     pub guests: Vec<(String, PathBuf)>,
     /// OVMF's code and variables.
     pub ovmf: (PathBuf, PathBuf),
+    /// Bochs, or why it is not there.
+    pub bochs: Result<Bochs, String>,
     /// What executes instructions.
     pub accel: Accel,
     /// Where logs go.
@@ -89,6 +97,16 @@ impl Artifacts {
         let launch = Launch::new(name).accel(self.accel).memory_mib(4096).image(image, medium);
         let launch = if uefi { launch.uefi(&self.ovmf.0, &self.ovmf.1) } else { launch };
         launch.disk(&self.datastore).nic("")
+    }
+
+    /// Switches on a machine of Bochs's with the test image and waits for its prompt.
+    ///
+    /// # Errors
+    /// If the prompt does not come; [`Skipped`] where there is no Bochs.
+    pub fn boot_bochs(&self, name: &str, model: Model, cpus: u32) -> Result<Host> {
+        let bochs = self.bochs.as_ref().map_err(|why| Skipped(why.clone()))?;
+        let pc = Pc { name: name.to_owned(), model, cpus, image: self.test_image.clone() };
+        Host::wait_for_prompt(bochs.start(&pc, &self.logs)?)
     }
 
     /// The file of a bare test guest.

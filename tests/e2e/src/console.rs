@@ -62,7 +62,7 @@ impl<'emulator> Console<'emulator> {
         let (which, _) = self.expect_any(&["# ", "Login incorrect"], GUEST_COMMAND_LIMIT)?;
         ensure!(which == 0, "the guest refused the password");
         self.send(
-            "stty -echo; PS1=; export PS1; bind 'set enable-bracketed-paste off' 2>/dev/null; echo logged-in-$?\r",
+            "stty -echo; PS1=; export PS1; bind 'set enable-bracketed-paste off' 2>/dev/null || true; echo logged-in-$?\r",
         )?;
         self.expect("logged-in-0", GUEST_COMMAND_LIMIT)?;
         Ok(())

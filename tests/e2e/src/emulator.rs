@@ -1,8 +1,9 @@
 //! A running emulator with its serial line: wait for text, send keys, end it. The main type is [`Emulator`], started by
-//! [`crate::Launch`]; [`crate::Host`] speaks to the Pollux shell over it.
+//! [`crate::Launch`] (QEMU) or [`crate::Bochs`]; [`crate::Host`] speaks to the Pollux shell over it.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -20,7 +21,28 @@ const TAIL_BYTES: usize = 3000;
 /// For a machine that stops to say why.
 const EPITAPH: Duration = Duration::from_secs(1);
 
-/// A running QEMU. Dropping it kills the process and collects it.
+/// For an emulator to connect its serial line.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where an emulator has its serial line.
+pub(crate) enum Line {
+    /// On its standard input and output.
+    Pipes,
+    /// On a connection that it makes when it starts.
+    Socket(TcpListener),
+}
+
+/// What distinguishes one kind of emulator from another once it runs.
+pub(crate) struct Kind {
+    /// What it is called in logs.
+    pub name: &'static str,
+    /// Every limit is multiplied by this.
+    pub patience: u32,
+}
+
+type Ends = (Box<dyn Read + Send>, Box<dyn Write + Send>);
+
+/// A running emulator. Dropping it kills the process and collects it.
 pub struct Emulator {
     child: Child,
     keys: Option<Sender<Vec<u8>>>,
@@ -32,53 +54,94 @@ pub struct Emulator {
     /// Text after which nothing else will come.
     fatal: Option<&'static str>,
     log: PathBuf,
-    qemu_log: PathBuf,
+    /// What the emulator itself said.
+    own_log: PathBuf,
+    kind: Kind,
     /// Where its monitor listens.
     monitor: Option<PathBuf>,
     _permit: Permit,
 }
 
 impl Emulator {
-    /// Starts `command`, whose standard input and output are the serial line.
-    pub(crate) fn start(mut command: Command, name: &str, log_directory: &Path) -> Result<Self> {
+    /// Starts `command`, an emulator of this kind with its serial line there.
+    pub(crate) fn start(
+        mut command: Command,
+        kind: Kind,
+        line: Line,
+        name: &str,
+        log_directory: &Path,
+    ) -> Result<Self> {
         let permit = Permit::take();
         let log = log_directory.join(format!("{name}.log"));
-        let qemu_log = log_directory.join(format!("{name}.qemu.log"));
+        let own_log = log_directory.join(format!("{name}.{}.log", kind.name));
         let log_file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut errors = File::create(&qemu_log).with_context(|| format!("creating {}", qemu_log.display()))?;
+        let mut errors = File::create(&own_log).with_context(|| format!("creating {}", own_log.display()))?;
         writeln!(errors, "{command:?}")?;
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+        match line {
+            Line::Pipes => command.stdin(Stdio::piped()).stdout(Stdio::piped()),
+            Line::Socket(_) => command.stdin(Stdio::null()).stdout(errors.try_clone()?),
+        };
+        let child = command
             .stderr(errors)
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().to_string_lossy()))?;
-        let transcript = Transcript::default();
-        let output = child.stdout.take().context("the emulator has no output")?;
-        let reader = transcript.collect(output, log_file);
-        let mut input = child.stdin.take().context("the emulator has no input")?;
-        let (keys, queue) = mpsc::channel::<Vec<u8>>();
-        // A machine that does not read its serial line blocks the pipe; that must not block the test's limits.
-        thread::spawn(move || {
-            for bytes in queue {
-                if input.write_all(&bytes).and_then(|()| input.flush()).is_err() {
-                    break;
-                }
-            }
-        });
-        Ok(Self {
+        // From here on a failure ends the process.
+        let mut emulator = Self {
             child,
-            keys: Some(keys),
-            transcript,
-            reader: Some(reader),
+            keys: None,
+            transcript: Transcript::default(),
+            reader: None,
             position: 0,
             started: Instant::now(),
             fatal: None,
             log,
-            qemu_log,
+            own_log,
+            kind,
             monitor: None,
             _permit: permit,
-        })
+        };
+        let (output, input) = emulator.connect(line)?;
+        emulator.reader = Some(emulator.transcript.collect(output, log_file));
+        emulator.keys = Some(write_from_queue(input));
+        Ok(emulator)
+    }
+
+    /// Both ends of the serial line.
+    fn connect(&mut self, line: Line) -> Result<Ends> {
+        match line {
+            Line::Pipes => {
+                let output = self.child.stdout.take().context("the emulator has no output")?;
+                let input = self.child.stdin.take().context("the emulator has no input")?;
+                Ok((Box::new(output), Box::new(input)))
+            }
+            Line::Socket(listener) => {
+                let stream = self.accept(&listener)?;
+                Ok((Box::new(stream.try_clone()?), Box::new(stream)))
+            }
+        }
+    }
+
+    fn accept(&mut self, listener: &TcpListener) -> Result<TcpStream> {
+        listener.set_nonblocking(true)?;
+        let deadline = Instant::now() + CONNECT_LIMIT;
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
+                Err(_) => {}
+            }
+            if let Some(status) = self.child.try_wait().context("waiting for the emulator")? {
+                bail!(self.failure(&format!("the emulator ended at once ({status})")));
+            }
+            if Instant::now() >= deadline {
+                bail!(self.failure("the emulator did not connect its serial line"));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Notes where its monitor listens.
@@ -119,6 +182,7 @@ impl Emulator {
     /// As [`Emulator::expect`].
     pub fn expect_any(&mut self, patterns: &[&str], limit: Duration) -> Result<(usize, String)> {
         let watched: Vec<&str> = patterns.iter().copied().chain(self.fatal).collect();
+        let limit = self.patient(limit);
         match self.transcript.wait(self.position, &watched, limit) {
             Ok(Found { pattern, .. }) if pattern == patterns.len() => {
                 thread::sleep(EPITAPH);
@@ -161,6 +225,12 @@ impl Emulator {
         self.started.elapsed()
     }
 
+    /// A limit as this emulator's speed wants it.
+    #[must_use]
+    pub fn patient(&self, limit: Duration) -> Duration {
+        limit * self.kind.patience
+    }
+
     /// The process, for `/proc/PID` (memory) and for signals.
     #[must_use]
     pub fn process_id(&self) -> u32 {
@@ -173,6 +243,7 @@ impl Emulator {
     /// If it is still on after `limit`.
     pub fn wait_off(mut self, limit: Duration) -> Result<ExitStatus> {
         self.keys = None;
+        let limit = self.patient(limit);
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait().context("waiting for the emulator")? {
@@ -185,17 +256,17 @@ impl Emulator {
         }
     }
 
-    /// An error that shows where the machine stands: the end of the transcript, what QEMU said, and the logs' names.
+    /// An error that shows where the machine stands: the end of the transcript, what the emulator said, and the logs' names.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         let transcript = self.transcript();
         let mut start = transcript.len().saturating_sub(TAIL_BYTES);
         while !transcript.is_char_boundary(start) {
             start += 1;
         }
-        let said = fs::read_to_string(&self.qemu_log).unwrap_or_default();
+        let said = fs::read_to_string(&self.own_log).unwrap_or_default();
         // Its first line is the command line. What the emulated CPU lacks is known and said again at every start.
         let lines = said.lines().skip(1).filter(|line| !line.contains("doesn't support requested feature"));
-        let said: String = lines.map(|line| format!("qemu: {line}\n")).collect();
+        let said: String = lines.map(|line| format!("{}: {line}\n", self.kind.name)).collect();
         anyhow!(
             "{what}\n--- end of {} ---\n{}\n---\n{said}log: {}",
             self.log.display(),
@@ -222,6 +293,19 @@ impl Drop for Emulator {
     }
 }
 
+/// A thread that writes what is queued: a machine that does not read its serial line must not block the test's limits.
+fn write_from_queue(mut input: Box<dyn Write + Send>) -> Sender<Vec<u8>> {
+    let (keys, queue) = mpsc::channel::<Vec<u8>>();
+    thread::spawn(move || {
+        for bytes in queue {
+            if input.write_all(&bytes).and_then(|()| input.flush()).is_err() {
+                break;
+            }
+        }
+    });
+    keys
+}
+
 fn quote(patterns: &[&str]) -> String {
     let quoted: Vec<String> = patterns.iter().map(|pattern| format!("{pattern:?}")).collect();
     quoted.join(" or ")
@@ -239,7 +323,36 @@ pub(crate) mod tests {
         fs::create_dir_all(&directory).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Emulator::start(command, name, &directory).unwrap()
+        Emulator::start(command, Kind { name: "qemu", patience: 1 }, Line::Pipes, name, &directory).unwrap()
+    }
+
+    #[test]
+    fn a_line_on_a_socket_works_like_one_on_pipes() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let script = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{}; echo ready >&3; read -r line <&3; echo \"got $line\" >&3",
+            listener.local_addr().unwrap().port()
+        );
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]);
+        let kind = Kind { name: "bochs", patience: 3 };
+        let mut emulator =
+            Emulator::start(command, kind, Line::Socket(listener), "socket", &std::env::temp_dir()).unwrap();
+        emulator.expect("ready", LIMIT).unwrap();
+        emulator.send("this\n").unwrap();
+        emulator.expect("got this", LIMIT).unwrap();
+        assert_eq!(emulator.patient(LIMIT), 3 * LIMIT);
+    }
+
+    #[test]
+    fn an_emulator_that_ends_before_it_connects_is_reported() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such model >&2; exit 1"]);
+        let kind = Kind { name: "bochs", patience: 1 };
+        let started = Emulator::start(command, kind, Line::Socket(listener), "stillborn", &std::env::temp_dir());
+        let error = started.err().unwrap().to_string();
+        assert!(error.contains("ended at once") && error.contains("bochs: no such model"), "{error}");
     }
 
     #[test]

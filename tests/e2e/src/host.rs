@@ -103,6 +103,7 @@ impl Host {
     /// # Errors
     /// If `limit` passes first.
     pub fn wait_state(&mut self, vm: &str, state: &str, limit: Duration) -> Result<()> {
+        let limit = self.emulator.patient(limit);
         let until = self.emulator.elapsed() + limit;
         loop {
             let now = self.state(vm)?;

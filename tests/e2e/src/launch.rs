@@ -8,7 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Emulator, monitor};
+use crate::emulator::{Emulator, Kind, Line};
+use crate::monitor;
 
 /// What executes the host's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -356,7 +357,8 @@ impl Launch {
         let socket = monitor::socket(&self.name);
         let mut command = self.command();
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
-        Ok(Emulator::start(command, &self.name, log_directory)?.with_monitor(socket))
+        let kind = Kind { name: "qemu", patience: 1 };
+        Ok(Emulator::start(command, kind, Line::Pipes, &self.name, log_directory)?.with_monitor(socket))
     }
 }
 

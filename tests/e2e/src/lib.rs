@@ -1,8 +1,9 @@
 //! Boots machines in an emulator and talks to them over their serial line. The main types are [`Launch`] (a machine to
-//! be), [`Emulator`] (a machine that runs), [`Host`] (Pollux at its prompt) and [`Console`] (a guest); [`PROGRAMS`] lists
+//! be; [`Pc`] in Bochs), [`Emulator`] (a machine that runs), [`Host`] (Pollux at its prompt) and [`Console`] (a guest); [`PROGRAMS`] lists
 //! the test programs that `cargo xtask test` runs with the [`Artifacts`] it has built.
 
 mod artifacts;
+mod bochs;
 mod console;
 mod emulator;
 mod host;
@@ -10,9 +11,13 @@ mod launch;
 mod monitor;
 mod permit;
 mod programs;
+mod skipped;
 mod transcript;
 
-pub use artifacts::{Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINUX, SCRATCH_DISK, TINY_INITRD};
+pub use artifacts::{
+    Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINUX, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD,
+};
+pub use bochs::{Bochs, Model, Pc, Release};
 pub use console::{Console, GUEST_BOOT_LIMIT, GUEST_COMMAND_LIMIT};
 pub use emulator::Emulator;
 pub use host::{BOOT_LIMIT, COMMAND_LIMIT, Host, PROMPT, strip_escapes};
@@ -20,4 +25,5 @@ pub use launch::{Accel, DiskBus, Launch, Medium, NicModel, Serial};
 pub use permit::EMULATORS_MAX;
 pub use programs::smoke::smoke_on;
 pub use programs::{PROGRAMS, Program};
+pub use skipped::Skipped;
 pub use transcript::{Found, Missing, Transcript};

@@ -1,5 +1,6 @@
 //! The test programs: each boots what it needs, and its verdict depends on no timing. The main type is [`Program`].
 
+mod bochs;
 mod console;
 mod demo;
 mod guests;
@@ -60,6 +61,8 @@ pub static PROGRAMS: &[Program] = &[
     full("uefi_usb", demo::uefi_usb),
     full("bios_stick", demo::bios_stick),
     full("uefi_stick", demo::uefi_stick),
+    full("bochs_vmx_hello", bochs::vmx_hello),
+    full("bochs_svm_hello", bochs::svm_hello),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
 ];

@@ -39,6 +39,7 @@ const PIN_WANTED: &[Wanted] = &[
     required(pin::EXTERNAL_INTERRUPTS, "external-interrupt exiting"),
     required(pin::NMI, "NMI exiting"),
     required(pin::VIRTUAL_NMI, "virtual NMIs"),
+    optional(pin::PREEMPTION_TIMER),
 ];
 
 const PROCESSOR_WANTED: &[Wanted] = &[
@@ -111,6 +112,13 @@ impl Controls {
             entering: adjust(ENTERING, ENTERING_WANTED)?,
         })
     }
+}
+
+/// How many bits a count of the preemption timer is behind the TSC (A.6).
+pub fn preemption_timer_shift() -> u32 {
+    const MISC: u32 = 0x485;
+    // SAFETY: a processor with VMX has the register.
+    unsafe { msr::read(MISC) as u32 & 0x1f }
 }
 
 /// The pin-based and the secondary controls that may be set.

@@ -2,7 +2,7 @@
 
 use crate::checks;
 use crate::control_registers::{CR0_GUEST, CR4_GUEST};
-use crate::controls::Controls;
+use crate::controls::{self, Controls};
 use crate::enable::{Features, host};
 use crate::event::Encoded;
 use crate::exit::{self, Reason};
@@ -81,6 +81,11 @@ const EXCEPTION_MACHINE_CHECK: u64 = 1 << 18;
 /// Cycles between two PAUSEs of one loop, and how long a loop may last (25.6.13).
 const PAUSE_LOOP_GAP: u64 = 128;
 const PAUSE_LOOP_WINDOW: u64 = 4096;
+
+/// Cycles that a guest runs at most from one entry to the next exit, where there is a preemption timer. A millisecond or
+/// two: the host's interrupts end runs long before, but Bochs holds them back while a guest that was entered with
+/// RFLAGS.IF clear keeps it so.
+const RUN_CYCLES_MAX: u64 = 1 << 22;
 
 /// A link pointer that points nowhere (25.4.2).
 const NO_LINK: u64 = u64::MAX;
@@ -403,6 +408,10 @@ impl Vmx {
         fields.into_iter().for_each(|(field, value)| self.vmcs.write(field, value));
         if self.features.contains(Features::VPID) {
             self.vmcs.write(Field::VPID, self.vpid.into());
+        }
+        if self.features.contains(Features::PREEMPTION_TIMER) {
+            // Not saved on exits, so that each entry begins anew (26.5.1).
+            self.vmcs.write(Field::PREEMPTION_TIMER, RUN_CYCLES_MAX >> controls::preemption_timer_shift());
         }
         if self.features.contains(Features::PAUSE_LOOP) {
             self.vmcs.write(Field::PAUSE_LOOP_GAP, PAUSE_LOOP_GAP);

@@ -40,6 +40,7 @@ mod reason {
     pub const EPT_VIOLATION: u32 = 48;
     pub const EPT_MISCONFIGURATION: u32 = 49;
     pub const INVEPT: u32 = 50;
+    pub const PREEMPTION_TIMER: u32 = 52;
     pub const INVVPID: u32 = 53;
     pub const WBINVD: u32 = 54;
     pub const XSETBV: u32 = 55;
@@ -68,6 +69,7 @@ impl Reason {
                     | reason::MACHINE_CHECK
                     | reason::EPT_VIOLATION
                     | reason::EPT_MISCONFIGURATION
+                    | reason::PREEMPTION_TIMER
         )
     }
 }
@@ -79,7 +81,7 @@ pub fn exit(vmx: &mut Vmx) -> Option<Exit> {
     }
     Some(match vmx.reason.basic() {
         reason::EXCEPTION_OR_NMI => return exception_or_nmi(vmx),
-        reason::EXTERNAL_INTERRUPT => Exit::HostInterrupt,
+        reason::EXTERNAL_INTERRUPT | reason::PREEMPTION_TIMER => Exit::HostInterrupt,
         // INIT comes from a processor on which Pollux is dying: in VMX operation it stops nobody by itself (24.8).
         reason::INIT => cpu::halt_forever(),
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,

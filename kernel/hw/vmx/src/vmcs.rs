@@ -160,6 +160,7 @@ impl Field {
     pub const INTERRUPTIBILITY: Self = Self(0x4824);
     pub const ACTIVITY: Self = Self(0x4826);
     pub const GUEST_SYSENTER_CS: Self = Self(0x482a);
+    pub const PREEMPTION_TIMER: Self = Self(0x482e);
     pub const HOST_SYSENTER_CS: Self = Self(0x4c00);
     pub const CR0_MASK: Self = Self(0x6000);
     pub const CR4_MASK: Self = Self(0x6002);

@@ -34,29 +34,37 @@ impl Ending {
     }
 }
 
+/// The disk that a bare guest may overwrite, where the host has disks.
+pub const DISK: &str = "--disk scratch";
+
 /// Boots one bare guest, which says hello.
 pub fn hello(artifacts: &Artifacts) -> Result<()> {
     let guest = artifacts.guest("hello")?;
     let mut host = artifacts.boot(&artifacts.fast_with("hello", &[(guest, "hello")])?)?;
-    run(&mut host, "hello", "")?;
+    run(&mut host, "hello", "", DISK)?;
     host.power_off()
 }
 
 /// Runs every bare guest beside a Linux guest.
 pub fn all(artifacts: &Artifacts) -> Result<()> {
-    ensure!(!artifacts.guests.is_empty(), "there are no bare test guests");
     let modules: Vec<(&Path, &str)> =
         artifacts.guests.iter().map(|(name, path)| (path.as_path(), name.as_str())).collect();
     let mut host = artifacts.boot(&artifacts.fast_with("bare_guests", &modules)?)?;
-    start_witness(&mut host)?;
+    all_on(&mut host, artifacts, DISK)?;
+    host.power_off()
+}
+
+/// The same on a host that has them as boot modules; `options` go on `vm create`.
+pub fn all_on(host: &mut Host, artifacts: &Artifacts, options: &str) -> Result<()> {
+    ensure!(!artifacts.guests.is_empty(), "there are no bare test guests");
+    start_witness(host)?;
     for (name, _) in &artifacts.guests {
-        run(&mut host, name, "").with_context(|| format!("test guest `{name}`"))?;
-        check_witness(&mut host).with_context(|| format!("after test guest `{name}`"))?;
+        run(host, name, "", options).with_context(|| format!("test guest `{name}`"))?;
+        check_witness(host).with_context(|| format!("after test guest `{name}`"))?;
     }
     // Its other way to reset.
-    run(&mut host, "reset_loop", "8042").context("test guest `reset_loop` with the keyboard controller")?;
-    check_witness(&mut host)?;
-    host.power_off()
+    run(host, "reset_loop", "8042", options).context("test guest `reset_loop` with the keyboard controller")?;
+    check_witness(host)
 }
 
 /// Starts a guest beside which others misbehave.
@@ -80,11 +88,11 @@ pub fn check_witness(host: &mut Host) -> Result<()> {
     host.emulator().expect(PROMPT, COMMAND_LIMIT).map(|_| ())
 }
 
-/// Runs one to its end.
-pub fn run(host: &mut Host, guest: &str, words: &str) -> Result<()> {
+/// Runs one bare guest with these words on its command line and sees it end as it should.
+pub fn run(host: &mut Host, guest: &str, words: &str, options: &str) -> Result<()> {
     // An underscore is no part of a VM's name.
     let name = &guest.replace('_', "-");
-    host.ask(&format!("vm create {name} --kernel {guest} --cmdline \"{words}\" --memory 128M --disk scratch --start"))?;
+    host.ask(&format!("vm create {name} --kernel {guest} --cmdline \"{words}\" --memory 128M {options} --start"))?;
     let mut console = host.attach(name)?;
     match Ending::of(guest) {
         Ending::Off => {

@@ -1,25 +1,32 @@
 //! The host by itself: it comes up, says what it has, and answers mistakes.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
-use crate::Artifacts;
+use crate::{Artifacts, Host};
 
 /// The prompt comes, `help` and `host` answer, and the host switches itself off.
 pub fn prompt(artifacts: &Artifacts) -> Result<()> {
     let mut host = artifacts.boot(&artifacts.fast("prompt")?)?;
-    let help = host.command("help")?;
-    for word in ["vm", "disk", "net", "log", "trace", "stat", "poweroff"] {
-        ensure!(help.contains(word), "`help` does not mention `{word}`: {help}");
-    }
-    let report = host.ask("host")?;
-    ensure!(report["backend"] == "svm", "the back end is {}", report["backend"]);
-    ensure!(report["cpus"] == 2, "{} CPUs were started and not 2", report["cpus"]);
+    let report = answers(&mut host, "svm", 2)?;
     ready(&report["disks"]).context("disks")?;
     ready(&report["nics"]).context("NICs")?;
     host.power_off()
 }
 
-fn ready(devices: &serde_json::Value) -> Result<()> {
+/// `help` and `host` answer, and the report, which is given, has this back end and so many CPUs.
+pub fn answers(host: &mut Host, backend: &str, cpus: u32) -> Result<Value> {
+    let help = host.command("help")?;
+    for word in ["vm", "disk", "net", "log", "trace", "stat", "poweroff"] {
+        ensure!(help.contains(word), "`help` does not mention `{word}`: {help}");
+    }
+    let report = host.ask("host")?;
+    ensure!(report["backend"] == backend, "the back end is {}", report["backend"]);
+    ensure!(report["cpus"] == cpus, "{} CPUs were started and not {cpus}", report["cpus"]);
+    Ok(report)
+}
+
+fn ready(devices: &Value) -> Result<()> {
     let ready = devices.as_array().is_some_and(|list| list.iter().any(|device| device["status"] == "ready"));
     ensure!(ready, "none is ready: {devices}");
     Ok(())

@@ -48,7 +48,7 @@ pub fn mitigations(artifacts: &Artifacts) -> Result<()> {
         let found = weakness(&mut host, "return_stack")?;
         ensure!(found == expected, "{name}: the return stack is {found}, not {expected}");
         for guest in GUESTS {
-            guests::run(&mut host, guest, "").with_context(|| format!("{name}: test guest `{guest}`"))?;
+            guests::run(&mut host, guest, "", guests::DISK).with_context(|| format!("{name}: test guest `{guest}`"))?;
         }
         host.power_off()?;
     }

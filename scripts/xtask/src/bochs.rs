@@ -1,0 +1,101 @@
+//! Finds Bochs, which emulates Intel's VT-x: version 3, built once from Debian's source, or else Debian 12's own version 2.
+//! The main function is [`find`].
+//!
+//! Version 3 executes 2.5 to 3 times as many instructions a second, and has posted interrupts; Debian 12 does not package it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{Bochs, Release};
+
+use crate::{guest, setup, steps};
+
+/// Debian 13's source of Bochs 3.0, below any mirror of Debian's, and its hash.
+const SOURCE: &str = "pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz";
+const SOURCE_SHA256: &str = "78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b";
+/// Where it is when no mirror of this machine's has it.
+const MIRROR: &str = "http://deb.debian.org/debian";
+/// What tests need and no more: a debugger, for one, would cost speed. Without `--disable-show-ips` a signal handler logs,
+/// and can deadlock with what it interrupts.
+const CONFIGURE: &str = "--with-nogui --disable-docbook --enable-all-optimizations --enable-cpu-level=6 --enable-x86-64 \
+                         --enable-smp --enable-vmx=2 --enable-svm --enable-avx --enable-evex --enable-memtype \
+                         --enable-protection-keys --enable-cet --enable-pci --enable-usb --enable-e1000 --enable-cdrom \
+                         --enable-large-ramfile --enable-a20-pin --disable-show-ips";
+const FLAGS: &str = "-O2 -pipe";
+
+/// Debian's packages: version 2, and the BIOS that both run.
+const PACKAGED: &str = "/usr/bin/bochs";
+const BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
+const VIDEO_BIOS: [&str; 2] = ["/usr/share/seabios/vgabios-stdvga.bin", "/usr/share/bochs/VGABIOS-lgpl-latest"];
+
+/// Bochs, built if it must be; version 2 where that fails.
+pub fn find() -> Result<Bochs> {
+    let video_bios = VIDEO_BIOS.into_iter().map(Path::new).find(|path| path.exists());
+    let video_bios = video_bios.context("no video BIOS for Bochs is installed (package seabios)")?;
+    ensure!(Path::new(BIOS).exists(), "{BIOS} is missing (package bochsbios)");
+    let (program, release) = match guest::cached("bochs", &recipe(), build) {
+        Ok(folder) => (folder.join("bochs"), Release::Three),
+        Err(error) => {
+            eprintln!("{error:#}\nnote: going on with Debian's package of Bochs 2.7, which is slower");
+            (packaged()?, Release::Two)
+        }
+    };
+    Ok(Bochs { program, release, bios: BIOS.into(), video_bios: video_bios.to_path_buf() })
+}
+
+fn recipe() -> String {
+    [SOURCE_SHA256, CONFIGURE, FLAGS].join("\n")
+}
+
+/// The package, installed when that can be done.
+fn packaged() -> Result<PathBuf> {
+    if !Path::new(PACKAGED).exists() {
+        ensure!(setup::is_root(), "Bochs is missing; run: sudo apt-get install bochs bochs-term");
+        setup::install_packages(&["bochs", "bochs-term"])?;
+    }
+    Ok(PACKAGED.into())
+}
+
+fn build(folder: &Path) -> Result<()> {
+    let archive = folder.join("bochs.tar.xz");
+    download(&archive)?;
+    steps::output(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(folder)).context("unpacking Bochs")?;
+    let tree = folder.join("bochs-3.0");
+    let mut configure = Command::new("./configure");
+    configure.current_dir(&tree).env("CFLAGS", FLAGS).env("CXXFLAGS", FLAGS).args(CONFIGURE.split_whitespace());
+    steps::logged("configuring Bochs", "bochs-configure", &mut configure)?;
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    let mut make = Command::new("make");
+    make.current_dir(&tree).arg(format!("-j{jobs}"));
+    steps::logged("building Bochs (two CPU minutes, once)", "bochs-make", &mut make)?;
+    fs::rename(tree.join("bochs"), folder.join("bochs")).context("taking the program out of Bochs' tree")?;
+    fs::remove_dir_all(&tree).with_context(|| format!("removing {}", tree.display()))?;
+    fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
+}
+
+/// Downloads the source by APT's own helper, which knows this machine's proxy and checks the hash.
+fn download(archive: &Path) -> Result<()> {
+    const HELPER: &str = "/usr/lib/apt/apt-helper";
+    ensure!(Path::new(HELPER).exists(), "Bochs 3 is not built: there is no {HELPER} to download its source by");
+    let mut mirrors = setup::mirrors();
+    if !mirrors.iter().any(|mirror| mirror.trim_end_matches('/') == MIRROR) {
+        mirrors.push(MIRROR.to_owned());
+    }
+    let mut last = None;
+    for mirror in mirrors {
+        let mut helper = Command::new(HELPER);
+        helper.arg("download-file").arg(format!("{}/{SOURCE}", mirror.trim_end_matches('/'))).arg(archive);
+        helper.arg(format!("SHA256:{SOURCE_SHA256}"));
+        match steps::logged("downloading the source of Bochs", "bochs-download", &mut helper) {
+            Ok(()) => return Ok(()),
+            Err(error) => last = Some(error),
+        }
+    }
+    match last {
+        Some(error) => Err(error.context("Bochs 3 is not built: its source cannot be had")),
+        None => bail!("Bochs 3 is not built: there is no mirror"),
+    }
+}

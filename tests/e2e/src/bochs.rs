@@ -1,0 +1,154 @@
+//! Machines in Bochs, which emulates Intel's VT-x as well as AMD-V. The main type is [`Bochs`], the emulator where it is
+//! installed; [`Pc`] is a machine to be, and [`crate::Emulator`] one that runs.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::emulator::{Emulator, Kind, Line};
+
+/// An interpreter: slower than QEMU by this much at worst.
+const PATIENCE: u32 = 3;
+
+/// Where Bochs and the firmware that it runs are.
+#[derive(Debug, Clone)]
+pub struct Bochs {
+    /// The program.
+    pub program: PathBuf,
+    /// Which one it is: what it understands differs.
+    pub release: Release,
+    /// The BIOS. It must start all CPUs, which SeaBIOS does not do there.
+    pub bios: PathBuf,
+    /// The video BIOS.
+    pub video_bios: PathBuf,
+}
+
+/// Which Bochs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Version 3, built without its debugger.
+    Three,
+    /// Version 2 as Debian packages it: with its debugger, and a terminal for a display.
+    Two,
+}
+
+/// A processor that Bochs knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// Skylake-X, with everything that VT-x has there.
+    Intel,
+    /// Ryzen.
+    Amd,
+}
+
+impl Model {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Intel => "corei7_skylake_x",
+            Self::Amd => "ryzen",
+        }
+    }
+
+    /// What `host` calls the back end that it runs guests by.
+    #[must_use]
+    pub fn backend(self) -> &'static str {
+        match self {
+            Self::Intel => "vmx",
+            Self::Amd => "svm",
+        }
+    }
+}
+
+/// A machine that has not been switched on: i440FX, 1 GiB, an image in its CD drive, no disk, no NIC.
+#[derive(Debug, Clone)]
+pub struct Pc {
+    /// Names its log files.
+    pub name: String,
+    /// The processor.
+    pub model: Model,
+    /// How many there are.
+    pub cpus: u32,
+    /// What it boots.
+    pub image: PathBuf,
+}
+
+impl Bochs {
+    /// Switches the machine on, its logs in `log_directory`: `NAME.log` what the serial line said, `NAME.bochs.log` and
+    /// `NAME.devices.log` what Bochs itself said.
+    ///
+    /// # Errors
+    /// If Bochs cannot be started, or a file cannot be created.
+    pub fn start(&self, pc: &Pc, log_directory: &Path) -> Result<Emulator> {
+        fs::create_dir_all(log_directory).with_context(|| format!("creating {}", log_directory.display()))?;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).context("listening for the serial line")?;
+        let file = |ending: &str| log_directory.join(format!("{}.{ending}", pc.name));
+        let (configuration, orders) = (file("bochsrc"), file("bochsdbg"));
+        let text = self.configuration(pc, listener.local_addr()?.port(), &file("devices.log"));
+        fs::write(&configuration, text).with_context(|| format!("writing {}", configuration.display()))?;
+        let mut command = Command::new(&self.program);
+        command.args(["-q", "-f"]).arg(&configuration);
+        if self.release == Release::Two {
+            fs::write(&orders, "c\n").with_context(|| format!("writing {}", orders.display()))?;
+            command.arg("-rc").arg(&orders).env("TERM", "vt100");
+        }
+        Emulator::start(
+            command,
+            Kind { name: "bochs", patience: PATIENCE },
+            Line::Socket(listener),
+            &pc.name,
+            log_directory,
+        )
+    }
+
+    /// The configuration file. With `sync=none` time is what has been executed, so that a run does not depend on this
+    /// machine's speed; RDRAND would read this machine's random numbers.
+    fn configuration(&self, pc: &Pc, serial_port: u16, log: &Path) -> String {
+        let display = match self.release {
+            Release::Three => "display_library: nogui\nspeaker: enabled=0\n",
+            // It crashes when it opens a speaker that is not there.
+            Release::Two => "display_library: term\nplugin_ctrl: speaker=0\ndebugger_log: /dev/null\n",
+        };
+        let Self { bios, video_bios, .. } = self;
+        let (bios, video_bios, image, log) = (bios.display(), video_bios.display(), pc.image.display(), log.display());
+        format!(
+            "config_interface: textconfig\n{display}\
+             cpu: model={}, count={}, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1, exclude_features=\"rdrand,rdseed\"\n\
+             memory: guest=1024, host=1024\n\
+             romimage: file={bios}, options=fastboot\n\
+             vgaromimage: file={video_bios}\n\
+             vga: extension=vbe, update_freq=1, realtime=0\n\
+             pci: enabled=1, chipset=i440fx\n\
+             clock: sync=none, time0=1790000000, rtc_sync=0\n\
+             mouse: enabled=0\n\
+             ata1-master: type=cdrom, path={image}, status=inserted\n\
+             boot: cdrom\n\
+             com1: enabled=1, mode=socket-client, dev=localhost:{serial_port}\n\
+             log: {log}\n\
+             panic: action=fatal\nerror: action=report\ninfo: action=report\ndebug: action=ignore\n",
+            pc.model.name(),
+            pc.cpus,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_names_the_machine() {
+        let bochs =
+            |release| Bochs { program: "bochs".into(), release, bios: "/bios".into(), video_bios: "/vga".into() };
+        let pc = Pc { name: "t".into(), model: Model::Amd, cpus: 2, image: "/image".into() };
+        let text = bochs(Release::Three).configuration(&pc, 1234, Path::new("/log"));
+        for line in
+            ["model=ryzen, count=2", "file=/bios,", "path=/image,", "dev=localhost:1234\n", "nogui", "log: /log\n"]
+        {
+            assert!(text.contains(line), "{line:?} is missing in {text}");
+        }
+        assert!(bochs(Release::Two).configuration(&pc, 1, Path::new("/log")).contains("speaker=0"));
+    }
+}
