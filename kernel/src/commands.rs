@@ -1,5 +1,6 @@
 //! What the operator's commands do, and the answers to them.
 
+use crate::confinement;
 use crate::cpu_loop::InputHost;
 use crate::host::{self, Host};
 use crate::log_ring::{self, Message};
@@ -205,6 +206,7 @@ fn host_report(host: &Host) -> HostReport {
             own_bytes: total_bytes - free_bytes - guests_bytes + (image.end - image.text),
             guests_bytes,
         },
+        dma: confinement::report(),
         disks: probe::disks(&host.storage.lock()),
         nics: probe::nics(),
         management_address: management::address(),

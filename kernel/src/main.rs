@@ -6,6 +6,7 @@ extern crate alloc;
 
 mod backend;
 mod commands;
+mod confinement;
 mod cpu_loop;
 mod epitaph;
 mod host;
@@ -66,6 +67,7 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     let backend = backend::Backend::detect();
     assert!(backend.enable(0), "what was detected a moment ago is there");
     let config = probe::read_config(&boot);
+    confinement::start(&platform);
     let (storage, network) = probe::devices(clock);
     serial::choose(&platform);
     let has_smp_room = smp::has_room(&boot);

@@ -1,11 +1,13 @@
 //! What this machine has: found at start-up, reported then and by `host`.
 
 use crate::backend::Backend as HostBackend;
+use crate::confinement;
 use crate::host::Host;
 use crate::network::Network;
 use crate::serial;
 use crate::storage::Storage;
 use crate::time::Clock;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -15,6 +17,7 @@ use config::Config;
 use drivers::pci::interrupt::Message;
 use drivers::{Probed, pci, probe, read_partitions};
 use interrupts::local_apic;
+use iommu::Source;
 use memory::Dma;
 use shell::{Backend, Device, DeviceStatus, Feature};
 use spin::Mutex;
@@ -53,8 +56,10 @@ pub fn devices(clock: Clock) -> (Storage, Network) {
             vector = Some(taken);
             Some(Message { address, data })
         };
-        match probe::<Dma>(function, message, &|| clock.now_ns()) {
-            Probed::Disks(disks) => disks.into_iter().for_each(|disk| add_disk(&mut storage, disk, vector)),
+        let address = function.address();
+        let source = Source::new(address.bus(), address.device(), address.function());
+        match confinement::driving(source, || probe::<Dma>(function, message, &|| clock.now_ns())) {
+            Probed::Disks(disks) => disks.into_iter().for_each(|disk| add_disk(&mut storage, disk, source, vector)),
             Probed::Nic(nic) => {
                 let mac = config::Mac::new(nic.mac()).map_or_else(|| "no address".into(), |mac| mac.to_string());
                 let name = format!("nic{}", network.nics().len());
@@ -93,6 +98,8 @@ pub fn report(host: &Host) {
             log::info!("{}: not there: {}", backend.name(), list(false));
         }
     }
+    let dma = confinement::report();
+    log::log!(if dma.confined { log::Level::Info } else { log::Level::Warn }, "{}", dma.description);
     let devices = DEVICES.lock();
     for device in devices.0.iter().chain(&devices.1) {
         match &device.status {
@@ -159,23 +166,24 @@ pub fn nics() -> Vec<Device> {
     DEVICES.lock().1.clone()
 }
 
-fn add_disk(storage: &mut Storage, mut disk: alloc::boxed::Box<dyn block::Disk>, vector: Option<u8>) {
+fn add_disk(storage: &mut Storage, mut disk: Box<dyn block::Disk>, source: Source, vector: Option<u8>) {
     let name = format!("disk{}", storage.datastores().len());
     let geometry = disk.geometry();
     let size_mib = geometry.sectors >> 11;
     let description = format!("{}, {size_mib} MiB", geometry.name);
     let mut tries = 0;
-    let partitions = read_partitions::<Dma>(&mut *disk, || {
+    let mut is_silent = || {
         tries += 1;
         tries > DISK_TRIES
-    });
+    };
+    let partitions = confinement::driving(source, || read_partitions::<Dma>(&mut *disk, &mut is_silent));
     let partitions = partitions.unwrap_or_else(|error| {
         log::warn!("{name}: {error}: no virtual disks on it");
         Vec::new()
     });
     let description = format!("{description}, {} virtual disks", partitions.len());
     DEVICES.lock().0.push(ready(name.clone(), description));
-    storage.add(Datastore::new(name, disk, partitions), vector);
+    storage.add(Datastore::new(name, disk, partitions), source, vector);
 }
 
 fn add_unsupported(place: String, what: &str) {

@@ -1,5 +1,6 @@
 //! What CPU 0 does for the whole host: disks, network, consoles, and VMs that end.
 
+use crate::confinement;
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::host_console::HostConsole;
@@ -43,6 +44,7 @@ pub struct Services {
     console: HostConsole,
     management: Option<Management>,
     management_due_ns: Option<u64>,
+    faults_due_ns: Option<u64>,
     ending: Vec<Life>,
     disks: Devices,
     /// When the disks' drivers look after their devices next.
@@ -145,6 +147,7 @@ impl Services {
             console,
             management,
             management_due_ns,
+            faults_due_ns: Some(0),
             ending: Vec::new(),
             disks,
             disks_due_ns: Some(0),
@@ -176,8 +179,15 @@ impl Services {
         let console_due_ns = self.console.poll(host);
         let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
         let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
-        let services_due_ns =
-            [self.management_due_ns, console_due_ns, self.disks_due_ns, self.cards_due_ns, ending_due_ns];
+        let faults_due_ns = self.tell_of_faults();
+        let services_due_ns = [
+            self.management_due_ns,
+            console_due_ns,
+            self.disks_due_ns,
+            self.cards_due_ns,
+            ending_due_ns,
+            faults_due_ns,
+        ];
         let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]);
         due.flatten().min()
     }
@@ -199,6 +209,15 @@ impl Services {
             self.host.network.lock().tick();
             self.cards_due_ns = Some(now_ns + CARDS_NS);
         }
+    }
+
+    /// Tells of what IOMMUs stopped, when that is due.
+    fn tell_of_faults(&mut self) -> Option<u64> {
+        let now_ns = self.host.clock.now_ns();
+        if self.faults_due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
+            self.faults_due_ns = confinement::tell_of_faults(now_ns);
+        }
+        self.faults_due_ns
     }
 
     /// Tells machines of the disk transfers that ended.

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::{Catalog, Completion, Datastore, IoError, SubmitError, Transfer, VirtualDisk};
+use iommu::Source;
 use machine::OutTransfer;
 use virtio::blk::Outcome;
 
@@ -12,6 +13,8 @@ use virtio::blk::Outcome;
 #[derive(Default)]
 pub struct Storage {
     datastores: Vec<Datastore>,
+    /// The device behind each.
+    sources: Vec<Source>,
     catalog: Catalog,
     /// Who has each partition: by datastore and position.
     owners: Vec<Vec<Option<Owner>>>,
@@ -41,11 +44,12 @@ pub struct Ended {
 }
 
 impl Storage {
-    /// Adds a disk that raises `vector`.
-    pub fn add(&mut self, datastore: Datastore, vector: Option<u8>) {
+    /// Adds a disk, behind the device at `source`, that raises `vector`.
+    pub fn add(&mut self, datastore: Datastore, source: Source, vector: Option<u8>) {
         self.catalog.add(&datastore);
         self.owners.push((0..datastore.partitions().count()).map(|_| None).collect());
         self.datastores.push(datastore);
+        self.sources.push(source);
         self.vectors.extend(vector);
     }
 
@@ -86,6 +90,11 @@ impl Storage {
     /// The size and abilities of a virtual disk.
     pub fn geometry(&self, lent: Lent) -> block::Geometry {
         self.datastores[lent.datastore].virtual_geometry(lent.disk).expect("the claim is held")
+    }
+
+    /// The device that reaches a VM's memory for a virtual disk.
+    pub fn source(&self, lent: Lent) -> Source {
+        self.sources[lent.datastore]
     }
 
     /// Hands a transfer to its disk; what is refused fails at once.

@@ -162,7 +162,11 @@ impl Vm {
     /// Everything that a life needs, with its disks claimed.
     fn build(self: &Arc<Self>, host: &'static Host, disks: &[Lent], is_first: bool) -> Result<Arc<Running>, Refusal> {
         let no_memory = |_| ("there is no memory for page tables".to_string(), "stop another VM first".to_string());
-        let frames = GuestFrames::take(self.spec.memory.bytes())?;
+        let mut frames = GuestFrames::take(self.spec.memory.bytes())?;
+        let mut devices: Vec<_> = disks.iter().map(|&lent| host.storage.lock().source(lent)).collect();
+        devices.sort();
+        devices.dedup();
+        devices.into_iter().try_for_each(|device| frames.put_in_reach(device)).map_err(no_memory)?;
         let memory = frames.memory()?;
         let mut second_stage = host.backend.second_stage().map_err(no_memory)?;
         let vcpu = |cpu| host.backend.vcpu(&second_stage).map(|vcpu| (vcpu, cpu));

@@ -5,11 +5,13 @@
 
 use super::Refusal;
 use crate::backend::SecondStage;
+use crate::confinement::{self, Grant};
 use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use guestmem::{Backing, GuestMemory};
+use iommu::Source;
 use memory::{FRAMES, HostFrames};
 use nested::{OutOfMemory, PageSize};
 
@@ -20,13 +22,24 @@ const RESERVE_BYTES: u64 = 8 << 20;
 const HIGH_MEMORY: Gpa = Gpa::new(4 << 30);
 const LOW_BYTES_MAX: u64 = 3 << 30;
 
-/// The large frames behind a guest's memory, in the order of its addresses.
-pub struct GuestFrames(Vec<Hpa>);
+/// The large frames behind a guest's memory, in the order of its addresses, and the devices that reach them.
+pub struct GuestFrames {
+    frames: Vec<Hpa>,
+    grants: Vec<Grant>,
+}
 
 impl Drop for GuestFrames {
     fn drop(&mut self) {
+        // All of them, even when one device's unit does not answer.
+        let stuck =
+            core::mem::take(&mut self.grants).into_iter().filter_map(|grant| (!grant.revoke()).then_some(())).count();
+        if stuck > 0 {
+            let mib = self.bytes() >> 20;
+            log::error!("an IOMMU does not answer: {mib} MiB stay out of use, a device may still reach them");
+            return;
+        }
         let mut frames = FRAMES.lock();
-        self.0.iter().for_each(|&frame| frames.free_large(frame));
+        self.frames.iter().for_each(|&frame| frames.free_large(frame));
     }
 }
 
@@ -38,14 +51,14 @@ impl GuestFrames {
             return Err(too_much(bytes, free_bytes));
         }
         let count = (bytes / LARGE_PAGE_BYTES) as usize;
-        let mut taken = Self(list_of(count, bytes, free_bytes)?);
+        let mut taken = Self { frames: list_of(count, bytes, free_bytes)?, grants: Vec::new() };
         if taken.fill(count) { Ok(taken) } else { Err(too_much(bytes, free_bytes)) }
     }
 
     /// The guest's memory over these frames: from 0 up to the PCI window, the rest from 4 GiB on.
     pub fn memory(&self) -> Result<GuestMemory, Refusal> {
-        let low_count = self.0.len().min((LOW_BYTES_MAX / LARGE_PAGE_BYTES) as usize);
-        let (low, high) = self.0.split_at(low_count);
+        let low_count = self.frames.len().min((LOW_BYTES_MAX / LARGE_PAGE_BYTES) as usize);
+        let (low, high) = self.frames.split_at(low_count);
         let mut memory = GuestMemory::new(Arc::new(HostFrames));
         for (start, frames) in [(Gpa::new(0), low), (HIGH_MEMORY, high)] {
             if !frames.is_empty() {
@@ -59,26 +72,39 @@ impl GuestFrames {
 
     /// Zeroes the frame at `index`; says whether there is one.
     pub fn zero(&self, index: usize) -> bool {
-        self.0.get(index).inspect(|&&frame| HostFrames.zero(frame, LARGE_PAGE_BYTES)).is_some()
+        self.frames.get(index).inspect(|&&frame| HostFrames.zero(frame, LARGE_PAGE_BYTES)).is_some()
+    }
+
+    /// Lets the device behind a disk reach all of it, until this is dropped.
+    pub fn put_in_reach(&mut self, device: Source) -> Result<(), OutOfMemory> {
+        let mut runs: Vec<(Hpa, u64)> = Vec::new();
+        for &frame in &self.frames {
+            match runs.last_mut() {
+                Some((start, bytes)) if start.wrapping_add(*bytes) == frame => *bytes += LARGE_PAGE_BYTES,
+                _ => runs.push((frame, LARGE_PAGE_BYTES)),
+            }
+        }
+        self.grants.extend(confinement::grant(device, runs)?);
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {
-        self.0.len() as u64 * LARGE_PAGE_BYTES
+        self.frames.len() as u64 * LARGE_PAGE_BYTES
     }
 
     /// Takes frames until there are `count`, huge ones where they fit; says whether there were enough.
     fn fill(&mut self, count: usize) -> bool {
         const LARGE_PER_HUGE: usize = (HUGE_PAGE_BYTES / LARGE_PAGE_BYTES) as usize;
         let mut frames = FRAMES.lock();
-        while self.0.len() < count {
-            if count - self.0.len() >= LARGE_PER_HUGE
+        while self.frames.len() < count {
+            if count - self.frames.len() >= LARGE_PER_HUGE
                 && let Some(huge) = frames.take_huge()
             {
-                self.0.extend((0..LARGE_PER_HUGE as u64).map(|index| huge.wrapping_add(index * LARGE_PAGE_BYTES)));
+                self.frames.extend((0..LARGE_PER_HUGE as u64).map(|index| huge.wrapping_add(index * LARGE_PAGE_BYTES)));
                 continue;
             }
             let Some(frame) = frames.take_large() else { return false };
-            self.0.push(frame);
+            self.frames.push(frame);
         }
         true
     }

@@ -4,6 +4,7 @@
 
 mod artifacts;
 mod bochs;
+mod bus;
 mod console;
 mod emulator;
 mod host;

@@ -5,6 +5,7 @@ mod console;
 mod demo;
 mod guests;
 mod host;
+mod iommu;
 mod nics;
 mod platform;
 mod tiny;
@@ -51,6 +52,9 @@ pub static PROGRAMS: &[Program] = &[
     full("power_button", tiny::power_button),
     full("malformed_kernel", tiny::malformed_kernel),
     full("bare_guests", guests::all),
+    full("iommu_vtd", iommu::vtd),
+    full("iommu_amdvi", iommu::amdvi),
+    full("iommu_absent", iommu::absent),
     full("e1000", nics::e1000),
     full("e1000e", nics::e1000e),
     full("igb", nics::igb),

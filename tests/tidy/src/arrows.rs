@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cpu", &["mitigation"]),
     ("interrupts", &["addr", "cpu"]),
     ("memory", &["addr", "boot", "cpu", "guestmem", "nested"]),
+    ("iommu", &["addr", "memory", "nested", "platform"]),
     ("platform", &["addr", "cpu", "interrupts", "memory"]),
     ("smp", &["addr", "boot", "cpu", "interrupts", "memory"]),
     ("svm", &["addr", "cpu", "vcpu"]),

@@ -141,6 +141,18 @@ pub fn enumerate() -> Vec<Function> {
     functions
 }
 
+/// The first and last bus behind the bridge with this requester ID (PCI-to-PCI Bridge Architecture 1.2, section 3.2.5).
+/// `None` where no bridge is.
+pub fn buses_behind(requester: u16) -> Option<(u8, u8)> {
+    let [slot, bus] = requester.to_le_bytes();
+    let address = PciAddress::new(0, bus, slot >> 3, slot & 7);
+    let access = ConfigAccess(());
+    let is_bridge = answers(&|address, offset| access.read32(address, offset), address)
+        && access.read32(address, 0x0c) & HEADER_TYPE == HEADER_BRIDGE;
+    let [_, secondary, subordinate, _] = access.read32(address, 0x18).to_le_bytes();
+    is_bridge.then_some((secondary, subordinate))
+}
+
 /// The addresses of all functions that answer, in order.
 ///
 /// Asking every device of every bus takes tens of milliseconds. So bridges tell which buses there are below bus 0

@@ -15,7 +15,7 @@ mod paging;
 mod stack;
 mod tables;
 
-pub use dma::Dma;
+pub use dma::{Dma, DmaWatch, watch_dma};
 pub use guest::HostFrames;
 pub use heap::{Heap, HeapUse};
 pub use paging::{map_firmware, map_mmio, seal_code, share};

@@ -18,9 +18,9 @@ pub use wall::wall_unix_s;
 use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::rsdp::Rsdp;
-use acpi::sdt::SdtHeader;
+use acpi::sdt::{SdtHeader, Signature};
 use acpi::spcr::Spcr;
-use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
+use acpi::{AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
 use addr::Hpa;
 use alloc::vec::Vec;
 use core::pin::Pin;
@@ -46,6 +46,8 @@ pub struct Platform {
     pub console_table: Option<&'static [u8]>,
     /// What could not be read.
     pub notes: Vec<&'static str>,
+    /// Nobody but the firmware says where IOMMUs are: not to be set from outside.
+    iommus: Option<&'static [u8]>,
 }
 
 /// Another place for an ISA interrupt.
@@ -126,13 +128,14 @@ impl Platform {
             Ok(fadt) => platform.read_fadt(&fadt, &tables),
             Err(_) => platform.notes.push("no FADT: no power-off, clock from the PIT"),
         }
-        // The crate has checked the length and the sum; what the table says is for `firmware::spcr`.
-        platform.console_table = tables.find_table::<Spcr>().ok().map(|table| {
-            let bytes = (table.virtual_start().as_ptr().cast_const().cast::<u8>(), table.region_length());
-            // SAFETY: `map_physical_region` mapped that many bytes there, for ever, and nothing writes them.
-            unsafe { core::slice::from_raw_parts(bytes.0, bytes.1) }
-        });
+        platform.console_table = whole::<Spcr>(&tables);
+        platform.iommus = whole::<Dmar>(&tables).or_else(|| whole::<Ivrs>(&tables));
         platform
+    }
+
+    /// The firmware's table of the IOMMUs, from its header on: DMAR or IVRS.
+    pub fn iommus(&self) -> Option<&'static [u8]> {
+        self.iommus
     }
 
     /// The input of an ISA interrupt: I/O APIC, global system interrupt, and how it is signalled.
@@ -187,4 +190,36 @@ impl Platform {
         });
         self.power_off = control.zip(aml.and_then(power::sleep_type_off)).map(|(port, kind)| (port, power::off(kind)));
     }
+}
+
+/// Intel's table of IOMMUs, and AMD's: of interest to the `iommu` crate, which reads them.
+#[repr(transparent)]
+struct Dmar(SdtHeader);
+#[repr(transparent)]
+struct Ivrs(SdtHeader);
+
+// SAFETY: the type is a table's header, and the signature the table's.
+unsafe impl AcpiTable for Dmar {
+    const SIGNATURE: Signature = Signature::DMAR;
+
+    fn header(&self) -> &SdtHeader {
+        &self.0
+    }
+}
+
+// SAFETY: as above.
+unsafe impl AcpiTable for Ivrs {
+    const SIGNATURE: Signature = Signature::IVRS;
+
+    fn header(&self) -> &SdtHeader {
+        &self.0
+    }
+}
+
+/// All bytes of a table, if there is one.
+fn whole<T: AcpiTable>(tables: &AcpiTables<IdentityMap>) -> Option<&'static [u8]> {
+    let table = tables.find_table::<T>().ok()?;
+    let (start, bytes) = (table.physical_start(), table.region_length());
+    // SAFETY: the crate found and checked the table, mapping all of its bytes, which stay mapped and do not change.
+    can_read(start, bytes).then(|| unsafe { core::slice::from_raw_parts(start as *const u8, bytes) })
 }

@@ -108,7 +108,7 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
         self.fill_parts(parts, F::frame(entry), level - 1);
         (0..ENTRIES).for_each(|part| self.memory.clear(parts, part, bits));
         // Complete before it can be walked.
-        self.memory.write(table, index, F::table(parts));
+        self.memory.write(table, index, F::table(parts, level));
         Ok(())
     }
 

@@ -1,16 +1,18 @@
 //! Second-stage page tables: from guest-physical to host-physical addresses, over an entry format.
 //!
 //! [`Tables`] maps pages of 4 KiB, 2 MiB and 1 GiB, splits a large one when a part of it must differ, and gives its
-//! frames back when it goes. [`npt`] is AMD's format and [`ept`] Intel's. The tables' memory is reached through
-//! [`TableMemory`], so that the walk is tested on the host.
+//! frames back when it goes. [`npt`] is AMD's format and [`ept`] Intel's; [`amdvi`] and [`vtd`] are what their IOMMUs walk
+//! for devices. The tables' memory is reached through [`TableMemory`], so that the walk is tested on the host.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod amdvi;
 pub mod ept;
 mod harvest;
 pub mod npt;
+pub mod vtd;
 
 pub use harvest::{Mark, Retired};
 
@@ -38,8 +40,8 @@ pub trait Format {
     const DIRTY: u64;
     /// The right to write.
     const WRITABLE: u64;
-    /// An entry that leads to the next table.
-    fn table(next: Hpa) -> u64;
+    /// An entry at `level` (1 is the last) that leads to the next table.
+    fn table(next: Hpa, level: u32) -> u64;
     /// An entry that maps a page with all rights; `large` where it stands above the last level.
     fn page(frame: Hpa, large: bool) -> u64;
     /// Whether the entry leads anywhere.
@@ -145,6 +147,19 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
         None
     }
 
+    /// Whether a table stands where a page of `size` would.
+    pub fn is_split(&self, gpa: Gpa, size: PageSize) -> bool {
+        let mut table = self.root;
+        for level in (size.level()..=ROOT_LEVEL).rev() {
+            let entry = self.memory.read(table, index_of(gpa, level));
+            if !F::is_present(entry) || F::is_large(entry) {
+                return false;
+            }
+            table = F::frame(entry);
+        }
+        size != PageSize::Small
+    }
+
     /// The table and index of the entry for `gpa` at `level`, making what stands above it.
     fn entry_of(&mut self, gpa: Gpa, level: u32) -> Result<(Hpa, usize), OutOfMemory> {
         let mut table = self.root;
@@ -159,7 +174,7 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
                     self.fill_parts(next, F::frame(entry), above - 1);
                 }
                 // Complete before it can be walked.
-                self.memory.write(table, index, F::table(next));
+                self.memory.write(table, index, F::table(next, above));
                 next
             };
         }

@@ -20,7 +20,7 @@ impl Format for Npt {
     const DIRTY: u64 = DIRTY;
     const WRITABLE: u64 = WRITABLE;
 
-    fn table(next: Hpa) -> u64 {
+    fn table(next: Hpa, _level: u32) -> u64 {
         next.as_u64() | PRESENT | WRITABLE | USER
     }
 

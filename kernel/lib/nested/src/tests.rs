@@ -1,5 +1,7 @@
+use super::amdvi::AmdVi;
 use super::ept::Ept;
 use super::npt::Npt;
+use super::vtd::VtD;
 use super::*;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -72,6 +74,16 @@ fn pages_of_every_size_translate<F: Format>() {
     assert_eq!(tables.translate(Gpa::new(0x2000)), None);
 }
 
+fn a_table_in_place_of_a_page_is_seen<F: Format>() {
+    let mut tables = Tables::<F, _>::new(model(16)).unwrap();
+    let at = Gpa::new(0x20_0000);
+    assert!(!tables.is_split(at, PageSize::Large));
+    tables.map(at, Hpa::new(0x4000_0000), PageSize::Large).unwrap();
+    assert!(!tables.is_split(at, PageSize::Large) && tables.is_split(at, PageSize::Huge));
+    tables.unmap(Gpa::new(0x20_1000), PageSize::Small).unwrap();
+    assert!(tables.is_split(at, PageSize::Large) && !tables.is_split(at, PageSize::Small));
+}
+
 fn a_large_page_is_split_into_equal_parts<F: Format>() {
     let mut tables = Tables::<F, _>::new(model(16)).unwrap();
     tables.map(Gpa::new(0), Hpa::new(1 << 30), PageSize::Huge).unwrap();
@@ -100,11 +112,18 @@ macro_rules! for_each_format {
         mod ept_tables {
             $(#[test] fn $test() { super::$test::<super::Ept>(); })*
         }
+        mod amdvi_tables {
+            $(#[test] fn $test() { super::$test::<super::AmdVi>(); })*
+        }
+        mod vtd_tables {
+            $(#[test] fn $test() { super::$test::<super::VtD>(); })*
+        }
     };
 }
 
 for_each_format!(
     pages_of_every_size_translate,
+    a_table_in_place_of_a_page_is_seen,
     a_large_page_is_split_into_equal_parts,
     every_frame_comes_back_even_after_running_out
 );
@@ -113,11 +132,28 @@ for_each_format!(
 #[test]
 fn ept_entries_are_as_the_manual_has_them() {
     let frame = Hpa::new(0x12_3456_7000);
-    assert_eq!(Ept::table(frame), 0x12_3456_7007);
+    assert_eq!(Ept::table(frame, 2), 0x12_3456_7007);
     assert_eq!(Ept::page(frame, false), 0x12_3456_7077);
     assert_eq!(Ept::page(Hpa::new(0x4020_0000), true), 0x4020_00f7);
-    assert!(!Ept::is_present(0) && Ept::is_present(Ept::table(frame)));
-    assert!(!Ept::is_large(Ept::table(frame)) && !Ept::is_large(Ept::page(frame, false)));
+    assert!(!Ept::is_present(0) && Ept::is_present(Ept::table(frame, 2)));
+    assert!(!Ept::is_large(Ept::table(frame, 2)) && !Ept::is_large(Ept::page(frame, false)));
     // The processor sets accessed and dirty, bits 8 and 9.
     assert_eq!(Ept::frame(Ept::page(frame, false) | 3 << 8), frame);
+}
+
+/// An entry names the level below, and a page names none (AMD I/O Virtualization Technology 3.08, figures 8 and 9).
+#[test]
+fn amdvi_entries_are_as_the_manual_has_them() {
+    let frame = Hpa::new(0x12_3456_7000);
+    assert_eq!(AmdVi::table(frame, 4), 0x6000_0012_3456_7601);
+    assert_eq!(AmdVi::page(frame, true), 0x6000_0012_3456_7001);
+    assert!(AmdVi::is_large(AmdVi::page(frame, true)) && !AmdVi::is_large(AmdVi::table(frame, 2)));
+    assert_eq!(AmdVi::frame(AmdVi::table(frame, 2)), frame);
+}
+
+#[test]
+fn vtd_entries_are_as_the_manual_has_them() {
+    let frame = Hpa::new(0x4020_0000);
+    assert_eq!((VtD::table(frame, 3), VtD::page(frame, false)), (0x4020_0003, 0x4020_0003));
+    assert_eq!(VtD::page(frame, true), 0x4020_0083);
 }

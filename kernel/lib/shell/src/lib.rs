@@ -35,7 +35,7 @@ pub use help::{CommandHelp, Help, OptionHelp, help};
 pub use parse::{ParseError, parse};
 pub use render::{render, to_terminal};
 pub use reply::{
-    Backend, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, DoneReply, ErrorReply, ExitStat,
-    Feature, HostReport, LogLine, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine,
-    VmDetail, VmStat, VmState, VmSummary, Weakness, WeaknessStatus,
+    Backend, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply, ErrorReply,
+    ExitStat, Feature, HostReport, LogLine, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation,
+    TraceLine, VmDetail, VmStat, VmState, VmSummary, Weakness, WeaknessStatus,
 };

@@ -130,6 +130,12 @@ fn render_host(report: &HostReport) -> String {
             bytes(memory.guests_bytes)
         ),
     ]);
+    let stopped = if report.dma.stopped == 0 {
+        String::new()
+    } else {
+        format!(", {} accesses stopped", count(report.dma.stopped))
+    };
+    facts.row(["DMA".into(), format!("{}{stopped}", report.dma.description)]);
     facts.row(["management".into(), address]);
     let mut text = facts.render();
     let mut features = Table::plain([Left, Left]).indented(2);

@@ -79,6 +79,8 @@ pub struct HostReport {
     pub speculation: Speculation,
     /// The memory and who has it.
     pub memory: Memory,
+    /// What keeps devices from memory that they were not given.
+    pub dma: Dma,
     /// The disks of the host.
     pub disks: Vec<Device>,
     /// The NICs of the host.
@@ -164,6 +166,17 @@ pub struct Memory {
     pub own_bytes: u64,
     /// The RAM of guests.
     pub guests_bytes: u64,
+}
+
+/// What keeps devices from memory that they were not given.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Dma {
+    /// Whether anything does.
+    pub confined: bool,
+    /// Whose IOMMUs confine how many devices, or why none does.
+    pub description: String,
+    /// Accesses that were stopped.
+    pub stopped: u64,
 }
 
 /// A disk or NIC of the host.

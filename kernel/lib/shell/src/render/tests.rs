@@ -3,7 +3,9 @@
 use config::{Mac, Name};
 
 use super::*;
-use crate::{CardCounts, CardInfo, DiskIo, Feature, Memory, NicIo, Speculation, Weakness, WeaknessStatus, help, parse};
+use crate::{
+    CardCounts, CardInfo, DiskIo, Dma, Feature, Memory, NicIo, Speculation, Weakness, WeaknessStatus, help, parse,
+};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -35,6 +37,7 @@ fn host(backend: Backend) -> Reply {
             ],
         },
         memory: Memory { total_bytes: 4 << 30, free_bytes: 3 << 30, own_bytes: 10 << 20, guests_bytes: 1014 << 20 },
+        dma: Dma { confined: true, description: "AMD-Vi: 2 devices reach what they were given".into(), stopped: 3 },
         disks: vec![Device {
             name: "disk0".into(),
             description: "virtio-blk, 4 GiB".into(),
@@ -66,6 +69,7 @@ fn the_host_for_people() {
          CPUs        4\n\
          guests      AMD-V (SVM), ready\n\
          memory      4 GiB: 3 GiB free, 10 MiB Pollux, 1014 MiB guests\n\
+         DMA         AMD-Vi: 2 devices reach what they were given, 3 accesses stopped\n\
          management  10.0.2.15/24\n\
          features\n  nested paging  ready\n  NRIP save      not supported\n\
          speculation (microcode 0xa0011d1, hyper-threading on)\n\

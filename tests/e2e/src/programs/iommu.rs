@@ -1,0 +1,92 @@
+//! IOMMUs: guests use their disks through them, and a device that strays is stopped.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::tiny;
+use crate::bus::Bus;
+use crate::{Artifacts, Host, SCRATCH_DISK};
+
+/// For a stray access to be told of.
+const TOLD_LIMIT: Duration = Duration::from_secs(60);
+
+/// For the device to copy.
+const COPY_LIMIT: Duration = Duration::from_secs(60);
+
+/// QEMU's educational device (docs/specs/edu.rst): it copies between its buffer and any address.
+const EDU: (u16, u16) = (0x1234, 0x11e8);
+const EDU_BUFFER: u64 = 0x4_0000;
+const EDU_COPY: u64 = 1;
+const EDU_TO_MEMORY: u64 = 2;
+/// Where Pollux itself is.
+const KERNEL: u64 = 0x20_0000;
+
+/// Intel's.
+pub fn vtd(artifacts: &Artifacts) -> Result<()> {
+    let mut host = confined(artifacts, "iommu_vtd", "intel-iommu", "VT-d")?;
+    host.emulator().expect("was kept from a write to 0x200", TOLD_LIMIT)?;
+    ensure!(stopped(&mut host)? > 0, "`host` does not count it");
+    host.power_off()
+}
+
+/// AMD's. QEMU's lets everything pass unless told not to, and keeps to itself what it stops.
+pub fn amdvi(artifacts: &Artifacts) -> Result<()> {
+    confined(artifacts, "iommu_amdvi", "amd-iommu,pt=off", "AMD-Vi")?.power_off()
+}
+
+/// Without one, the report says so.
+pub fn absent(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.bare_with("iommu_absent", &[])?)?;
+    let dma = host.ask("host")?["dma"].take();
+    ensure!(dma["confined"] == false, "`host` says that devices are confined: {dma}");
+    let description = dma["description"].as_str().unwrap_or_default();
+    ensure!(description.contains("no IOMMU"), "`host` describes it as {description:?}");
+    host.power_off()
+}
+
+/// A guest uses disk and network card through the unit, and a device that was given nothing reaches nothing.
+fn confined(artifacts: &Artifacts, name: &str, device: &str, unit: &str) -> Result<Host> {
+    let (socket, qtest) = Bus::argument(name);
+    let mut launch = artifacts.bare_with(name, &[])?.argument("-device", device);
+    for setting in ["iommu_platform=on", "disable-legacy=on"] {
+        for model in ["virtio-blk-pci", "virtio-net-pci"] {
+            launch = launch.argument("-global", format!("{model}.{setting}"));
+        }
+    }
+    let launch = launch.disk(&artifacts.datastore).nic("").argument("-device", "edu");
+    let mut host = artifacts.boot(&launch.argument("-qtest", qtest).argument("-qtest-log", "/dev/null"))?;
+    let dma = host.ask("host")?["dma"].take();
+    let description = dma["description"].as_str().context("`host` says nothing of DMA")?;
+    ensure!(dma["confined"] == true && description.starts_with(unit), "`host` says of DMA: {dma}");
+
+    tiny::run_selftest(&mut host, "t", "disk,nic", &format!("--disk {SCRATCH_DISK} --nic"))?;
+    ensure!(stopped(&mut host)? == 0, "an access of a device that is driven was stopped");
+
+    stray(&mut host, &mut Bus::connect(&socket)?)?;
+    Ok(host)
+}
+
+/// Lets the device write over Pollux: nothing changes.
+fn stray(host: &mut Host, bus: &mut Bus) -> Result<()> {
+    let image = format!("xp /8xw {KERNEL:#x}");
+    let before = host.emulator().monitor(&image)?;
+    let function = bus.find(EDU.0, EDU.1)?;
+    // Memory decoding and bus mastering (PCI Local Bus 3.0, 6.2.2).
+    bus.config_write(function | 4, 6)?;
+    let registers = u64::from(bus.config_read(function | 0x10)? & !0xf);
+    for (register, value) in [(0x80, EDU_BUFFER), (0x88, KERNEL), (0x90, 32), (0x98, EDU_COPY | EDU_TO_MEMORY)] {
+        bus.write64(registers + register, value)?;
+    }
+    let deadline = Instant::now() + COPY_LIMIT;
+    while bus.read64(registers + 0x98)? & EDU_COPY != 0 {
+        ensure!(Instant::now() < deadline, "the device has not copied within {COPY_LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(host.emulator().monitor(&image)? == before, "the device wrote over Pollux");
+    Ok(())
+}
+
+fn stopped(host: &mut Host) -> Result<u64> {
+    host.ask("host")?["dma"]["stopped"].as_u64().context("`host` does not count stopped accesses")
+}
