@@ -17,6 +17,8 @@ use spin::Mutex;
 const POLL_NS: u64 = 1_000_000;
 /// How often cards are looked after.
 const CARDS_NS: u64 = 1_000_000_000;
+/// How soon the driver of a disk that is being reset gets its turn.
+const RECOVERY_NS: u64 = 1_000_000;
 /// How soon a card is asked again that had more frames than one turn takes; a guest on this CPU runs meanwhile.
 const MORE_FRAMES_NS: u64 = 100_000;
 /// How often it is looked whether an ended life can be taken down: another CPU needs microseconds to let go of it.
@@ -236,6 +238,10 @@ impl Services {
         }
         for (running, disk) in &settled {
             running.machine.disks_settle(*disk, &mut InputHost::new(host, 0, running));
+        }
+        if host.storage.lock().is_recovering() {
+            let soon_ns = host.clock.now_ns() + RECOVERY_NS;
+            self.disks_due_ns = Some(self.disks_due_ns.map_or(soon_ns, |due_ns| due_ns.min(soon_ns)));
         }
     }
 

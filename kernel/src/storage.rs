@@ -4,7 +4,7 @@ use crate::vm::Running;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use block::{Catalog, Completion, Datastore, IoError, SubmitError, Transfer, VirtualDisk};
+use block::{Catalog, Completion, Datastore, Health, IoError, SubmitError, Transfer, VirtualDisk};
 use iommu::Source;
 use machine::OutTransfer;
 use virtio::blk::Outcome;
@@ -155,6 +155,11 @@ impl Storage {
     /// Lets the disks' drivers look after their devices; returns when they want that next.
     pub fn tick(&mut self, now_ns: u64) -> Option<u64> {
         self.datastores.iter_mut().filter_map(|datastore| datastore.tick(now_ns)).min()
+    }
+
+    /// Whether some disk is being reset.
+    pub fn is_recovering(&self) -> bool {
+        self.datastores.iter().any(|datastore| datastore.health() == Health::Recovering)
     }
 
     /// Whether some disk must be asked because it raises no interrupt.

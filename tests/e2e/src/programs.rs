@@ -3,6 +3,7 @@
 mod bochs;
 mod console;
 mod demo;
+mod drivers;
 mod guests;
 mod host;
 mod iommu;
@@ -67,6 +68,7 @@ pub static PROGRAMS: &[Program] = &[
     full("uefi_stick", demo::uefi_stick),
     full("bochs_vmx_hello", bochs::vmx_hello),
     full("bochs_svm_hello", bochs::svm_hello),
+    full("ahci", drivers::ahci),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
 ];

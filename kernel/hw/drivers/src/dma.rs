@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "memory shared with a device is reached through raw pointers")]
 
 use alloc::vec::Vec;
+use block::HostRun;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE};
@@ -68,6 +69,36 @@ impl<H: Hal> DmaMemory<H> {
         unsafe {
             from.as_ptr().copy_to_nonoverlapping(into.as_mut_ptr().add(length), bytes);
             into.set_len(length + bytes);
+        }
+    }
+
+    /// Copies the bytes of runs, one after the other, to `offset`.
+    ///
+    /// # Safety
+    /// The runs are memory of the host, mapped at its own addresses, that may be read meanwhile and is not this memory.
+    pub(crate) unsafe fn copy_from_runs(&mut self, offset: usize, runs: &[HostRun]) {
+        let mut at = offset;
+        for run in runs {
+            let bytes = run.bytes as usize;
+            let to = self.span(at, bytes);
+            // SAFETY: the caller answers for the source, and `span` for the destination.
+            unsafe { (run.start.as_u64() as *const u8).copy_to_nonoverlapping(to.as_ptr(), bytes) };
+            at += bytes;
+        }
+    }
+
+    /// Copies the bytes at `offset` to runs, one after the other.
+    ///
+    /// # Safety
+    /// As [`DmaMemory::copy_from_runs`], but that the runs may be written.
+    pub(crate) unsafe fn copy_to_runs(&self, offset: usize, runs: &[HostRun]) {
+        let mut at = offset;
+        for run in runs {
+            let bytes = run.bytes as usize;
+            let from = self.span(at, bytes);
+            // SAFETY: the caller answers for the destination, and `span` for the source.
+            unsafe { (run.start.as_u64() as *mut u8).copy_from_nonoverlapping(from.as_ptr(), bytes) };
+            at += bytes;
         }
     }
 

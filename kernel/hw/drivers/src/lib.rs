@@ -7,6 +7,8 @@
 
 extern crate alloc;
 
+mod ahci;
+mod ata;
 mod dma;
 #[cfg(any(test, feature = "heap"))]
 pub mod heap;

@@ -56,3 +56,29 @@ impl Registers {
         register
     }
 }
+
+/// 32-bit registers, as drivers see them whose devices tests play.
+pub(crate) trait Words: Sized + Send {
+    /// The first `bytes` bytes of a window, from `offset`; `None` where it is too short.
+    fn part(&self, offset: usize, bytes: usize) -> Option<Self>;
+
+    /// Reads the register at `offset`.
+    fn read(&self, offset: usize) -> u32;
+
+    /// Writes the register at `offset`.
+    fn write(&mut self, offset: usize, value: u32);
+}
+
+impl Words for Registers {
+    fn part(&self, offset: usize, bytes: usize) -> Option<Self> {
+        Registers::part(*self, offset, bytes)
+    }
+
+    fn read(&self, offset: usize) -> u32 {
+        Registers::read(self, offset)
+    }
+
+    fn write(&mut self, offset: usize, value: u32) {
+        Registers::write(self, offset, value);
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! The main function is [`probe`]; the start-up report prints what it says of each function.
 
+use crate::ahci;
 use crate::intel_nic::{self, Model};
 use crate::pci::Function;
 use crate::pci::interrupt::Message;
@@ -15,6 +16,9 @@ use alloc::vec::Vec;
 use block::Disk;
 use switch::Nic;
 use virtio_drivers::Hal;
+
+/// The class of SATA controllers with the AHCI interface.
+const AHCI: [u8; 3] = [0x01, 0x06, 0x01];
 
 /// What a function turned out to be.
 pub enum Probed {
@@ -39,9 +43,15 @@ pub enum Probed {
 pub fn probe<H: Hal + 'static>(
     function: Function,
     message: impl FnOnce() -> Option<Message>,
-    _now_ns: &dyn Fn() -> u64,
+    now_ns: &dyn Fn() -> u64,
 ) -> Probed {
     let place = function.to_string();
+    if function.class() == AHCI {
+        return match ahci::start::<H>(function, message, now_ns) {
+            Ok(disks) => Probed::Disks(disks),
+            Err(fault) => Probed::Unsupported { what: format!("AHCI controller at {place}: {fault}") },
+        };
+    }
     if let Some(model) = Model::find(function.ids()) {
         return match intel_nic::start::<H>(model, function, message) {
             Ok(nic) => Probed::Nic(Box::new(nic)),
@@ -71,7 +81,7 @@ fn kind(function: &Function) -> Option<String> {
     let name = match (function.class(), vendor, device) {
         ([0x01, ..], VIRTIO_VENDOR, 0x1004 | 0x1048) => "virtio-scsi",
         ([0x01, 0x08, _], ..) => "NVMe controller",
-        ([0x01, 0x06, _], ..) => "AHCI (SATA) controller",
+        ([0x01, 0x06, _], ..) => "SATA controller without AHCI",
         ([0x01, 0x01, _], ..) => "IDE controller",
         ([0x01, 0x04, _], ..) => "RAID controller",
         ([0x01, 0x07, _], ..) => "SAS controller",

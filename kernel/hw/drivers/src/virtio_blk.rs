@@ -85,7 +85,7 @@ impl<H: Hal> Disk for VirtioBlk<H> {
     }
 
     fn submit(&mut self, transfer: &Transfer<'_>) -> Result<(), SubmitError> {
-        if self.requests.is_broken() || !is_allowed(&self.geometry, transfer) {
+        if self.requests.is_broken() || !self.geometry.allows(transfer) {
             return Err(SubmitError::Refused);
         }
         self.requests.submit(transfer)
@@ -156,24 +156,6 @@ fn read_geometry(device: &Device, queue_size: u16, runs_max: u16) -> Result<Geom
         serial: String::new(),
         name: format!("virtio-blk at {}", device.function()),
     })
-}
-
-/// Whether the disk can do this at all. A [`block::Datastore`] asks for nothing else; this is the last look before DMA.
-fn is_allowed(geometry: &Geometry, transfer: &Transfer<'_>) -> bool {
-    use block::Op;
-    let inside = transfer.sector.checked_add(transfer.sectors.into()).is_some_and(|end| end <= geometry.sectors);
-    let bytes: u64 = transfer.runs.iter().map(|run| u64::from(run.bytes)).sum();
-    let described = bytes == u64::from(transfer.sectors) * u64::from(SECTOR_BYTES)
-        && transfer.runs.len() <= usize::from(geometry.max_runs)
-        && transfer.runs.iter().all(|run| (1..=geometry.max_run_bytes).contains(&run.bytes));
-    let writable = !geometry.read_only;
-    match transfer.op {
-        Op::Read => inside && described && bytes > 0,
-        Op::Write => inside && described && bytes > 0 && writable,
-        Op::Flush => geometry.flush && transfer.runs.is_empty(),
-        Op::Discard => inside && geometry.discard && writable && transfer.runs.is_empty(),
-        Op::WriteZeroes => inside && geometry.write_zeroes && writable && transfer.runs.is_empty(),
-    }
 }
 
 #[cfg(test)]

@@ -133,6 +133,31 @@ impl Geometry {
     pub fn sectors_per_block(&self) -> u32 {
         (self.logical_block_bytes / SECTOR_BYTES).max(1)
     }
+
+    /// Whether the disk can do this at all. A [`Datastore`] asks for nothing else; a driver looks once more before DMA.
+    pub fn allows(&self, transfer: &Transfer<'_>) -> bool {
+        let inside = transfer.sector.checked_add(transfer.sectors.into()).is_some_and(|end| end <= self.sectors);
+        let block_sectors = self.sectors_per_block();
+        let whole =
+            transfer.sector.is_multiple_of(block_sectors.into()) && transfer.sectors.is_multiple_of(block_sectors);
+        let bytes: u64 = transfer.runs.iter().map(|run| u64::from(run.bytes)).sum();
+        let has_rules = self.run_alignment_bytes > 1 || self.run_boundary_bytes > 1;
+        let described = bytes > 0
+            && bytes == u64::from(transfer.sectors) * u64::from(SECTOR_BYTES)
+            && bytes <= self.max_transfer_bytes.into()
+            && transfer.runs.iter().all(|run| run.bytes > 0)
+            && (self.admits_runs(transfer.runs) || has_rules && transfer.sectors == block_sectors);
+        let dataless = |sectors_max: u32| {
+            transfer.runs.is_empty() && inside && whole && (1..=sectors_max).contains(&transfer.sectors)
+        };
+        match transfer.op {
+            Op::Read => inside && whole && described,
+            Op::Write => inside && whole && described && !self.read_only,
+            Op::Flush => self.flush && transfer.runs.is_empty(),
+            Op::Discard => self.discard && !self.read_only && dataless(self.max_discard_sectors),
+            Op::WriteZeroes => self.write_zeroes && !self.read_only && dataless(self.max_write_zeroes_sectors),
+        }
+    }
 }
 
 /// Whether a disk can be used.

@@ -119,6 +119,16 @@ impl Rules {
     }
 }
 
+impl Geometry {
+    /// Whether runs may be one transfer's, as far as their number, their lengths and where they lie go.
+    pub fn admits_runs(&self, runs: &[HostRun]) -> bool {
+        let rules = Rules::of(self);
+        let last = (0..runs.len()).map(|index| index.checked_sub(1).map(|last| &runs[last]));
+        runs.len() <= rules.max_runs
+            && last.zip(runs).all(|(last, run)| run.bytes <= rules.max_run_bytes && rules.admit(last, run))
+    }
+}
+
 /// A run's first byte and the one past its end, as far as alignment goes.
 fn edges(run: &HostRun) -> (u64, u64) {
     (run.start.as_u64(), run.start.as_u64().wrapping_add(run.bytes.into()))
@@ -272,13 +282,8 @@ mod tests {
                     prop_assert!(usize::from(max_runs) < 60);
                     return Ok(());
                 };
-                let rules = Rules::of(&geometry);
-                let is_single = rules.are_any() && sectors * SECTOR_BYTES == block_bytes;
-                let last = (0..piece.len()).map(|index| index.checked_sub(1).map(|last| &piece[last]));
-                let is_regular = last.zip(&piece).all(|(last, run)| rules.admit(last, run))
-                    && piece.len() <= usize::from(max_runs)
-                    && piece.iter().all(|run| run.bytes <= max_run_bytes);
-                prop_assert!(is_regular || is_single);
+                let is_single = Rules::of(&geometry).are_any() && sectors * SECTOR_BYTES == block_bytes;
+                prop_assert!(geometry.admits_runs(&piece) || is_single);
                 prop_assert!(piece.iter().all(|run| run.bytes > 0));
                 prop_assert!(sectors * SECTOR_BYTES <= geometry.max_transfer_bytes);
                 prop_assert_eq!(sectors % geometry.sectors_per_block(), 0);

@@ -122,3 +122,51 @@ impl Disk for MemoryDisk {
         false
     }
 }
+
+#[test]
+fn the_last_look_before_dma() {
+    let geometry = Geometry {
+        sectors: 100,
+        flush: false,
+        discard: false,
+        max_write_zeroes_sectors: 8,
+        max_runs: 2,
+        max_run_bytes: 4096,
+        max_transfer_bytes: 6144,
+        ..geometry()
+    };
+    let run = |start: u64, bytes: u32| HostRun { start: addr::Hpa::new(start), bytes };
+    fn transfer(op: Op, runs: &[HostRun]) -> Transfer<'_> {
+        let bytes: u32 = runs.iter().map(|run| run.bytes).sum();
+        Transfer { id: 0, op, sector: 77, sectors: bytes / 512, runs }
+    }
+    let read_only = Geometry { read_only: true, ..geometry.clone() };
+    let block = [run(0x1000, 512)];
+    let read = transfer(Op::Read, &block);
+    assert!(geometry.allows(&read) && read_only.allows(&read));
+    assert!(!geometry.allows(&Transfer { sector: 100, ..read }));
+    assert!(!geometry.allows(&Transfer { sector: u64::MAX, ..read }));
+    assert!(!geometry.allows(&Transfer { sectors: 2, ..read }));
+    assert!(!geometry.allows(&Transfer { sectors: 0, runs: &[], ..read }));
+    assert!(!geometry.allows(&transfer(Op::Read, &[run(0, 512), run(0, 512), run(0, 512)])));
+    assert!(!geometry.allows(&transfer(Op::Read, &[run(0, 4608)])));
+    assert!(geometry.allows(&transfer(Op::Read, &[run(0, 4096), run(0, 2048)])));
+    assert!(!geometry.allows(&transfer(Op::Read, &[run(0, 4096), run(0, 2560)])));
+    assert!(!geometry.allows(&transfer(Op::Flush, &[])));
+    let dataless = |op, sectors| Transfer { op, sectors, runs: &[], ..read };
+    assert!(!geometry.allows(&dataless(Op::Discard, 1)));
+    assert!(geometry.allows(&dataless(Op::WriteZeroes, 8)));
+    assert!(!geometry.allows(&dataless(Op::WriteZeroes, 9)));
+    assert!(!geometry.allows(&dataless(Op::WriteZeroes, 0)));
+    assert!(!read_only.allows(&dataless(Op::WriteZeroes, 1)));
+    assert!(!read_only.allows(&Transfer { op: Op::Write, ..read }));
+    let odd = [run(0x1001, 512)];
+    let even = Geometry { run_alignment_bytes: 2, ..geometry.clone() };
+    assert!(geometry.allows(&transfer(Op::Read, &odd)));
+    // A block that breaks the rules is the driver's to copy, more of them are not.
+    assert!(even.allows(&transfer(Op::Read, &odd)));
+    assert!(!even.allows(&transfer(Op::Read, &[run(0x1001, 1024)])));
+    let large_blocks = Geometry { logical_block_bytes: 1024, ..geometry };
+    assert!(!large_blocks.allows(&Transfer { sector: 76, ..read }));
+    assert!(large_blocks.allows(&Transfer { sector: 76, ..transfer(Op::Read, &[run(0, 1024)]) }));
+}

@@ -1,10 +1,9 @@
 //! Requests against a device that tests play.
 
 use super::requests::Requests;
-use super::*;
 use crate::virtio::tests::{TestBuffer, TestDevice, TestHal, peek, poke, queue};
 use addr::Hpa;
-use block::{HostRun, IoError, Op};
+use block::{HostRun, IoError, Op, SubmitError, Transfer};
 
 fn requests() -> (Requests<TestHal>, TestDevice) {
     let (queue, device) = queue(6, true);
@@ -114,42 +113,4 @@ fn a_serial_number_that_never_comes_leaves_the_disk_usable() {
     finish(&mut device, late, 0);
     finish(&mut device, chain, 0);
     assert_eq!(requests.completed(), Some((4, Ok(()))));
-}
-
-#[test]
-fn the_last_look_before_dma() {
-    let geometry = Geometry {
-        sectors: 100,
-        logical_block_bytes: 512,
-        physical_block_bytes: 512,
-        read_only: false,
-        flush: false,
-        discard: false,
-        write_zeroes: true,
-        max_discard_sectors: 0,
-        max_write_zeroes_sectors: 8,
-        run_alignment_bytes: 1,
-        run_boundary_bytes: 1,
-        max_runs: 2,
-        max_run_bytes: 4096,
-        max_transfer_bytes: 1 << 20,
-        queue_depth: 8,
-        serial: String::new(),
-        name: String::new(),
-    };
-    let read_only = Geometry { read_only: true, ..geometry.clone() };
-    let block = [run(0x1000, 512)];
-    let read = transfer(0, Op::Read, &block);
-    assert!(is_allowed(&geometry, &read) && is_allowed(&read_only, &read));
-    assert!(!is_allowed(&geometry, &Transfer { sector: 100, ..read }));
-    assert!(!is_allowed(&geometry, &Transfer { sector: u64::MAX, ..read }));
-    assert!(!is_allowed(&geometry, &Transfer { sectors: 2, ..read }));
-    assert!(!is_allowed(&geometry, &Transfer { sectors: 0, runs: &[], ..read }));
-    assert!(!is_allowed(&geometry, &transfer(0, Op::Read, &[run(0, 512), run(0, 512), run(0, 512)])));
-    assert!(!is_allowed(&geometry, &transfer(0, Op::Read, &[run(0, 4608)])));
-    assert!(!is_allowed(&geometry, &transfer(0, Op::Flush, &[])));
-    assert!(!is_allowed(&geometry, &Transfer { op: Op::Discard, sectors: 1, runs: &[], ..read }));
-    assert!(is_allowed(&geometry, &Transfer { op: Op::WriteZeroes, sectors: 1, runs: &[], ..read }));
-    assert!(!is_allowed(&read_only, &Transfer { op: Op::WriteZeroes, sectors: 1, runs: &[], ..read }));
-    assert!(!is_allowed(&read_only, &Transfer { op: Op::Write, ..read }));
 }

@@ -1,0 +1,93 @@
+//! The host's drivers that no other program uses: a Debian guest with its root on a disk of each kind, checksums under
+//! load, and a disk that is pulled meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Artifacts, Console, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, DiskBus, Host, LINUX, Launch, SCRATCH_DISK,
+};
+
+/// Four writers at once, each of its own place past the cache, then all of it read again: prints the checksum of what was
+/// written and of what each place holds.
+const LOAD: &str = "dd if=/dev/urandom of=/root/pattern bs=1M count=12 status=none; md5sum < /root/pattern; \
+    for i in 1 2 3 4; do dd if=/root/pattern of=/dev/vdb bs=32k seek=$((i*384)) oflag=direct status=none & done; wait; \
+    sync; for i in 1 2 3 4; do dd if=/dev/vdb bs=256k skip=$((i*48)) count=48 iflag=direct status=none | md5sum; done";
+/// For the host to give a pulled disk up.
+const PULL_LIMIT: Duration = Duration::from_secs(120);
+
+/// SATA disks behind AHCI controllers: the guest's root on one, the load on another, whose controller is then pulled.
+pub fn ahci(artifacts: &Artifacts) -> Result<()> {
+    let launch = debian_launch(artifacts, "ahci")?.disk_bus(DiskBus::Ahci).disk(&artifacts.datastore);
+    let launch = launch
+        .argument("-device", "pcie-root-port,id=port1,slot=1")
+        .argument("-device", "ich9-ahci,id=pulled,bus=port1")
+        .argument("-drive", format!("if=none,id=other,format=raw,snapshot=on,file={}", artifacts.datastore.display()))
+        .argument("-device", "ide-hd,bus=pulled.0,drive=other,serial=PULLED");
+    let mut host = artifacts.boot(&launch)?;
+    let mut console = start_debian(&mut host, "disk0", "disk1")?;
+    check_load(&mut console)?;
+    console.run("{ while dd if=/dev/vdb of=/dev/null bs=64k iflag=direct; do :; done > /dev/null 2>&1 & }")?;
+    pull(&mut console)?;
+    console.run("wait; ! dd if=/dev/vdb of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null")?;
+    console.run("dd if=/dev/vda of=/dev/null bs=1M count=8 iflag=direct status=none").context("the other disk")?;
+    console.leave()?;
+    check_failed(&mut host, "disk1")?;
+    host.power_off()
+}
+
+/// A machine with the Debian guest's files and no disk.
+fn debian_launch(artifacts: &Artifacts, name: &str) -> Result<Launch> {
+    artifacts.bare_with(name, &[(&artifacts.debian_initrd, DEBIAN_INITRD)])
+}
+
+/// Starts the Debian guest with its root on one host disk and the scratch disk on another, and logs in.
+fn start_debian<'host>(host: &'host mut Host, root: &str, scratch: &str) -> Result<Console<'host>> {
+    host.ask(&format!(
+        "vm create d --kernel {LINUX} --initrd {DEBIAN_INITRD} --cmdline \"root=/dev/vda rw console=ttyS0 quiet\" \
+         --memory 512M --disk {DEBIAN_DISK}@{root} --disk {SCRATCH_DISK}@{scratch} --start"
+    ))?;
+    let mut console = host.attach("d")?;
+    console.login("root", DEBIAN_PASSWORD)?;
+    Ok(console)
+}
+
+fn check_load(console: &mut Console<'_>) -> Result<()> {
+    let sums = console.run(LOAD)?;
+    let sums: Vec<&str> = sums.lines().filter(|line| line.ends_with('-')).collect();
+    ensure!(
+        sums.len() == 5 && sums.iter().all(|sum| *sum == sums[0]),
+        "what was read is not what was written: {sums:?}"
+    );
+    Ok(())
+}
+
+/// Takes the controller `pulled` out of its slot, as firmware does for an operating system that has let it go (ACPI 6.5,
+/// section 6.3.3; QEMU's `acpi_pci_hotplug` selects the slot's bus at CD0h and ejects at CC8h): for Pollux, a surprise.
+fn pull(console: &mut Console<'_>) -> Result<()> {
+    for command in ["device_del pulled", "o/w 0xcd0 0", "o/w 0xcc8 1"] {
+        console.emulator().monitor(command)?;
+    }
+    let buses = console.emulator().monitor("info pci")?;
+    ensure!(!buses.contains("\"pulled\""), "the controller was not pulled: {buses}");
+    Ok(())
+}
+
+/// The host says of the disk that it has failed.
+fn check_failed(host: &mut Host, disk: &str) -> Result<()> {
+    let until = std::time::Instant::now() + PULL_LIMIT;
+    loop {
+        let list = host.ask("disk list")?;
+        let of_disk = list.as_array().into_iter().flatten().filter(|entry| entry["disk"] == disk);
+        let states: Vec<_> = of_disk.map(|entry| &entry["state"]).collect();
+        if !states.is_empty() && states.iter().all(|state| **state == "failed") {
+            break;
+        }
+        ensure!(std::time::Instant::now() < until, "{disk} is not said to have failed: {list}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let log = host.command("log")?;
+    ensure!(log.contains("the disk has failed"), "the log does not say so: {log}");
+    Ok(())
+}
