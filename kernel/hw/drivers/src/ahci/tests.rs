@@ -10,6 +10,7 @@ use addr::Hpa;
 use alloc::sync::Arc;
 use block::{Disk, Health, HostRun, IoError, Op, SubmitError, Transfer};
 use core::cell::Cell;
+use proptest::prelude::*;
 use std::sync::Mutex;
 
 /// One port's registers by offset over four, and what is plugged in.
@@ -24,6 +25,8 @@ struct Device {
     stuck: bool,
     /// Reads of everything give this instead.
     gone: Option<u32>,
+    /// One read in so many of a port's registers gives nonsense, by this generator; 0 for none.
+    noise: (u64, Cell<u64>),
     resets: u32,
     /// Commands that wait to be carried out by the test: slot and opcode.
     pending: Vec<(u8, u8)>,
@@ -57,7 +60,7 @@ impl Words for Window {
             // 64-bit addresses, NCQ, 32 slots, one port.
             0x00 => 1 << 31 | 1 << 30 | 31 << 8,
             0x0c => 1,
-            at if at >= PORT => device.read((at - PORT) / 4),
+            at if at >= PORT => device.nonsense().unwrap_or_else(|| device.read((at - PORT) / 4)),
             _ => 0,
         }
     }
@@ -80,10 +83,20 @@ impl Device {
             busy: false,
             stuck: false,
             gone: None,
+            noise: (0, Cell::new(1)),
             resets: 0,
             pending: Vec::new(),
         };
         Arc::new(Mutex::new(device))
+    }
+
+    /// What a broken device shows, now and then.
+    fn nonsense(&self) -> Option<u32> {
+        let (rate, state) = &self.noise;
+        // Knuth's multiplier (MMIX).
+        state.set(state.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+        let value = state.get() >> 16;
+        (*rate != 0 && value.is_multiple_of(*rate)).then_some((value >> 16) as u32)
     }
 
     fn read(&self, register: usize) -> u32 {
@@ -439,4 +452,52 @@ fn what_does_not_answer_is_no_disk() {
     assert!(disk_of(&device).is_none());
     device.lock().unwrap().linked = false;
     assert!(disk_of(&device).is_none());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_device_that_shows_anything_ends_each_transfer_once(
+        seed in any::<u64>(),
+        rate in 1_u64..400,
+        quiet_start in any::<bool>(),
+        steps in prop::collection::vec((0_u8..6, any::<u8>()), 1..60),
+    ) {
+        let device = Device::new();
+        device.lock().unwrap().noise = (if quiet_start { 0 } else { rate }, Cell::new(seed));
+        let Some(mut disk) = disk_of(&device) else { return Ok(()) };
+        device.lock().unwrap().noise.0 = rate;
+        let (mut under_way, mut now_ns) = (Vec::new(), 0);
+        for (id, (step, value)) in steps.into_iter().enumerate() {
+            let id = id as u64 + 1;
+            match step {
+                0 | 1 => {
+                    let op = [Op::Read, Op::Write, Op::Flush][usize::from(value) % 3];
+                    under_way.extend(submit(&mut disk, id, op).is_ok().then_some(id));
+                    disk.kick();
+                }
+                2 => device.lock().unwrap().done(value & 31),
+                3 => device.lock().unwrap().fail(value & 31),
+                _ => {
+                    now_ns += u64::from(value) << 26;
+                    disk.tick(now_ns);
+                }
+            }
+            for (id, _) in ended(&mut disk) {
+                let place = under_way.iter().position(|other| *other == id);
+                prop_assert!(place.is_some(), "transfer {} ended twice", id);
+                under_way.remove(place.unwrap());
+            }
+        }
+        // Then it is silent, and time alone must end everything.
+        device.lock().unwrap().gone = Some(0);
+        for _ in 0..40 {
+            now_ns = pass(&mut disk, now_ns, 1);
+            let now_ended: Vec<_> = ended(&mut disk).into_iter().map(|(id, _)| id).collect();
+            under_way.retain(|id| !now_ended.contains(id));
+        }
+        prop_assert!(under_way.is_empty(), "{:?} never ended", under_way);
+        prop_assert_eq!(disk.health(), Health::Failed);
+    }
 }
