@@ -48,9 +48,9 @@ fn card(artifacts: &Artifacts, name: &str, model: NicModel, cpus: u32) -> Result
     host.power_off()
 }
 
-/// Waits until the guest has seen its data come back three times more than `rounds`; gives the number.
+/// Waits until the guest has seen its data come back twice more than `rounds`; gives the number.
 fn wait_rounds(host: &mut Host, rounds: u32) -> Result<u32> {
-    let wanted = rounds + 3;
+    let wanted = rounds + 2;
     let mut console = host.attach("t")?;
     let ends = [&format!("ECHO ok {wanted}\r"), "ECHO FAILED", "Kernel panic"];
     let (which, _) = console.expect_any(&ends, GUEST_BOOT_LIMIT)?;
