@@ -303,7 +303,13 @@ fn disk_config(host: &Host, lent: Lent) -> DiskConfig {
     let bytes = geometry.serial.as_bytes();
     serial[..bytes.len().min(20)].copy_from_slice(&bytes[..bytes.len().min(20)]);
     let discard = geometry.discard && geometry.write_zeroes;
-    DiskConfig { sectors: geometry.sectors, read_only: geometry.read_only, discard, serial }
+    DiskConfig {
+        sectors: geometry.sectors,
+        block_bytes: geometry.logical_block_bytes,
+        read_only: geometry.read_only,
+        discard,
+        serial,
+    }
 }
 
 fn host_leaf(leaf: u32, subleaf: u32) -> Leaf {

@@ -69,6 +69,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_hello", bochs::vmx_hello),
     full("bochs_svm_hello", bochs::svm_hello),
     full("ahci", drivers::ahci),
+    full("nvme", drivers::nvme),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
 ];

@@ -42,13 +42,13 @@ unsafe impl Hal for HeapHal {
 }
 
 /// Reads a value at an address that a driver gave, of memory that it keeps.
-pub(crate) fn peek<T: Copy>(address: u64) -> T {
+pub fn peek<T: Copy>(address: u64) -> T {
     // SAFETY: callers pass addresses that the driver gave, of memory that it keeps.
     unsafe { (address as *const T).read_unaligned() }
 }
 
 /// Writes one.
-pub(crate) fn poke<T: Copy>(address: u64, value: T) {
+pub fn poke<T: Copy>(address: u64, value: T) {
     // SAFETY: as in `peek`.
     unsafe { (address as *mut T).write_unaligned(value) }
 }

@@ -14,6 +14,7 @@ mod dma;
 pub mod heap;
 pub mod intel_nic;
 mod mmio;
+pub mod nvme;
 mod partitions;
 pub mod pci;
 mod probe;

@@ -4,6 +4,7 @@
 
 use crate::ahci;
 use crate::intel_nic::{self, Model};
+use crate::nvme;
 use crate::pci::Function;
 use crate::pci::interrupt::Message;
 use crate::virtio::VIRTIO_VENDOR;
@@ -19,6 +20,8 @@ use virtio_drivers::Hal;
 
 /// The class of SATA controllers with the AHCI interface.
 const AHCI: [u8; 3] = [0x01, 0x06, 0x01];
+/// The class of NVMe controllers with the I/O command set.
+const NVME: [u8; 3] = [0x01, 0x08, 0x02];
 
 /// What a function turned out to be.
 pub enum Probed {
@@ -39,7 +42,7 @@ pub enum Probed {
 ///
 /// `message` is asked for the interrupt that the device shall raise, once, and only for a device with a driver; a
 /// device that cannot raise it, or gets none, is polled (`has_interrupt`). All queues of a device raise the same one.
-/// BARs are mapped by `H::mmio_phys_to_virt`. The last argument is the clock to wait for devices by.
+/// BARs are mapped by `H::mmio_phys_to_virt`. Devices are waited for by the clock `now_ns`.
 pub fn probe<H: Hal + 'static>(
     function: Function,
     message: impl FnOnce() -> Option<Message>,
@@ -56,6 +59,12 @@ pub fn probe<H: Hal + 'static>(
         return match intel_nic::start::<H>(model, function, message) {
             Ok(nic) => Probed::Nic(Box::new(nic)),
             Err(fault) => Probed::Unsupported { what: format!("{} network card at {place}: {fault}", model.name) },
+        };
+    }
+    if function.class() == NVME {
+        return match nvme::start_function::<H>(function, message, now_ns) {
+            Ok(disks) => Probed::Disks(disks),
+            Err(fault) => Probed::Unsupported { what: format!("NVMe controller at {place}: {fault}") },
         };
     }
     let started = match function.ids() {

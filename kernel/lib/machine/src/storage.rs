@@ -21,6 +21,8 @@ use virtio::{Blk, Function};
 pub struct DiskConfig {
     /// Its size in sectors of 512 bytes.
     pub sectors: u64,
+    /// The unit in which the guest addresses it, in bytes.
+    pub block_bytes: u32,
     /// Whether writes fail.
     pub read_only: bool,
     /// Whether discards and zeroing reach the host's disk.
@@ -50,8 +52,8 @@ const QUEUE: u16 = 0;
 
 impl Disk {
     pub fn new(config: DiskConfig) -> Self {
-        let DiskConfig { sectors, read_only, discard, serial } = config;
-        let blk = BlkConfig { read_only, discard, serial, ..BlkConfig::new(sectors) };
+        let DiskConfig { sectors, block_bytes, read_only, discard, serial } = config;
+        let blk = BlkConfig { block_bytes, read_only, discard, serial, ..BlkConfig::new(sectors) };
         Self {
             function: Function::new(Blk::new(blk)),
             request: Request::default(),

@@ -25,7 +25,22 @@ pub fn ahci(artifacts: &Artifacts) -> Result<()> {
         .argument("-device", "ich9-ahci,id=pulled,bus=port1")
         .argument("-drive", format!("if=none,id=other,format=raw,snapshot=on,file={}", artifacts.datastore.display()))
         .argument("-device", "ide-hd,bus=pulled.0,drive=other,serial=PULLED");
-    let mut host = artifacts.boot(&launch)?;
+    survives_a_pull(artifacts, &launch)
+}
+
+/// NVMe disks: the guest's root on one, the load on another, which is then pulled.
+pub fn nvme(artifacts: &Artifacts) -> Result<()> {
+    let launch = debian_launch(artifacts, "nvme")?.disk_bus(DiskBus::Nvme).disk(&artifacts.datastore);
+    let launch = launch
+        .argument("-device", "pcie-root-port,id=port1,slot=1")
+        .argument("-drive", format!("if=none,id=other,format=raw,snapshot=on,file={}", artifacts.datastore.display()))
+        .argument("-device", "nvme,id=pulled,bus=port1,drive=other,serial=PULLED");
+    survives_a_pull(artifacts, &launch)
+}
+
+/// Debian on two disks under load, of which the second is pulled: its transfers fail, and nothing else does.
+fn survives_a_pull(artifacts: &Artifacts, launch: &Launch) -> Result<()> {
+    let mut host = artifacts.boot(launch)?;
     let mut console = start_debian(&mut host, "disk0", "disk1")?;
     check_load(&mut console)?;
     console.run("{ while dd if=/dev/vdb of=/dev/null bs=64k iflag=direct; do :; done > /dev/null 2>&1 & }")?;
