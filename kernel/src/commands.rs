@@ -184,6 +184,8 @@ fn no_such_vm(host: &Host, name: &str) -> Reply {
 }
 
 fn host_report(host: &Host) -> HostReport {
+    // Commands are carried out by CPU 0; the others' banks are as they last saw them.
+    processor::look(0);
     let guests_bytes = running(host).iter().map(|running| running.machine.memory().total_bytes()).sum();
     // What the heap holds idle is Pollux's own: this number then moves with guests only.
     let (free_bytes, total_bytes) = {
@@ -200,6 +202,7 @@ fn host_report(host: &Host) -> HostReport {
         backend: probe::backend(host),
         features: probe::features(host),
         speculation: processor::speculation(),
+        errors: processor::errors(),
         memory: Memory {
             total_bytes: host.memory_bytes(),
             free_bytes,

@@ -4,6 +4,7 @@
 
 use crate::host::{self, Host};
 use crate::network::{Forwarder, Frame};
+use crate::processor::Watch;
 use crate::services::{self, Services};
 use crate::vm::{Ending, Queued, Running};
 use alloc::boxed::Box;
@@ -41,6 +42,8 @@ struct CpuLoop {
     favoured: Option<Queued>,
     /// How many went before their turn since one did not.
     favours: u32,
+    /// For errors that this CPU reports.
+    watch: Watch,
 }
 
 /// A vCPU that is out of its home.
@@ -68,6 +71,7 @@ pub fn run(host: &'static Host, index: usize) -> ! {
         loaded: None,
         favoured: None,
         favours: 0,
+        watch: Watch::default(),
     };
     loop {
         cpu_loop.turn();
@@ -83,6 +87,8 @@ impl CpuLoop {
         if let Some(services) = &mut self.services {
             deadline_ns = services.poll(&self.arrived, &mut self.forwarder);
         }
+        let watch_ns = self.watch.turn(self.index, self.host.clock.now_ns());
+        let deadline_ns = deadline_ns.into_iter().chain([watch_ns]).min();
         self.let_go();
         match self.next_ready() {
             Some(queued) => self.run_slice(&queued, deadline_ns),

@@ -98,6 +98,7 @@ fn prepare_processor(index: usize) {
     cpu::percpu::install(index);
     interrupts::local_apic::init();
     cpu::speculation::enable();
+    cpu::machine_check::enable();
 }
 
 /// Starts the processors that the firmware lists, one after the other.

@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vcpu", &["addr"]),
     ("nested", &["addr"]),
     ("trace", &[]),
+    ("mca", &[]),
     ("mitigation", &[]),
     ("config", &[]),
     ("state", &[]),
@@ -40,7 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // Silicon.
     ("boot", &[]),
-    ("cpu", &["mitigation"]),
+    ("cpu", &["mca", "mitigation"]),
     ("interrupts", &["addr", "cpu"]),
     ("memory", &["addr", "boot", "cpu", "guestmem", "nested"]),
     ("iommu", &["addr", "memory", "nested", "platform"]),

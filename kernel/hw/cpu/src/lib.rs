@@ -8,6 +8,7 @@
 extern crate alloc;
 
 pub mod fpu;
+pub mod machine_check;
 pub mod msr;
 pub mod percpu;
 pub mod speculation;

@@ -9,6 +9,7 @@ pub mod ioapic;
 pub mod local_apic;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use cpu::machine_check::{self, Verdict};
 use cpu::percpu;
 use spin::{Once, RwLock};
 use x86_64::VirtAddr;
@@ -166,6 +167,10 @@ extern "C" fn interrupt_arrived(frame: &Frame) {
         // Nothing more than this may be done in it: it comes in the middle of anything, locks held.
         NMI if DYING.load(Ordering::SeqCst) => cpu::halt_forever(),
         NMI => drop(NMIS.fetch_add(1, Ordering::Relaxed)),
+        MACHINE_CHECK => match machine_check::outcome(false) {
+            Verdict::GoOn => {}
+            Verdict::StopGuest | Verdict::StopHost => machine_check::stop_host(),
+        },
         0..32 => HOOK.get().expect("init ran")(frame),
         SPURIOUS => {}
         _ => {

@@ -3,6 +3,7 @@
 use crate::entry::{Svm, event};
 use crate::vmcb::{clean, misc1};
 use addr::Gpa;
+use cpu::machine_check::{self, Verdict};
 use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection};
 
 /// Exit codes (appendix C).
@@ -62,7 +63,7 @@ pub fn exit(svm: &mut Svm) -> Option<Exit> {
         code::IRET => return end_of_nmi(svm),
         code::EXCEPTION_DEBUG => return reflect(svm, Exception::DEBUG),
         code::EXCEPTION_ALIGNMENT => return reflect(svm, Exception::ALIGNMENT),
-        code::EXCEPTION_MACHINE_CHECK => Exit::Fatal("a machine check while the guest ran"),
+        code::EXCEPTION_MACHINE_CHECK => return machine_check(),
         code::VMRUN..=code::CLGI
         | code::SKINIT
         | code::INVLPGA
@@ -73,6 +74,15 @@ pub fn exit(svm: &mut Svm) -> Option<Exit> {
         code::INVALID => Exit::InvalidState(rule_broken(svm)),
         other => Exit::Unexpected(other),
     })
+}
+
+/// A machine check while the guest ran: it goes on, or it cannot, or the host cannot.
+fn machine_check() -> Option<Exit> {
+    match machine_check::outcome(true) {
+        Verdict::GoOn => None,
+        Verdict::StopGuest => Some(Exit::Fatal("an error of the hardware that could not be corrected (machine check)")),
+        Verdict::StopHost => machine_check::stop_host(),
+    }
 }
 
 /// An event whose delivery the exit interrupted and that must be delivered again (15.7.2). Software interrupts are

@@ -6,6 +6,7 @@ use crate::event::info;
 use crate::vmcs::{Field, interruptibility, processor};
 use addr::Gpa;
 use core::arch::asm;
+use cpu::machine_check::{self, Verdict};
 use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, Vcpu};
 
 /// Basic exit reasons (appendix C).
@@ -143,8 +144,17 @@ fn exception_or_nmi(vmx: &mut Vmx) -> Option<Exit> {
     match event & 0xff {
         DEBUG => debug_exception(vmx),
         ALIGNMENT => reflect(vmx, Exception { vector: 17, error_code: Some(0), fault_address: None }),
-        MACHINE_CHECK => Some(Exit::Fatal("a machine check while the guest ran")),
+        MACHINE_CHECK => machine_check(),
         other => Some(Exit::Unexpected(other.into())),
+    }
+}
+
+/// A machine check while the guest ran: it goes on, or it cannot, or the host cannot.
+fn machine_check() -> Option<Exit> {
+    match machine_check::outcome(true) {
+        Verdict::GoOn => None,
+        Verdict::StopGuest => Some(Exit::Fatal("an error of the hardware that could not be corrected (machine check)")),
+        Verdict::StopHost => machine_check::stop_host(),
     }
 }
 

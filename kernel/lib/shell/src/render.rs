@@ -3,8 +3,9 @@
 use alloc::{format, string::String, vec::Vec};
 
 use crate::{
-    Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, Help, HostReport, LogLine, ModuleInfo,
-    PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary, WeaknessStatus,
+    Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help, HostReport,
+    LogLine, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    WeaknessStatus,
     table::{
         Side::{Left, Right},
         Table,
@@ -143,8 +144,27 @@ fn render_host(report: &HostReport) -> String {
         features.row([feature.name.clone(), if feature.present { "ready" } else { "not supported" }.into()]);
     }
     text += &format!("features\n{}", features.render());
+    text += &render_errors(&report.errors);
     text += &render_speculation(&report.speculation);
     text + &render_devices("disks", &report.disks) + &render_devices("NICs", &report.nics)
+}
+
+/// What went wrong in the hardware, if anything did.
+fn render_errors(errors: &HardwareErrors) -> String {
+    let HardwareErrors { corrected, deferred, uncorrected, thermal, nmis } = *errors;
+    if *errors == HardwareErrors::default() {
+        return String::new();
+    }
+    let counts = [
+        ("corrected", corrected),
+        ("uncorrected, not used", deferred),
+        ("uncorrected", uncorrected),
+        ("too hot", thermal),
+        ("NMIs", nmis),
+    ];
+    let mut table = Table::plain([Left, Right]).indented(2);
+    counts.iter().for_each(|(name, number)| table.row([(*name).into(), count(*number)]));
+    format!("hardware errors\n{}", table.render())
 }
 
 /// The weaknesses that this processor has; those that it has not are not worth a line.

@@ -77,6 +77,8 @@ pub struct HostReport {
     pub features: Vec<Feature>,
     /// What the processor leaks by speculation, and what is done about it.
     pub speculation: Speculation,
+    /// What went wrong in the hardware since the kernel started.
+    pub errors: HardwareErrors,
     /// The memory and who has it.
     pub memory: Memory,
     /// What keeps devices from memory that they were not given.
@@ -89,6 +91,21 @@ pub struct HostReport {
     pub management_address: Option<String>,
     /// Since the kernel started.
     pub uptime_ns: u64,
+}
+
+/// Errors that processors and memory reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct HardwareErrors {
+    /// Put right by the hardware.
+    pub corrected: u64,
+    /// Not put right, in what nothing has used.
+    pub deferred: u64,
+    /// Not put right, and met by a guest; also those from before the start.
+    pub uncorrected: u64,
+    /// How often a processor was found to have been too hot.
+    pub thermal: u64,
+    /// Non-maskable interrupts, of which Pollux sends none while it runs.
+    pub nmis: u64,
 }
 
 /// What the processor leaks by speculation, and what is done about it.

@@ -1,11 +1,12 @@
-//! What differs between machines: where the console is, and what the processor leaks.
+//! What differs between machines: where the console is, what the processor leaks, and which errors
+//! it reports.
 
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
 use super::guests;
-use crate::{Artifacts, Host, Launch, Serial};
+use crate::{Artifacts, COMMAND_LIMIT, Host, Launch, Serial};
 
 /// The prompt comes on COM2, on a UART on PCI, and on the one that the firmware names.
 pub fn serial_lines(artifacts: &Artifacts) -> Result<()> {
@@ -53,6 +54,27 @@ pub fn mitigations(artifacts: &Artifacts) -> Result<()> {
         host.power_off()?;
     }
     Ok(())
+}
+
+/// A corrected error is counted and the host runs on; an uncorrected one in the host ends it with the reason.
+pub fn machine_check(artifacts: &Artifacts) -> Result<()> {
+    /// VALID, ENABLED, MISC_VALID, ADDRESS_VALID: a read from memory. Then the same with UNCORRECTED and
+    /// CONTEXT_CORRUPT. In bank 4 of CPU 0, at an address of RAM.
+    const CORRECTED: &str = "mce 0 4 0x9c00000000000090 0x0 0x12345000 0x8c";
+    const FATAL: &str = "mce 0 4 0xbe00000000000090 0x5 0x12345000 0x8c";
+    let mut host = artifacts.boot(&artifacts.bare_with("machine_check", &[])?)?;
+    for count in 1..=2 {
+        host.emulator().monitor(CORRECTED)?;
+        let report = host.ask("host")?;
+        ensure!(report["errors"]["corrected"] == count, "it is not counted: {}", report["errors"]);
+    }
+    let log = host.ask("log")?.to_string();
+    ensure!(log.contains("CPU 0: corrected: memory error in bank 4 at 0x12345000"), "it is not logged: {log}");
+    host.emulator().monitor(FATAL)?;
+    // From here on its last words are waited for; after these nothing else comes.
+    host.emulator().fail_on("the machine is halted");
+    let epitaph = "Pollux stopped: machine check: memory error in bank 4 at 0x12345000";
+    host.emulator().expect(epitaph, COMMAND_LIMIT).map(|_| ())
 }
 
 /// How a weakness stands, as `host` tells.

@@ -4,7 +4,8 @@ use config::{Mac, Name};
 
 use super::*;
 use crate::{
-    CardCounts, CardInfo, DiskIo, Dma, Feature, Memory, NicIo, Speculation, Weakness, WeaknessStatus, help, parse,
+    CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, Memory, NicIo, Speculation, Weakness, WeaknessStatus,
+    help, parse,
 };
 
 fn name(text: &str) -> Name {
@@ -27,6 +28,7 @@ fn host(backend: Backend) -> Reply {
             Feature { name: "nested paging".into(), present: true },
             Feature { name: "NRIP save".into(), present: false },
         ],
+        errors: HardwareErrors { corrected: 1200, thermal: 2, ..HardwareErrors::default() },
         speculation: Speculation {
             microcode: 0x0a00_11d1,
             threads: true,
@@ -72,6 +74,12 @@ fn the_host_for_people() {
          DMA         AMD-Vi: 2 devices reach what they were given, 3 accesses stopped\n\
          management  10.0.2.15/24\n\
          features\n  nested paging  ready\n  NRIP save      not supported\n\
+         hardware errors\n\
+         \x20 corrected              1,200\n\
+         \x20 uncorrected, not used      0\n\
+         \x20 uncorrected                0\n\
+         \x20 too hot                    2\n\
+         \x20 NMIs                       0\n\
          speculation (microcode 0xa0011d1, hyper-threading on)\n\
          \x20 mds       mitigated: VERW\n  retbleed  EXPOSED: no barrier\n\
          disks\n  disk0  virtio-blk, 4 GiB  ready\n\
