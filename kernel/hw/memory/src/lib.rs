@@ -19,7 +19,7 @@ pub use dma::{Dma, DmaWatch, watch_dma};
 pub use guest::HostFrames;
 pub use heap::{Heap, HeapUse};
 pub use paging::{map_firmware, map_mmio, seal_code, share};
-pub use stack::{STACK_BYTES, Stack};
+pub use stack::Stack;
 pub use tables::TableFrames;
 
 use addr::frames::FrameAllocator;
