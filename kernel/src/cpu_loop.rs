@@ -272,9 +272,29 @@ impl machine::Host for GuestHost<'_> {
         running.wake(self.host, vcpu, self.cpu);
         if running.vcpus[vcpu].cpu == self.cpu {
             // Most who interrupt another wait for what it does then.
-            *self.favoured = Some(Queued { running: running.clone(), vcpu });
+            self.give_way(Some(vcpu));
             self.end_soon();
         }
+    }
+
+    fn give_way(&mut self, to: Option<usize>) {
+        let Queued { running, vcpu: own } = self.queued;
+        let now_ns = self.host.clock.now_ns();
+        let may = |vcpu: usize| {
+            let is_here = vcpu != *own && running.vcpus[vcpu].cpu == self.cpu;
+            is_here && running.ready_at_ns(vcpu).is_some_and(|ready_ns| ready_ns <= now_ns)
+        };
+        // Those behind it first, so that each has its turn.
+        let count = running.vcpus.len();
+        let others = (1..count).map(|distance| (own + distance) % count);
+        let found = others.filter(|vcpu| to.is_none_or(|to| to == *vcpu)).find(|&vcpu| may(vcpu));
+        if let Some(vcpu) = found {
+            *self.favoured = Some(Queued { running: running.clone(), vcpu });
+        }
+    }
+
+    fn steal_ns(&self) -> u64 {
+        self.queued.running.vcpus[self.queued.vcpu].steal_ns()
     }
 
     fn flush(&mut self, outbox: &mut Outbox) {
@@ -385,6 +405,12 @@ impl machine::Host for InputHost<'_> {
     fn kick(&mut self, vcpu: usize) {
         let slept = self.running.wake(self.host, vcpu, self.cpu);
         self.woke_here |= slept && self.running.vcpus[vcpu].cpu == self.cpu;
+    }
+
+    fn give_way(&mut self, _to: Option<usize>) {}
+
+    fn steal_ns(&self) -> u64 {
+        0
     }
 
     fn flush(&mut self, _outbox: &mut Outbox) {}

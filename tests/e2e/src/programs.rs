@@ -9,6 +9,7 @@ mod host;
 mod iommu;
 mod nics;
 mod platform;
+mod smp;
 mod tiny;
 
 use anyhow::Result;
@@ -60,6 +61,9 @@ pub static PROGRAMS: &[Program] = &[
     full("e1000", nics::e1000),
     full("e1000e", nics::e1000e),
     full("igb", nics::igb),
+    full("smp_bare", smp::bare),
+    full("smp_guest", smp::guest),
+    full("smp_orders", smp::orders),
     full("pings", demo::pings),
     full("kill_loop", demo::kill_loop),
     full("bios_cd", demo::bios_cd),

@@ -124,9 +124,12 @@ const INVARIANT_TSC: u32 = 1 << 8;
 /// Leaf 8000_0008 EBX: CLZERO.
 const FEATURES_8_EBX: u32 = 1 << 0;
 
-/// KVM's features: no need of I/O delays, kvm-clock at its second registers, PV EOI, and a clock that is stable
-/// across vCPUs.
-const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24;
+/// KVM's features: no need of I/O delays, kvm-clock at its second registers, stolen time, PV EOI, and a clock that is
+/// stable across vCPUs.
+const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 24;
+/// With several vCPUs: halts that another ends, flushes left for those that do not run, interrupts for many at once, and
+/// giving way.
+const KVM_FEATURES_SMP: u32 = 1 << 7 | 1 << 9 | 1 << 11 | 1 << 13;
 
 impl CpuProfile {
     /// What a guest with `vcpus` vCPUs sees on a host whose CPUID is `host` (leaf, subleaf), with a TSC of `tsc_khz`.
@@ -186,7 +189,10 @@ impl CpuProfile {
             0xd => self.xsave.get(subleaf as usize).copied().unwrap_or_default(),
             0..0xe => self.basic[leaf as usize],
             HYPERVISOR => signature(HYPERVISOR_TIMING, b"KVMKVMKVM\0\0\0"),
-            HYPERVISOR_FEATURES => Leaf { eax: KVM_FEATURES, ..Leaf::default() },
+            HYPERVISOR_FEATURES => {
+                let smp = if self.vcpus > 1 { KVM_FEATURES_SMP } else { 0 };
+                Leaf { eax: KVM_FEATURES | smp, ..Leaf::default() }
+            }
             HYPERVISOR_TIMING => {
                 Leaf { eax: self.tsc_khz, ebx: chipset::LAPIC_TIMER_HZ as u32 / 1000, ..Leaf::default() }
             }

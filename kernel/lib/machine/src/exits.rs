@@ -2,7 +2,7 @@
 
 use crate::context::Cpu;
 use crate::run::Thread;
-use crate::{End, Machine, Moment};
+use crate::{End, Host, Machine, Moment};
 use addr::Gpa;
 use alloc::format;
 use chipset::Clock;
@@ -11,9 +11,6 @@ use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, Ready
 
 /// How many elements of a repeated string instruction are carried out at a time.
 const STRING_BUDGET: u32 = 256;
-
-/// What KVM answers to a hypercall that it does not know.
-const HYPERCALL_UNKNOWN: u64 = -1000i64 as u64;
 
 /// What follows from an exit.
 pub enum Next {
@@ -28,7 +25,7 @@ pub enum Next {
 }
 
 impl Machine {
-    pub(crate) fn handle(&self, thread: &mut Thread, exit: Exit, now: Moment) -> Next {
+    pub(crate) fn handle(&self, thread: &mut Thread, exit: Exit, now: Moment, host: &mut dyn Host) -> Next {
         let clock = self.clock(now, thread.vcpu.tsc_offset());
         match exit {
             Exit::HostInterrupt => return Next::Yield,
@@ -48,14 +45,17 @@ impl Machine {
                 return if halts { Next::Halt } else { next };
             }
             Exit::Pause => {
+                // What it waits for may be in the hands of a vCPU that waits for this CPU.
+                host.give_way(None);
                 let next = self.skip(thread, exit, clock);
                 return if matches!(next, Next::Run) { Next::Yield } else { next };
             }
             // Caches are coherent with everything that this machine has.
             Exit::CacheFlush => return self.skip(thread, exit, clock),
             Exit::Hypercall => {
-                thread.vcpu.gprs_mut()[Gpr::Rax as usize] = HYPERCALL_UNKNOWN;
-                return self.skip(thread, exit, clock);
+                let wanted = self.hypercall(thread, host);
+                let next = self.skip(thread, exit, clock);
+                return if matches!(next, Next::Run) { wanted } else { next };
             }
             Exit::Unoffered => thread.vcpu.inject(Event::Exception(Exception::UNDEFINED)),
             Exit::TripleFault => return crash(thread, "a triple fault"),

@@ -17,6 +17,7 @@ mod cpuid;
 mod epoch;
 mod exits;
 mod function;
+mod hypercall;
 mod input;
 mod mail;
 mod msr;
@@ -73,6 +74,10 @@ pub trait Host {
     fn arm(&mut self, ns: u64);
     /// Lets another vCPU of this machine look into its mailbox: it is running elsewhere, or asleep.
     fn kick(&mut self, vcpu: usize);
+    /// The vCPU that runs waits for another of its machine, for this one or any: it should run where this one does.
+    fn give_way(&mut self, to: Option<usize>);
+    /// How long the vCPU that runs was ready and had no CPU, in all.
+    fn steal_ns(&self) -> u64;
     /// Takes everything out of the outbox. The machine holds no lock during the call.
     fn flush(&mut self, outbox: &mut Outbox);
     /// Fills bytes with randomness.

@@ -1,4 +1,5 @@
-//! What Linux knows of KVM and Pollux offers too: kvm-clock and the end of interrupt without an exit.
+//! What Linux knows of KVM and Pollux offers too: kvm-clock, the end of interrupt without an exit, and the time that a
+//! vCPU had no CPU, with the flushes that others leave for it meanwhile.
 //!
 //! Linux, Documentation/virt/kvm/x86/msr.rst. Guest memory that a guest registers here is looked up at each use: a
 //! guest that registers none gets #GP, one that takes it away loses the service.
@@ -16,6 +17,7 @@ use guestmem::Outside;
 
 const WALL_CLOCK: u32 = 0x4b56_4d00;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
+const STEAL_TIME: u32 = 0x4b56_4d03;
 const PV_EOI: u32 = 0x4b56_4d04;
 
 /// The low bit of a registration.
@@ -23,6 +25,14 @@ const ENABLE: u64 = 1;
 
 /// The size of the clock in guest memory.
 const CLOCK_BYTES: u64 = 32;
+
+/// The alignment and size of struct kvm_steal_time, and where in it the version and the state are.
+const STEAL_BYTES: u64 = 64;
+const STEAL_VERSION: u64 = 8;
+const STEAL_STATE: u64 = 16;
+/// In the state: the vCPU is not on a CPU; it is to forget its translations before it runs.
+const PREEMPTED: u64 = 1 << 0;
+const FLUSH_TLB: u64 = 1 << 1;
 
 /// The clock does not jump between vCPUs.
 const TSC_STABLE: u8 = 1 << 0;
@@ -36,6 +46,9 @@ pub struct Registered {
     system_time: u64,
     /// The version of the clock in guest memory, even while it is not being changed.
     system_time_version: u32,
+    steal_time: u64,
+    /// The version of the stolen time in guest memory, even while it is not being changed.
+    steal_version: u32,
     pv_eoi: u64,
     /// The flag in guest memory says that an interrupt may be ended there.
     eoi_offered: bool,
@@ -45,6 +58,7 @@ pub struct Registered {
 pub fn read_msr(thread: &mut Thread, index: u32) -> Result<u64, GeneralProtection> {
     match index {
         SYSTEM_TIME => Ok(thread.registered.system_time),
+        STEAL_TIME => Ok(thread.registered.steal_time),
         PV_EOI => Ok(thread.registered.pv_eoi),
         WALL_CLOCK => Ok(thread.registered.wall_clock),
         _ => Err(GeneralProtection),
@@ -71,6 +85,13 @@ impl Machine {
                 }
                 thread.registered.system_time = value;
                 self.update_clock(thread, clock);
+            }
+            STEAL_TIME => {
+                let reserved = value & (STEAL_BYTES - 1) & !ENABLE;
+                if value & ENABLE != 0 && (reserved != 0 || self.memory.check(at, STEAL_BYTES).is_err()) {
+                    return Err(GeneralProtection);
+                }
+                thread.registered.steal_time = value;
             }
             PV_EOI => {
                 let usable = at.is_aligned(4) && self.memory.check(at, 4).is_ok();
@@ -129,6 +150,55 @@ impl Machine {
             Ok(flag) if flag & 1 != 0 => drop(self.memory.store(at, 1, 0)),
             _ => thread.lapic.end_of_interrupt(&mut thread.effects),
         }
+    }
+
+    /// The vCPU got a CPU: tells its guest how long it had none in all, and forgets translations if another vCPU left
+    /// that for it. That is found by the exchange which ends the offer, so that nothing is left unseen afterwards.
+    pub(crate) fn tell_steal_time(&self, thread: &mut Thread, steal_ns: u64) {
+        let Registered { steal_time, steal_version, .. } = &mut thread.registered;
+        if *steal_time & ENABLE == 0 {
+            return;
+        }
+        let at = Gpa::new(*steal_time & !ENABLE);
+        *steal_version = steal_version.wrapping_add(2);
+        match self.write_steal_time(at, *steal_version, steal_ns).and_then(|()| self.take_state(at)) {
+            Ok(state) if state & FLUSH_TLB != 0 => thread.vcpu.invalidate(),
+            Ok(_) => {}
+            Err(_) => thread.registered.steal_time = 0,
+        }
+    }
+
+    /// The vCPU lets go of its CPU: from here on others need not interrupt it for a flush.
+    pub(crate) fn tell_preempted(&self, thread: &mut Thread) {
+        let at = thread.registered.steal_time;
+        if at & ENABLE != 0
+            && self.memory.store(Gpa::new(at & !ENABLE).wrapping_add(STEAL_STATE), 1, PREEMPTED).is_err()
+        {
+            thread.registered.steal_time = 0;
+        }
+    }
+
+    /// struct kvm_steal_time; its reader is on this vCPU or another.
+    fn write_steal_time(&self, at: Gpa, version: u32, steal_ns: u64) -> Result<(), Outside> {
+        self.memory.store(at.wrapping_add(STEAL_VERSION), 4, u64::from(version | 1))?;
+        fence(Ordering::Release);
+        self.memory.store(at, 8, steal_ns)?;
+        fence(Ordering::Release);
+        self.memory.store(at.wrapping_add(STEAL_VERSION), 4, u64::from(version))
+    }
+
+    /// Exchanges the state for "on a CPU". A guest that changes it all the time gets its flush.
+    fn take_state(&self, at: Gpa) -> Result<u64, Outside> {
+        const TRIES: u32 = 8;
+        let at = at.wrapping_add(STEAL_STATE);
+        for _ in 0..TRIES {
+            let state = self.memory.load(at, 1)?;
+            if state == 0 || self.memory.compare_exchange(at, 1, state, 0)? {
+                return Ok(state);
+            }
+        }
+        self.memory.store(at, 1, 0)?;
+        Ok(FLUSH_TLB)
     }
 
     /// struct pvclock_wall_clock: UTC at machine time 0.

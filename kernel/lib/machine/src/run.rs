@@ -111,7 +111,9 @@ impl Machine {
     pub fn run(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Pause {
         let mailbox = &self.mailboxes[thread.index];
         mailbox.begin_running();
+        self.tell_steal_time(thread, host.steal_ns());
         let pause = self.run_until_pause(thread, outbox, host);
+        self.tell_preempted(thread);
         thread.vcpu.park();
         mailbox.end_running();
         self.counters[thread.index].lock().clone_from(&thread.counters);
@@ -143,7 +145,7 @@ impl Machine {
                 detail: 0,
             });
             self.collect_eoi(thread);
-            let next = self.handle(thread, exit, exited);
+            let next = self.handle(thread, exit, exited, host);
             let end = self.finish_exit(thread, outbox, host);
             now = host.now();
             thread.counters.record(exit.kind(), now.tsc.wrapping_sub(exited.tsc));

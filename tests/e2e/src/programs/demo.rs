@@ -87,6 +87,7 @@ fn kill_once(host: &mut Host) -> Result<()> {
     host.ask("vm delete victim").map(|_| ())
 }
 
-fn free_bytes(host: &mut Host) -> Result<u64> {
+/// The host's free memory.
+pub fn free_bytes(host: &mut Host) -> Result<u64> {
     host.ask("host")?["memory"]["free_bytes"].as_u64().context("`host --json` does not give the free memory")
 }

@@ -23,6 +23,9 @@ pub struct TestHost {
     time: Arc<AtomicU64>,
     /// Who was kicked, in order.
     pub kicks: Vec<usize>,
+    /// To whom a vCPU gave way.
+    pub ways: Vec<Option<usize>>,
+    pub steal_ns: u64,
     pub armed: Vec<u64>,
     pub console: Vec<u8>,
     pub transfers: Vec<(OutTransfer, Vec<HostRun>)>,
@@ -35,7 +38,7 @@ impl TestHost {
     /// A host that was told nothing. `time` is in nanoseconds.
     pub fn new(time: Arc<AtomicU64>) -> Self {
         let (kicks, armed, console, transfers, frames) = (vec![], vec![], vec![], vec![], vec![]);
-        Self { time, kicks, armed, console, transfers, frames, flush_max: [0; 4] }
+        Self { time, kicks, ways: vec![], steal_ns: 0, armed, console, transfers, frames, flush_max: [0; 4] }
     }
 }
 
@@ -51,6 +54,14 @@ impl Host for TestHost {
 
     fn kick(&mut self, vcpu: usize) {
         self.kicks.push(vcpu);
+    }
+
+    fn give_way(&mut self, to: Option<usize>) {
+        self.ways.push(to);
+    }
+
+    fn steal_ns(&self) -> u64 {
+        self.steal_ns
     }
 
     fn flush(&mut self, outbox: &mut Outbox) {

@@ -92,7 +92,7 @@ fn vendors_and_hypervisor_have_their_names() {
     assert_eq!((hypervisor.eax, &text(hypervisor)[..]), (0x4000_0010, &b"KVMKVMKVM\0\0\0"[..]));
     assert_eq!(text(bench.cpuid(0x4000_0100, 0)), b"PolluxPollux");
     assert_eq!(bench.cpuid(0x4000_0010, 0), Leaf { eax: TSC_KHZ, ebx: 1_000_000, ..Leaf::default() });
-    assert_eq!(bench.cpuid(0x4000_0001, 0).eax, 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24);
+    assert_eq!(bench.cpuid(0x4000_0001, 0).eax, 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 24);
     assert!(!CpuProfile::new(intel, 1, TSC_KHZ).is_amd());
 }
 

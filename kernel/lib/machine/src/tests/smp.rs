@@ -210,3 +210,80 @@ fn an_invalidation_is_seen_before_the_next_entry() {
         assert_eq!(smp.shared[vcpu].lock().unwrap().script.len(), 0);
     }
 }
+
+/// Stolen time at this address.
+const STEAL: u64 = 0x5000;
+const SEND_IPI: u64 = 10;
+
+fn hypercall(smp: &mut Smp, vcpu: usize, arguments: [u64; 5]) -> u64 {
+    for (gpr, value) in [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx, Gpr::Rsi].into_iter().zip(arguments) {
+        smp.threads[vcpu].vcpu.gprs_mut()[gpr as usize] = value;
+    }
+    smp.exit(vcpu, Exit::Hypercall);
+    smp.threads[vcpu].vcpu.gprs()[Gpr::Rax as usize]
+}
+
+#[test]
+fn stolen_time_is_told_and_flushes_wait_for_the_next_entry() {
+    let mut smp = Smp::started(2);
+    let load = |smp: &Smp, offset, size| smp.machine.memory().load(addr::Gpa::new(STEAL + offset), size).unwrap();
+    smp.host.steal_ns = 777;
+    smp.write_msr(1, 0x4b56_4d03, STEAL | 1);
+    assert_eq!(load(&smp, 16, 1), 1, "it does not run now");
+    smp.host.steal_ns = 1234;
+    let before = smp.shared[1].lock().unwrap().invalidations;
+    smp.run(1);
+    assert_eq!((load(&smp, 0, 8), load(&smp, 8, 4) % 2), (1234, 0));
+    assert_eq!(smp.shared[1].lock().unwrap().invalidations, before, "nobody asked for a flush");
+    smp.machine.memory().store(addr::Gpa::new(STEAL + 16), 1, 3).unwrap();
+    smp.run(1);
+    assert_eq!(smp.shared[1].lock().unwrap().invalidations, before + 1);
+    smp.exit(1, Exit::MsrWrite { index: 0x4b56_4d03, value: STEAL | 9 });
+    assert_eq!(smp.taken(1), [PROTECTION]);
+    smp.exit(1, Exit::MsrWrite { index: 0x4b56_4d03, value: 1 << 40 | 1 });
+    assert_eq!(smp.taken(1), [PROTECTION], "no memory there");
+}
+
+#[test]
+fn one_hypercall_interrupts_many() {
+    let mut smp = Smp::started(4);
+    assert_eq!(hypercall(&mut smp, 0, [SEND_IPI, 0b101, 0, 1, 0x4041]), 2);
+    assert_eq!(smp.host.kicks, [1, 3]);
+    for vcpu in [1, 3] {
+        smp.run(vcpu);
+        assert_eq!(smp.taken(vcpu), [Event::Interrupt(0x41)]);
+    }
+    // Beyond the last one there is nobody; IDs that wrap are nobody's either.
+    assert_eq!(hypercall(&mut smp, 0, [SEND_IPI, u64::MAX, u64::MAX, 3, 0x4041]), 1);
+    assert_eq!(hypercall(&mut smp, 0, [SEND_IPI, 6, 0, u64::MAX, 0x4041]), 0);
+    let start_up = 6 << 8 | 0x10;
+    assert_eq!(hypercall(&mut smp, 0, [SEND_IPI, 2, 0, 0, start_up]) as u32, -22i32 as u32);
+    let mut state = smp.threads[0].vcpu.state();
+    state.segments[SegmentName::Ss as usize].attributes |= 3 << 5;
+    smp.threads[0].vcpu.set_state(&state);
+    assert_eq!(hypercall(&mut smp, 0, [SEND_IPI, 2, 0, 0, 0x41]) as u32, -1i32 as u32, "programs may not");
+}
+
+#[test]
+fn a_kick_ends_a_halt_with_interrupts_shut_even_before_it() {
+    let mut smp = Smp::started(2);
+    let shut = smp.threads[1].vcpu.rflags() & !rflags::IF;
+    smp.threads[1].vcpu.set_rflags(shut);
+    assert_eq!(smp.exit(1, Exit::Halt), Pause::Idle(None));
+    assert_eq!(hypercall(&mut smp, 0, [5, 0, 1, 0, 0]), 0);
+    assert_eq!(smp.run(1), Pause::Interrupted, "it goes on");
+    assert_eq!(smp.exit(1, Exit::Halt), Pause::Idle(None), "once");
+    assert_eq!(hypercall(&mut smp, 0, [5, 0, 1, 0, 0]), 0);
+    smp.run(1);
+    assert_eq!(hypercall(&mut smp, 0, [5, 0, 1, 0, 0]), 0);
+    assert_eq!(smp.exit(1, Exit::Halt), Pause::Interrupted, "the kick was first");
+    assert_eq!(hypercall(&mut smp, 0, [5, 0, 9, 0, 0]) as u32, -22i32 as u32);
+}
+
+#[test]
+fn who_spins_gives_way() {
+    let mut smp = Smp::started(2);
+    assert_eq!(smp.exit(0, Exit::Pause), Pause::Interrupted);
+    assert_eq!(hypercall(&mut smp, 0, [11, 1, 0, 0, 0]), 0);
+    assert_eq!(smp.host.ways, [None, Some(1)]);
+}

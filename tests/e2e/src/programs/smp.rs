@@ -1,0 +1,122 @@
+//! Guests of several vCPUs: started, interrupting each other, sharing CPUs, and ordered about while all of them work.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::demo::free_bytes;
+use super::{guests, tiny};
+use crate::{Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, GUEST_BOOT_LIMIT, Host, LINUX};
+
+/// For the bare guest to end.
+const LIMIT: Duration = Duration::from_secs(240);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
+/// How often a guest is told what.
+const KILLS: usize = 10;
+const PAUSES: usize = 5;
+const RESETS: usize = 3;
+
+/// The bare guest's checks, with a CPU for each vCPU and with two vCPUs on each CPU.
+pub fn bare(artifacts: &Artifacts) -> Result<()> {
+    let guest = artifacts.guest("smp")?;
+    let mut host = artifacts.boot(&artifacts.fast_with("smp_bare", &[(guest, "smp")])?)?;
+    for vcpus in [2, 4] {
+        host.ask(&format!("vm create smp --kernel smp --memory 128M --vcpus {vcpus} --start"))?;
+        let mut console = host.attach("smp")?;
+        let (which, _) = console.expect_any(&["\ndone", "not ok ", "Bail out!"], LIMIT)?;
+        ensure!(which == 0, console.emulator().failure(&format!("{vcpus} vCPUs do not get what hardware gives")));
+        console.leave()?;
+        host.wait_state("smp", "stopped", LIMIT)?;
+        host.ask("vm delete smp")?;
+    }
+    host.power_off()
+}
+
+/// Debian on two vCPUs: both work, and each reaches the other.
+pub fn guest(artifacts: &Artifacts) -> Result<()> {
+    let launch = artifacts.fast_with("smp_guest", &[(artifacts.debian_initrd.as_path(), DEBIAN_INITRD)])?;
+    let mut host = artifacts.boot(&launch.memory_mib(2048))?;
+    let words = "root=LABEL=debian rw console=ttyS0 net.ifnames=0 quiet";
+    host.ask(&format!(
+        "vm create debian --kernel {LINUX} --initrd {DEBIAN_INITRD} --cmdline \"{words}\" --memory 512M --vcpus 2 \
+         --disk {DEBIAN_DISK} --start"
+    ))?;
+    let mut console = host.attach("debian")?;
+    console.login("root", DEBIAN_PASSWORD)?;
+    let count = console.run("nproc")?;
+    ensure!(count == "2", "nproc says {count}");
+    let work = "sh -c 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo $i'";
+    let done = console.run(&format!("(taskset -c 0 {work} & taskset -c 1 {work}; wait) | sort -u"))?;
+    ensure!(done == "100000", "the two loops gave {done}");
+    // Both were there all the time: more than one and a half times as much work as time, were nothing else running here.
+    let both = console.run("awk '/^cpu[01]/ {if ($2 > 0) n++} END {print n}' /proc/stat")?;
+    ensure!(both == "2", "only {both} processor did work");
+    let ipis = console.run("awk '/^ *(RES|CAL|TLB):/ {n += $2 + $3} END {print (n > 10)}' /proc/interrupts")?;
+    ensure!(ipis == "1", "the processors do not interrupt each other");
+    let complaints = console.run("dmesg | grep -iE 'soft lockup|rcu.*stall|clocksource.*unstable|not responding' || true")?;
+    ensure!(complaints.is_empty(), "the kernel complains: {complaints}");
+    console.leave()?;
+    host.ask("vm stop debian")?;
+    host.wait_state("debian", "stopped", SHUTDOWN_LIMIT)?;
+    host.power_off()
+}
+
+/// Four busy vCPUs on two CPUs are paused, reset and killed over and over, beside a guest that must not notice.
+pub fn orders(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot(&artifacts.fast("smp_orders")?)?;
+    guests::start_witness(&mut host)?;
+    // The first round also fills what is made once and kept.
+    create_busy(&mut host)?;
+    pauses(&mut host)?;
+    for _ in 0..RESETS {
+        host.ask("vm reset busy")?;
+        wait_for_tick(&mut host)?;
+    }
+    end_busy(&mut host)?;
+    let before = free_bytes(&mut host)?;
+    for round in 1..=KILLS {
+        create_busy(&mut host)?;
+        if round == 1 {
+            wait_for_tick(&mut host)?;
+        }
+        end_busy(&mut host)?;
+        let now = free_bytes(&mut host)?;
+        ensure!(now == before, "round {round}: {before} bytes were free, now {now}");
+    }
+    guests::check_witness(&mut host)?;
+    host.power_off()
+}
+
+/// A paused guest takes no more CPU time, and goes on.
+fn pauses(host: &mut Host) -> Result<()> {
+    wait_for_tick(host)?;
+    for round in 1..=PAUSES {
+        host.ask("vm pause busy")?;
+        let before = cpu_time(host)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let after = cpu_time(host)?;
+        ensure!(before == after, "round {round}: a paused guest ran from {before} ns to {after} ns");
+        host.ask("vm resume busy")?;
+    }
+    wait_for_tick(host)
+}
+
+fn create_busy(host: &mut Host) -> Result<()> {
+    tiny::create(host, "busy", "busy=yes linger=yes", "--vcpus 4 --nic")
+}
+
+fn end_busy(host: &mut Host) -> Result<()> {
+    host.ask("vm kill busy")?;
+    host.ask("vm delete busy").map(|_| ())
+}
+
+fn wait_for_tick(host: &mut Host) -> Result<()> {
+    let mut console = host.attach("busy")?;
+    console.emulator().skip();
+    console.expect("tick", GUEST_BOOT_LIMIT)?;
+    console.leave()
+}
+
+fn cpu_time(host: &mut Host) -> Result<u64> {
+    host.ask("vm show busy")?["cpu_time_ns"].as_u64().context("`vm show --json` does not give the CPU time")
+}
