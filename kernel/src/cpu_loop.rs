@@ -15,8 +15,8 @@ use interrupts::local_apic;
 use machine::{Moment, Outbox, Pause, Thread};
 use trace::Event;
 
-/// How long a vCPU runs when others wait for the same CPU.
-const SLICE_NS: u64 = 10_000_000;
+/// How long a vCPU runs for each part of its weight when others wait for the same CPU; 10 ms by the usual weight.
+const SLICE_NS_PER_WEIGHT: u64 = 100_000;
 /// How long a vCPU runs at least, unless an interrupt arrives.
 const SLICE_NS_MIN: u64 = 50_000;
 /// How long a vCPU runs on that woke another of the same CPU: long enough to send the rest of a batch.
@@ -166,11 +166,12 @@ impl CpuLoop {
     /// When a vCPU that starts now has to let go of its CPU: for what else is due here, and for another vCPU that is ready
     /// or will be. However much there is to do, a guest gets on: what is due already waits for a moment.
     fn limit_ns(&self, queued: &Queued, start_ns: u64, deadline_ns: Option<u64>) -> Option<u64> {
+        let slice_ns = SLICE_NS_PER_WEIGHT * u64::from(queued.running.vm.spec.weight);
         let queue = self.host.cpus.queue(self.index).lock();
         let others = queue.iter().filter(|other| !other.is(queued));
         let other_ns = others.filter_map(|other| other.running.ready_at_ns(other.vcpu)).min();
         let slice_end_ns = match other_ns {
-            Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + SLICE_NS),
+            Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + slice_ns),
             later => later.filter(|&ready_ns| ready_ns != u64::MAX),
         };
         deadline_ns.into_iter().chain(slice_end_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN))

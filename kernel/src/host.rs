@@ -179,9 +179,12 @@ impl Cpus {
         }
     }
 
-    /// CPUs for so many vCPUs: one after the other where there are the fewest, the first CPU, which serves, after others
+    /// CPUs for so many vCPUs: those of `pin` one after the other, where it has any; else one after the other where there are the fewest, the first CPU, which serves, after others
     /// that are as free.
-    pub fn choose(&self, vcpus: usize) -> Vec<usize> {
+    pub fn choose(&self, vcpus: usize, pin: &[u16]) -> Vec<usize> {
+        if !pin.is_empty() {
+            return (0..vcpus).map(|vcpu| pin[vcpu % pin.len()].into()).collect();
+        }
         let mut loads: Vec<usize> = (0..self.count()).map(|index| self.cpus[index].queue.lock().len()).collect();
         let mut next = || {
             let cpu = (0..loads.len()).rev().min_by_key(|&index| loads[index]).unwrap_or(0);

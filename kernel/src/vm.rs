@@ -170,7 +170,11 @@ impl Vm {
         let memory = frames.memory()?;
         let mut second_stage = host.backend.second_stage().map_err(no_memory)?;
         let vcpu = |cpu| host.backend.vcpu(&second_stage).map(|vcpu| (vcpu, cpu));
-        let cpus = host.cpus.choose(self.spec.vcpus.into());
+        if let Some(cpu) = self.spec.pin.iter().find(|&&cpu| usize::from(cpu) >= host.cpus.count()) {
+            let remedy = format!("pin it to CPUs below {}", host.cpus.count());
+            return Err((format!("it is pinned to CPU {cpu}, which is not there"), remedy));
+        }
+        let cpus = host.cpus.choose(self.spec.vcpus.into(), &self.spec.pin);
         let vcpus = cpus.into_iter().map(vcpu).collect::<Result<Vec<_>, _>>();
         let vcpus = vcpus.map_err(|why| (why, "see \"host\"".to_string()))?;
         memory::map(&memory, &mut second_stage).map_err(no_memory)?;

@@ -21,6 +21,8 @@
 //! command_line = "root=/dev/vda1 console=ttyS0"
 //! memory = "1G"               # default "256M"
 //! vcpus = 2                   # default 1
+//! weight = 200                # its share of CPUs that others want too, default 100
+//! pin = [2, 3]                # the CPUs of the host for its vCPUs; without it the host chooses
 //! disks = ["web-root"]        # partitions of datastores, by name
 //! nics = [{ mac = "02:00:00:00:00:07" }, {}] # or only how many: nics = 2
 //! autostart = true            # default false
@@ -51,7 +53,10 @@ pub use name::Name;
 pub use nearest::nearest;
 pub use size::Size;
 use toml::de::DeTable;
-pub use vm::{DISKS_MAX, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, VCPUS_MAX, VmSpec};
+pub use vm::{
+    CPU_MAX, DISKS_MAX, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, VCPUS_MAX, VmSpec, WEIGHT_DEFAULT, WEIGHT_MAX,
+    WEIGHT_MIN,
+};
 
 use crate::section::{Lines, Section};
 

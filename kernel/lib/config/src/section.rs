@@ -129,14 +129,25 @@ impl<'t> Section<'t> {
 
     /// The integer under a key. One beyond `u64` reads as the largest, and a negative one as an error.
     pub(crate) fn integer(&self, key: &str) -> Result<Option<u64>, Error> {
-        let Some(value) = self.table.get(key) else { return Ok(None) };
+        self.table.get(key).map(|value| self.as_integer(key, value)).transpose()
+    }
+
+    /// The integers in the array under a key; none where the key is not there.
+    pub(crate) fn integers(&self, key: &str) -> Result<Vec<u64>, Error> {
+        let Some(value) = self.table.get(key) else { return Ok(Vec::new()) };
+        let remedy = format!("write {key} = [1, 2]");
+        let items = value.get_ref().as_array().ok_or_else(|| self.wrong_type(key, value, "an array", &remedy))?;
+        items.iter().map(|item| self.as_integer(key, item)).collect()
+    }
+
+    fn as_integer(&self, key: &str, value: &'t Spanned<DeValue<'t>>) -> Result<u64, Error> {
         let remedy = "write digits without quotes";
         let integer = value.get_ref().as_integer().ok_or_else(|| self.wrong_type(key, value, "a number", remedy))?;
         if integer.as_str().starts_with('-') {
             let cause = Invalid::new(format!("`{key}` is negative"), "write a number above 0");
             return Err(self.error_at(key, cause));
         }
-        Ok(Some(u64::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(u64::MAX)))
+        Ok(u64::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(u64::MAX))
     }
 
     /// Whether an integer is under a key.

@@ -39,6 +39,8 @@ fn reads_everything() {
         command_line = "root=/dev/vda1 console=ttyS0"
         memory = "1G"
         vcpus = 2
+        weight = 200
+        pin = [3, 2]
         disks = ["web-root", "web data"]
         nics = [{ mac = "02:00:00:00:00:07" }, {}]
         autostart = true
@@ -66,6 +68,8 @@ fn reads_everything() {
         command_line: "root=/dev/vda1 console=ttyS0".into(),
         memory: Size::from_mib(1024),
         vcpus: 2,
+        weight: 200,
+        pin: vec![3, 2],
         disks: vec!["web-root".into(), "web data".into()],
         nics: vec![NicSpec { mac }, NicSpec { mac: None }],
         start: true,
@@ -140,6 +144,11 @@ fn bad_values_of_a_vm_are_refused() {
         ("vcpus = 0", "a VM cannot have 0 vCPUs: give 1 to 64"),
         ("vcpus = 65", "a VM cannot have 65 vCPUs"),
         ("vcpus = -1", "`vcpus` is negative"),
+        ("weight = 9", "a VM cannot have a weight of 9: give 10 to 1000"),
+        ("weight = 1001", "a VM cannot have a weight of 1001"),
+        ("pin = [64]", "there is no CPU 64: give numbers from 0 to 63"),
+        ("pin = [-1]", "`pin` is negative"),
+        ("pin = 2", "`pin` must be an array"),
         ("vcpus = 0x7fffffffffffffff", "a VM cannot have"),
         ("initrd = \"\"", "`initrd` names nothing"),
         ("disks = [\"a\", \"a\"]", "disk `a` is given twice"),

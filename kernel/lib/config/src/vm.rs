@@ -12,6 +12,14 @@ pub const MEMORY_MAX: Size = Size::from_mib(4 << 20);
 const MEMORY_STEP: Size = Size::from_mib(2);
 /// The most vCPUs of a VM.
 pub const VCPUS_MAX: u16 = 64;
+/// What a VM's vCPUs weigh where several want one CPU: the least, the most, and without a word.
+pub const WEIGHT_MIN: u16 = 10;
+/// The most that they weigh.
+pub const WEIGHT_MAX: u16 = 1000;
+/// What they weigh when nothing is said.
+pub const WEIGHT_DEFAULT: u16 = 100;
+/// The highest number of a CPU.
+pub const CPU_MAX: u16 = 63;
 /// The most disks of a VM.
 pub const DISKS_MAX: usize = 8;
 /// The most NICs of a VM.
@@ -34,6 +42,10 @@ pub struct VmSpec {
     pub memory: Size,
     /// How many vCPUs it has, 1 to [`VCPUS_MAX`].
     pub vcpus: u16,
+    /// The weight of its vCPUs, [`WEIGHT_MIN`] to [`WEIGHT_MAX`]: time on a CPU that several want is shared by it.
+    pub weight: u16,
+    /// The CPUs of the host on which its vCPUs run, one after the other; without any the host chooses.
+    pub pin: Vec<u16>,
     /// Its disks, at most [`DISKS_MAX`]: partitions of datastores by name, each once.
     pub disks: Vec<String>,
     /// Its NICs, at most [`NICS_MAX`].
@@ -50,7 +62,7 @@ pub struct NicSpec {
 }
 
 pub(crate) const KEYS: &[&str] =
-    &["name", "kernel", "initrd", "command_line", "memory", "vcpus", "disks", "nics", "autostart"];
+    &["name", "kernel", "initrd", "command_line", "memory", "vcpus", "weight", "pin", "disks", "nics", "autostart"];
 
 impl VmSpec {
     /// The least that makes a VM: 256 MiB, one vCPU, nothing else.
@@ -62,6 +74,8 @@ impl VmSpec {
             command_line: String::new(),
             memory: Size::from_mib(256),
             vcpus: 1,
+            weight: WEIGHT_DEFAULT,
+            pin: Vec::new(),
             disks: Vec::new(),
             nics: Vec::new(),
             start: false,
@@ -96,6 +110,38 @@ impl VmSpec {
                 Ok(())
             }
             _ => Err(Invalid::new(format!("a VM cannot have {vcpus} vCPUs"), format!("give 1 to {VCPUS_MAX}"))),
+        }
+    }
+
+    /// Sets the weight of its vCPUs.
+    ///
+    /// # Errors
+    /// When it is out of range.
+    pub fn set_weight(&mut self, weight: u64) -> Result<(), Invalid> {
+        match u16::try_from(weight) {
+            Ok(weight @ WEIGHT_MIN..=WEIGHT_MAX) => {
+                self.weight = weight;
+                Ok(())
+            }
+            _ => {
+                let remedy = format!("give {WEIGHT_MIN} to {WEIGHT_MAX}; {WEIGHT_DEFAULT} is usual");
+                Err(Invalid::new(format!("a VM cannot have a weight of {weight}"), remedy))
+            }
+        }
+    }
+
+    /// Adds a CPU of the host on which vCPUs run.
+    ///
+    /// # Errors
+    /// When no host has such a CPU, or there are more than vCPUs can be.
+    pub fn add_pin(&mut self, cpu: u64) -> Result<(), Invalid> {
+        match u16::try_from(cpu) {
+            Ok(cpu @ 0..=CPU_MAX) if self.pin.len() < usize::from(VCPUS_MAX) => {
+                self.pin.push(cpu);
+                Ok(())
+            }
+            Ok(0..=CPU_MAX) => Err(Invalid::new("a VM is pinned to too many CPUs", "give each vCPU one at most")),
+            _ => Err(Invalid::new(format!("there is no CPU {cpu}"), format!("give numbers from 0 to {CPU_MAX}"))),
         }
     }
 
@@ -162,6 +208,12 @@ impl VmSpec {
         }
         if let Some(vcpus) = section.integer("vcpus")? {
             vm.set_vcpus(vcpus).map_err(at("vcpus"))?;
+        }
+        if let Some(weight) = section.integer("weight")? {
+            vm.set_weight(weight).map_err(at("weight"))?;
+        }
+        for cpu in section.integers("pin")? {
+            vm.add_pin(cpu).map_err(at("pin"))?;
         }
         if let Some(line) = section.text("command_line")? {
             vm.set_command_line(line.into()).map_err(at("command_line"))?;

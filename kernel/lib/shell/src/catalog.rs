@@ -117,6 +117,8 @@ pub(crate) const CATALOG: &[Spec] = &[
             option("--cmdline", "TEXT", Value::Free, "its kernel's command line, in quotes"),
             option("--memory", "SIZE", Value::Free, "its memory, 256M when not given"),
             option("--vcpus", "N", Value::Free, "how many vCPUs it has, 1 when not given"),
+            option("--weight", "N", Value::Free, "its share of busy CPUs, 100 when not given"),
+            option("--pin", "CPU,...", Value::Free, "CPUs for its vCPUs, one after the other"),
             OptionSpec {
                 occurs: Occurs::Often,
                 ..option("--disk", "DISK", Value::Disk, "a disk of its own; once for each")
@@ -282,6 +284,12 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
     }
     if let Some(vcpus) = arguments.value("--vcpus") {
         vm.set_vcpus(number(vcpus, 1, config::VCPUS_MAX.into(), "a number of vCPUs")?)?;
+    }
+    if let Some(weight) = arguments.value("--weight") {
+        vm.set_weight(number(weight, config::WEIGHT_MIN.into(), config::WEIGHT_MAX.into(), "a weight")?)?;
+    }
+    for cpu in arguments.value("--pin").into_iter().flat_map(|pin| pin.split(',')) {
+        vm.add_pin(number(cpu, 0, config::CPU_MAX.into(), "a CPU's number")?)?;
     }
     for disk in arguments.values("--disk") {
         vm.add_disk(disk.unwrap_or_default().into())?;

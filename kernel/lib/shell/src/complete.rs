@@ -165,7 +165,19 @@ pub(crate) mod tests {
 
     #[test]
     fn options_that_can_still_be_given() {
-        let all = ["--kernel", "--initrd", "--cmdline", "--memory", "--vcpus", "--disk", "--nic", "--start", "--json"];
+        let all = [
+            "--kernel",
+            "--initrd",
+            "--cmdline",
+            "--memory",
+            "--vcpus",
+            "--weight",
+            "--pin",
+            "--disk",
+            "--nic",
+            "--start",
+            "--json",
+        ];
         assert_eq!(found("vm create x "), all);
         assert_eq!(found("vm create "), all);
         assert_eq!(found("vm create x --me"), ["--memory"]);

@@ -89,11 +89,12 @@ fn creates_a_vm() {
     wanted.command_line = "root=/dev/vda1 console=ttyS0".into();
     wanted.memory = Size::from_mib(1024);
     wanted.vcpus = 2;
+    (wanted.weight, wanted.pin) = (50, vec![1, 0]);
     wanted.disks = vec!["web-root".into(), "my disk".into()];
     wanted.nics = vec![NicSpec { mac: None }, NicSpec { mac: Mac::new([2, 0, 0, 0, 0, 7]) }, NicSpec { mac: None }];
     wanted.start = true;
     let line = "vm create --nic --kernel=vmlinuz web --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
-                --memory 1G --vcpus 2 --disk web-root --disk \"my disk\" --nic mac=02:00:00:00:00:07 --start --nic";
+                --memory 1G --vcpus 2 --weight 50 --pin 1,0 --disk web-root --disk \"my disk\" --nic mac=02:00:00:00:00:07 --start --nic";
     assert_eq!(command(line), Command::VmCreate(wanted.into()));
 }
 
@@ -181,6 +182,8 @@ fn bad_values_say_what_is_allowed() {
         ("vm create a --kernel k --memory lots", "`lots` is not a size: write a number with K, M or G, such as 256M"),
         ("vm create a --kernel k --memory 1M", "a VM cannot have 1M of memory: give 16M to 4T, such as 256M"),
         ("vm create a --kernel k --vcpus 0", "`0` is not a number of vCPUs: give 1 to 64"),
+        ("vm create a --kernel k --weight 9", "`9` is not a weight: give 10 to 1000"),
+        ("vm create a --kernel k --pin 1,", "`` is not a CPU's number: give 0 to 63"),
         ("vm create a --kernel k --vcpus two", "`two` is not a number of vCPUs: give 1 to 64"),
         ("vm create a --kernel k --vcpus ''", "`` is not a number of vCPUs: give 1 to 64"),
         (
