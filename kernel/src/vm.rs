@@ -239,12 +239,12 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     }
     let vm = &running.vm;
     *vm.life.lock() = match ending {
-        Ending::Ended(End::PowerOff | End::Reset) | Ending::NotStarted(_) => Life::Stopped,
+        Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) => Life::Stopped,
         Ending::Ended(End::Crash(why)) => Life::Crashed(why.clone()),
     };
     match ending {
         Ending::Ended(End::PowerOff) => log::info!("{} is off", vm.name()),
-        Ending::Ended(End::Reset) => log::info!("{} resets", vm.name()),
+        Ending::Ended(End::Reset | End::TripleFault(_)) => log::info!("{} resets", vm.name()),
         Ending::Ended(End::Crash(why)) => log::error!("{} stopped: {why}", vm.name()),
         Ending::NotStarted((message, remedy)) => log::error!("{} does not start: {message}; {remedy}", vm.name()),
     }

@@ -257,8 +257,15 @@ impl Running {
         matches!(self.order(), Order::Kill | Order::Reset) || self.is_over.load(Ordering::Acquire)
     }
 
-    /// Ends it. `from` is the CPU that calls.
+    /// Ends it; a triple fault is a reset, as on hardware. `from` is the CPU that calls.
     pub fn finish(&self, host: &Host, from: usize, ending: Ending) {
+        let ending = match ending {
+            Ending::Ended(End::TripleFault(place)) => {
+                log::warn!("{} had a triple fault: {place}", self.vm.name());
+                Ending::Ended(End::Reset)
+            }
+            other => other,
+        };
         self.ending.lock().get_or_insert(ending);
         self.is_over.store(true, Ordering::Release);
         self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu));

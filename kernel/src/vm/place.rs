@@ -5,20 +5,16 @@
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
-use machine::{Machine, Thread};
+use machine::{Machine, Sleep, Thread};
 use spin::Mutex;
 use vcpu::Vcpu;
-
-/// Sleep without an end of its own.
-const FOR_EVER: u64 = u64::MAX;
 
 /// One vCPU's place.
 pub struct Place {
     /// The CPU that it runs on.
     pub cpu: usize,
     home: Mutex<Home>,
-    /// It sleeps until this moment; 0 when it does not.
-    sleep_until_ns: AtomicU64,
+    sleep: Sleep,
     /// Since when it is ready, unless it sleeps.
     ready_since_ns: AtomicU64,
     /// Time on a CPU, and time that it was ready and had none.
@@ -42,7 +38,7 @@ impl Place {
         Self {
             cpu,
             home: Mutex::new(Home::Unprepared(vcpu)),
-            sleep_until_ns: AtomicU64::new(if is_boot { 0 } else { FOR_EVER }),
+            sleep: Sleep::until(if is_boot { 0 } else { Sleep::FOR_EVER_NS }),
             ready_since_ns: AtomicU64::new(now_ns),
             cpu_ns: AtomicU64::new(0),
             steal_ns: AtomicU64::new(0),
@@ -77,7 +73,7 @@ impl Place {
 
     /// Ends its sleep; says whether it slept.
     pub fn wake(&self, now_ns: impl FnOnce() -> u64) -> bool {
-        let slept = self.sleep_until_ns.swap(0, Ordering::SeqCst) != 0;
+        let slept = self.sleep.end() != 0;
         if slept {
             self.ready_since_ns.store(now_ns(), Ordering::Relaxed);
         }
@@ -86,17 +82,12 @@ impl Place {
 
     /// Lets it, vCPU `index` of `machine`, sleep until a moment, unless mail came meanwhile.
     pub fn sleep(&self, machine: &Machine, index: usize, until_ns: Option<u64>) {
-        // The store, the mailbox's own word and a poster's wake-up are in one order that all CPUs agree on: mail that
-        // was posted before the store is seen here, and mail posted after it wakes.
-        self.sleep_until_ns.store(until_ns.unwrap_or(FOR_EVER), Ordering::SeqCst);
-        if machine.has_mail(index) {
-            self.sleep_until_ns.store(0, Ordering::SeqCst);
-        }
+        self.sleep.begin(machine, index, until_ns);
     }
 
     /// When it is ready, were it allowed to run.
     pub fn ready_at_ns(&self) -> u64 {
-        self.sleep_until_ns.load(Ordering::Acquire)
+        self.sleep.ends_at_ns()
     }
 
     /// Counts waiting from here on: it may run again after a pause.
@@ -107,7 +98,7 @@ impl Place {
     /// Books the time that it was ready and had no CPU.
     pub fn begin_slice(&self, now_ns: u64) {
         // A moment to sleep until that has come is when it became ready.
-        let slept_until_ns = self.sleep_until_ns.swap(0, Ordering::SeqCst);
+        let slept_until_ns = self.sleep.end();
         let since_ns = slept_until_ns.max(self.ready_since_ns.load(Ordering::Relaxed));
         self.steal_ns.fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
     }

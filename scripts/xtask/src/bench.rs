@@ -38,14 +38,22 @@ struct Bench {
     run: fn(&Rig, System) -> Result<Figures>,
 }
 
-const BENCHES: [Bench; 6] = [
-    Bench { name: "boot", run: |rig, system| rig.linux(system, "boot") },
-    Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false) },
-    Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true) },
+const BENCHES: [Bench; 7] = [
+    Bench { name: "boot", run: |rig, system| rig.linux(system, "boot", 1) },
+    Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false, 1) },
+    Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true, 1) },
     Bench { name: "memory", run: |rig, system| rig.memory(system) },
-    Bench { name: "disk", run: |rig, system| rig.linux(system, "exits,disk") },
-    Bench { name: "net", run: |rig, system| rig.linux(system, "net") },
+    Bench { name: "disk", run: |rig, system| rig.linux(system, "exits,disk", 1) },
+    Bench { name: "net", run: |rig, system| rig.linux(system, "net", 1) },
+    Bench { name: "smp", run: smp },
 ];
+
+/// Two processors that interrupt each other, and a mix of programs on both.
+fn smp(rig: &Rig, system: System) -> Result<Figures> {
+    let mut figures = rig.bare_guest(system, "ipis", false, 2)?;
+    figures.extend(rig.linux(system, "mix", 2)?);
+    Ok(figures)
+}
 
 /// One line of the table: the medians of a figure under each system that has it.
 #[derive(serde::Serialize)]

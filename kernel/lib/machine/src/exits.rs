@@ -58,7 +58,9 @@ impl Machine {
                 return if matches!(next, Next::Run) { wanted } else { next };
             }
             Exit::Unoffered => thread.vcpu.inject(Event::Exception(Exception::UNDEFINED)),
-            Exit::TripleFault => return crash(thread, "a triple fault"),
+            Exit::TripleFault => {
+                return Next::End(End::TripleFault(format!("vCPU {} at {:#x}", thread.index, thread.vcpu.rip())));
+            }
             Exit::TaskSwitch => return crash(thread, "a hardware task switch, which is not supported yet"),
             Exit::InvalidState(rule) => return crash(thread, &format!("the processor refused to enter it: {rule}")),
             Exit::Fatal(what) => return crash(thread, what),

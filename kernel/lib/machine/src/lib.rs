@@ -26,6 +26,7 @@ mod output;
 mod paravirt;
 mod run;
 mod saved;
+mod sleep;
 mod start;
 mod storage;
 
@@ -39,6 +40,7 @@ pub use network::{NicConfig, offload_of};
 pub use output::{OutFrame, OutTransfer, Outbox, OutputMode};
 pub use run::{Pause, Thread};
 pub use saved::{Busy, Plan, RestoreError, SavedVcpu, Unlike, plan_of};
+pub use sleep::Sleep;
 pub use start::{Kernel, StartError};
 pub use storage::DiskConfig;
 
@@ -111,6 +113,8 @@ pub enum End {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// A vCPU shut down, to which a PC's board answers with a reset; where that was.
+    TripleFault(String),
     /// It cannot go on, and this is why.
     Crash(String),
 }

@@ -46,6 +46,13 @@ impl System {
     }
 }
 
+/// A guest of KVM's.
+struct Nested<'a> {
+    guest: &'a str,
+    kernel: &'a Path,
+    vcpus: u32,
+}
+
 /// Everything that is measured with, built once.
 pub struct Rig {
     artifacts: Artifacts,
@@ -67,36 +74,36 @@ impl Rig {
         Ok(Self { artifacts, kvm_host: KvmHost::build(guest::guests()?)?, server: Server::start()?, disk, folder })
     }
 
-    /// Boots the small Linux guest, which measures `parts` (of boot, exits, disk, net).
-    pub fn linux(&self, system: System, parts: &str) -> Result<Figures> {
+    /// Boots the small Linux guest, which measures `parts` (of boot, exits, disk, net, mix) on `vcpus` processors.
+    pub fn linux(&self, system: System, parts: &str, vcpus: u32) -> Result<Figures> {
         let words = format!("console=ttyS0 quiet panic=-1 bench={parts} server={}", self.server.guest_address());
         let linux = &self.artifacts.linux;
         let name = format!("bench-{}-{}", system.name(), parts.replace(',', "-"));
         match system {
             System::Pollux => {
                 let launch = self.pollux(&name, Accel::Tcg, &[])?;
-                self.under_pollux(&launch, &format!("--kernel linux --initrd {TINY_INITRD}"), &words)
+                self.under_pollux(&launch, &format!("--kernel linux --initrd {TINY_INITRD} --vcpus {vcpus}"), &words)
             }
             System::Bare => {
                 let launch = Launch::new(&name).memory_mib(GUEST_MIB).linux(linux, &self.artifacts.tiny_initrd, &words);
                 self.alone(&launch.kept_disk(&self.disk).nic(""))
             }
-            System::Kvm => self.under_kvm(&name, Accel::Tcg, "linux", linux, &words),
+            System::Kvm => self.under_kvm(&name, Accel::Tcg, &Nested { guest: "linux", kernel: linux, vcpus }, &words),
         }
     }
 
-    /// Boots a bare guest. With `counting`, virtual time counts instructions.
-    pub fn bare_guest(&self, system: System, name: &str, counting: bool) -> Result<Figures> {
+    /// Boots a bare guest on `vcpus` processors. With `counting`, virtual time counts instructions.
+    pub fn bare_guest(&self, system: System, name: &str, counting: bool, vcpus: u32) -> Result<Figures> {
         let accel = if counting { Accel::Counting } else { Accel::Tcg };
         let log = format!("bench-{}-{name}{}", system.name(), if counting { "-counted" } else { "" });
         let elf = self.artifacts.guest(name)?.with_extension("");
         match system {
             System::Pollux => {
                 let launch = self.pollux(&log, accel, &[(self.artifacts.guest(name)?, name)])?;
-                self.under_pollux(&launch, &format!("--kernel {name}"), "")
+                self.under_pollux(&launch, &format!("--kernel {name} --vcpus {vcpus}"), "")
             }
             System::Bare => self.alone(&Launch::new(&log).accel(accel).memory_mib(GUEST_MIB).argument("-kernel", elf)),
-            System::Kvm => self.under_kvm(&log, accel, name, &elf, ""),
+            System::Kvm => self.under_kvm(&log, accel, &Nested { guest: name, kernel: &elf, vcpus }, ""),
         }
     }
 
@@ -147,10 +154,12 @@ impl Rig {
         collect(Console::new(&mut launch.spawn(&self.artifacts.logs)?).emulator())
     }
 
-    fn under_kvm(&self, name: &str, accel: Accel, guest: &str, kernel: &Path, words: &str) -> Result<Figures> {
+    fn under_kvm(&self, name: &str, accel: Accel, nested: &Nested<'_>, words: &str) -> Result<Figures> {
+        let Nested { guest, kernel, vcpus } = *nested;
         let initrd = self.folder.join(format!("{name}.initrd"));
         self.kvm_host.initrd(&initrd, guest, kernel, words)?;
-        let host_words = format!("console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 guest={guest}");
+        let host_words =
+            format!("console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 guest={guest} vcpus={vcpus}");
         let launch = Launch::new(name).accel(accel).memory_mib(HOST_MIB);
         let launch = launch.linux(&self.artifacts.linux, &initrd, &host_words).disk(&self.kvm_host.disk);
         let figures = self.alone(&launch.kept_disk(&self.disk).nic(""));

@@ -53,7 +53,8 @@ pub fn guest(artifacts: &Artifacts) -> Result<()> {
     ensure!(both == "2", "only {both} processor did work");
     let ipis = console.run("awk '/^ *(RES|CAL|TLB):/ {n += $2 + $3} END {print (n > 10)}' /proc/interrupts")?;
     ensure!(ipis == "1", "the processors do not interrupt each other");
-    let complaints = console.run("dmesg | grep -iE 'soft lockup|rcu.*stall|clocksource.*unstable|not responding' || true")?;
+    let complaints =
+        console.run("dmesg | grep -iE 'soft lockup|rcu.*stall|clocksource.*unstable|not responding' || true")?;
     ensure!(complaints.is_empty(), "the kernel complains: {complaints}");
     console.leave()?;
     host.ask("vm stop debian")?;

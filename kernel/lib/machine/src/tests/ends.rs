@@ -28,9 +28,14 @@ fn the_last_words_are_heard() {
 }
 
 #[test]
+fn a_triple_fault_says_where() {
+    let end = End::TripleFault("vCPU 0 at 0x8000".into());
+    assert_eq!(Bench::new().exit(Exit::TripleFault), Pause::Ended(end));
+}
+
+#[test]
 fn a_crash_says_where_and_why() {
     let ends = [
-        (Exit::TripleFault, "a triple fault"),
         (Exit::TaskSwitch, "a hardware task switch"),
         (Exit::InvalidState("the ASID is zero"), "refused to enter it: the ASID is zero"),
         (Exit::Fatal("a machine check while the guest ran"), "a machine check"),
