@@ -49,6 +49,9 @@ pub struct Registered {
     steal_time: u64,
     /// The version of the stolen time in guest memory, even while it is not being changed.
     steal_version: u32,
+    /// How much it was told, on whichever host; and what this host counted at that moment.
+    steal_told_ns: u64,
+    steal_counted_ns: u64,
     pv_eoi: u64,
     /// The flag in guest memory says that an interrupt may be ended there.
     eoi_offered: bool,
@@ -155,13 +158,17 @@ impl Machine {
     /// The vCPU got a CPU: tells its guest how long it had none in all, and forgets translations if another vCPU left
     /// that for it. That is found by the exchange which ends the offer, so that nothing is left unseen afterwards.
     pub(crate) fn tell_steal_time(&self, thread: &mut Thread, steal_ns: u64) {
-        let Registered { steal_time, steal_version, .. } = &mut thread.registered;
-        if *steal_time & ENABLE == 0 {
+        let registered = &mut thread.registered;
+        let more_ns = steal_ns.saturating_sub(registered.steal_counted_ns);
+        registered.steal_counted_ns = steal_ns;
+        if registered.steal_time & ENABLE == 0 {
             return;
         }
-        let at = Gpa::new(*steal_time & !ENABLE);
-        *steal_version = steal_version.wrapping_add(2);
-        match self.write_steal_time(at, *steal_version, steal_ns).and_then(|()| self.take_state(at)) {
+        registered.steal_told_ns = registered.steal_told_ns.wrapping_add(more_ns);
+        registered.steal_version = registered.steal_version.wrapping_add(2);
+        let at = Gpa::new(registered.steal_time & !ENABLE);
+        let written = self.write_steal_time(at, registered.steal_version, registered.steal_told_ns);
+        match written.and_then(|()| self.take_state(at)) {
             Ok(state) if state & FLUSH_TLB != 0 => thread.vcpu.invalidate(),
             Ok(_) => {}
             Err(_) => thread.registered.steal_time = 0,

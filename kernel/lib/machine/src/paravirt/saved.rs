@@ -14,19 +14,44 @@ pub struct Saved {
     system_time_version: u32,
     #[n(3)]
     pv_eoi: u64,
+    #[n(4)]
+    steal: Option<Steal>,
+}
+
+/// Stolen time, of a guest that wants to know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+struct Steal {
+    #[n(0)]
+    register: u64,
+    #[n(1)]
+    version: u32,
+    #[n(2)]
+    told_ns: u64,
 }
 
 impl Registered {
     pub fn save(&self) -> Saved {
-        let Self { wall_clock, system_time, system_time_version, pv_eoi, eoi_offered: _ } = *self;
-        Saved { wall_clock, system_time, system_time_version, pv_eoi }
+        let Self { wall_clock, system_time, system_time_version, pv_eoi, .. } = *self;
+        let Self { steal_time: register, steal_version: version, steal_told_ns: told_ns, .. } = *self;
+        let steal = (register != 0).then_some(Steal { register, version, told_ns });
+        Saved { wall_clock, system_time, system_time_version, pv_eoi, steal }
     }
 
     /// Every value is possible: the memory that they name is looked up, and checked, at each use.
     pub fn restore(saved: &Saved) -> Self {
-        let Saved { wall_clock, system_time, system_time_version, pv_eoi } = *saved;
-        // An odd version would tell readers that the clock is being changed, for ever.
-        let system_time_version = system_time_version & !1;
-        Self { wall_clock, system_time, system_time_version, pv_eoi, eoi_offered: false }
+        let Saved { wall_clock, system_time, system_time_version, pv_eoi, steal } = *saved;
+        let Steal { register, version, told_ns } = steal.unwrap_or(Steal { register: 0, version: 0, told_ns: 0 });
+        Self {
+            wall_clock,
+            system_time,
+            // An odd version would tell readers that the clock is being changed, for ever.
+            system_time_version: system_time_version & !1,
+            steal_time: register,
+            steal_version: version & !1,
+            steal_told_ns: told_ns,
+            steal_counted_ns: 0,
+            pv_eoi,
+            eoi_offered: false,
+        }
     }
 }
