@@ -7,6 +7,7 @@ use crate::log_ring::{self, Message};
 use crate::management;
 use crate::probe;
 use crate::processor;
+use crate::saved::{self, Begun};
 use crate::vm::{self, Order, Refusal, Running, Start, Vm};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -33,6 +34,8 @@ pub enum Answer {
     Attach(Arc<Vm>),
     /// This reply once a start has succeeded, or why it did not once all of it is taken back.
     Start(Arc<Start>, Weak<Running>, Reply, bool),
+    /// This reply once a save has succeeded and its life has ended, or a restore; or why not.
+    Saved(Begun, Reply, bool),
     /// This reply once a life has ended and everything of it is free.
     End(Weak<Running>, Reply, bool),
     /// This reply once a paused VM has come to rest, or is no more.
@@ -55,6 +58,14 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
         },
         Command::VmControl { name, action } => match host.vm(&name) {
             Some(vm) => return control(host, &vm, action, json),
+            None => no_such_vm(host, &name),
+        },
+        Command::VmSave { name, to } => match host.vm(&name) {
+            Some(vm) => return begun(saved::save(host, &vm, &to), format!("{name} is saved to {to}"), json),
+            None => no_such_vm(host, &name),
+        },
+        Command::VmRestore { name, from } => match host.vm(&name) {
+            Some(vm) => return begun(saved::restore(host, &vm, &from), format!("{name} is running"), json),
             None => no_such_vm(host, &name),
         },
         Command::VmConsole { name } => match host.vm(&name) {
@@ -82,6 +93,10 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
         Answer::Start(start, life, reply, json) => match start.outcome()? {
             Ok(()) => Some(Answer::Reply(reply.clone(), *json)),
             Err(refusal) => (life.strong_count() == 0).then(|| Answer::Reply(refused(refusal), *json)),
+        },
+        Answer::Saved(begun, reply, json) => match begun.outcome.outcome()? {
+            Ok(()) => (begun.life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
+            Err(refusal) => Some(Answer::Reply(refused(refusal), *json)),
         },
         Answer::End(life, reply, json) => (life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
         Answer::Rest(life, reply, json) => {
@@ -129,10 +144,20 @@ fn started(running: &Arc<Running>, json: bool) -> Answer {
     Answer::Start(running.start.clone(), Arc::downgrade(running), reply, json)
 }
 
+fn begun(job: Result<Begun, Refusal>, done: String, json: bool) -> Answer {
+    match job {
+        Ok(begun) => Answer::Saved(begun, Reply::done(done), json),
+        Err(refusal) => Answer::Reply(refused(refusal), json),
+    }
+}
+
 fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> Answer {
     let name = vm.name();
     let order = |order: Order| {
         let running = vm.must_run()?;
+        if running.is_held() && order != Order::Kill {
+            return Err((format!("{name} is being saved or restored"), "wait for that, or kill it".to_string()));
+        }
         let ending = || (format!("{name} is being stopped"), "see \"vm list\"".to_string());
         running.command(host, SERVICE_CPU, order).then_some(Arc::downgrade(&running)).ok_or_else(ending)
     };
@@ -240,7 +265,7 @@ fn detail(host: &Host, vm: &Vm) -> VmDetail {
         initrd: vm.spec.initrd.clone(),
         command_line: vm.spec.command_line.clone(),
         disks: vm.spec.disks.clone(),
-        nics: vm.macs.clone(),
+        nics: vm.macs(),
         exits: running.as_ref().map_or(0, |running| running.counters().total().count),
         cpu_time_ns: running.map_or(0, |running| running.cpu_ns()),
     }
@@ -402,7 +427,7 @@ fn vm_stat(host: &Host, vm: &Vm, ports: &[crate::network::PortReport]) -> Option
         cpu_time_ns: running.cpu_ns(),
         steal_ns: running.steal_ns(),
         disks: io.iter().zip(&vm.spec.disks).map(disk).collect(),
-        nics: vm.macs.iter().map(nic).collect(),
+        nics: vm.macs().iter().map(nic).collect(),
     })
 }
 

@@ -139,7 +139,7 @@ impl HostConsole {
                 self.mode = Mode::Prompt;
                 self.editor.show(&mut self.output);
             }
-            Some(Answer::Start(..) | Answer::End(..) | Answer::Rest(..) | Answer::Power { .. }) => {
+            Some(Answer::Start(..) | Answer::Saved(..) | Answer::End(..) | Answer::Rest(..) | Answer::Power { .. }) => {
                 unreachable!("proceed answers when it is over")
             }
         }

@@ -16,6 +16,7 @@ mod management;
 mod network;
 mod probe;
 mod processor;
+mod saved;
 mod serial;
 mod services;
 mod storage;

@@ -99,7 +99,7 @@ impl Network {
     /// Adds a port for each of a VM's cards.
     pub fn add_guest(&mut self, vm: &Vm) -> Result<Vec<PortId>, Refusal> {
         let mut added = Vec::new();
-        for (nic, &mac) in vm.macs.iter().enumerate() {
+        for (nic, &mac) in vm.macs().iter().enumerate() {
             let Some(port) = self.switch.add_port(PortConfig { mac: Some(mac.bytes()), guard: false }) else {
                 added.iter().for_each(|&port| self.remove(port));
                 let message = format!("the switch has no port left for {mac}, or the address is in use");

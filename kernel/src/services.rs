@@ -6,6 +6,7 @@ use crate::host::Host;
 use crate::host_console::HostConsole;
 use crate::management::Management;
 use crate::network::Forwarder;
+use crate::saved::{self, Jobs};
 use crate::vm::{self, Ending, Order, Running};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -51,6 +52,7 @@ pub struct Services {
     disks: Devices,
     /// When the disks' drivers look after their devices next.
     disks_due_ns: Option<u64>,
+    jobs: Jobs,
     cards: Devices,
     /// When the cards are looked after next; none without one.
     cards_due_ns: Option<u64>,
@@ -94,7 +96,9 @@ pub fn note_transfers(host: &Host, from: usize) {
 
 /// Whether something waits that no interrupt announces.
 pub fn has_work() -> bool {
-    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &FRAMES].into_iter().any(Work::waits) || !ENDED.lock().is_empty()
+    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &FRAMES].into_iter().any(Work::waits)
+        || !ENDED.lock().is_empty()
+        || saved::has_work()
 }
 
 /// Whether some of that should be done before the present slice would end.
@@ -153,6 +157,7 @@ impl Services {
             ending: Vec::new(),
             disks,
             disks_due_ns: Some(0),
+            jobs: Jobs::default(),
             cards,
             cards_due_ns,
             started: false,
@@ -177,6 +182,8 @@ impl Services {
             running.machine.frames_settle(nic, &mut InputHost::new(host, 0, running));
         });
         let ending_due_ns = self.take_down_ended();
+        // Behind everything that may note the end of a transfer.
+        let jobs_due_ns = self.jobs.poll(host);
         CONSOLE.take();
         let console_due_ns = self.console.poll(host);
         let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
@@ -190,7 +197,7 @@ impl Services {
             ending_due_ns,
             faults_due_ns,
         ];
-        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]);
+        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns, jobs_due_ns]);
         due.flatten().min()
     }
 

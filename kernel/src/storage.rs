@@ -20,12 +20,22 @@ pub struct Storage {
     owners: Vec<Vec<Option<Owner>>>,
     /// Interrupt vectors of the disks.
     vectors: Vec<u8>,
+    host_ended: Vec<HostEnded>,
 }
 
-struct Owner {
-    running: Weak<Running>,
-    /// Which of the VM's disks it is.
-    disk: usize,
+enum Owner {
+    /// A VM; which of its disks it is.
+    Guest { running: Weak<Running>, disk: usize },
+    /// The host itself.
+    Host,
+}
+
+/// A transfer of the host's own that ended.
+struct HostEnded {
+    datastore: usize,
+    partition: usize,
+    id: u64,
+    is_done: bool,
 }
 
 /// A partition that a VM has.
@@ -72,19 +82,42 @@ impl Storage {
             }
         })?;
         let disk = self.datastores[place.datastore].claim(place.partition);
-        let disk = disk.map_err(|_| (alloc::format!("disk {name} is in use by another VM"), "see \"disk list\""))?;
+        let disk = disk.map_err(|_| (alloc::format!("disk {name} is in use"), "see \"disk list\""))?;
         Ok(Lent { datastore: place.datastore, disk })
     }
 
     /// Notes who has a partition.
     pub fn set_owner(&mut self, lent: Lent, running: &Arc<Running>, disk: usize) {
-        let owner = Owner { running: Arc::downgrade(running), disk };
+        let owner = Owner::Guest { running: Arc::downgrade(running), disk };
         self.owners[lent.datastore][lent.disk.partition()] = Some(owner);
+    }
+
+    /// Takes the partition called `name` for the host itself, or says in one line why not and what to do.
+    pub fn claim_for_host(&mut self, name: &str) -> Result<Lent, (String, &'static str)> {
+        let lent = self.claim(name)?;
+        self.owners[lent.datastore][lent.disk.partition()] = Some(Owner::Host);
+        Ok(lent)
+    }
+
+    /// Hands a transfer of the host's own to its disk.
+    pub fn submit_for_host(&mut self, lent: Lent, transfer: &Transfer<'_>) -> Result<(), SubmitError> {
+        self.datastores[lent.datastore].submit(lent.disk, transfer)
+    }
+
+    /// A transfer of the host's own that ended: its id, and whether it succeeded.
+    pub fn take_ended_for_host(&mut self, lent: Lent) -> Option<(u64, bool)> {
+        let is_its = |ended: &HostEnded| (ended.datastore, ended.partition) == (lent.datastore, lent.disk.partition());
+        let place = self.host_ended.iter().position(is_its)?;
+        let HostEnded { id, is_done, .. } = self.host_ended.remove(place);
+        Some((id, is_done))
     }
 
     /// Who has a partition.
     pub fn owner(&self, datastore: usize, partition: usize) -> Option<Arc<Running>> {
-        self.owners[datastore][partition].as_ref()?.running.upgrade()
+        match self.owners[datastore][partition].as_ref()? {
+            Owner::Guest { running, .. } => running.upgrade(),
+            Owner::Host => None,
+        }
     }
 
     /// The size and abilities of a virtual disk.
@@ -121,14 +154,22 @@ impl Storage {
     pub fn next_ended(&mut self) -> Option<Ended> {
         for (index, datastore) in self.datastores.iter_mut().enumerate() {
             while let Some(Completion { disk, id, outcome }) = datastore.completed() {
-                let Some(owner) = &self.owners[index][disk.partition()] else { continue };
-                let Some(running) = owner.running.upgrade() else { continue };
+                let (running, place) = match &self.owners[index][disk.partition()] {
+                    Some(Owner::Guest { running, disk }) => (running.upgrade(), *disk),
+                    Some(Owner::Host) => {
+                        let (partition, is_done) = (disk.partition(), outcome.is_ok());
+                        self.host_ended.push(HostEnded { datastore: index, partition, id, is_done });
+                        continue;
+                    }
+                    None => continue,
+                };
+                let Some(running) = running else { continue };
                 let outcome = match outcome {
                     Ok(()) => Outcome::Ok,
                     Err(IoError::Unsupported) => Outcome::Unsupported,
                     Err(_) => Outcome::IoError,
                 };
-                return Some(Ended { running, disk: owner.disk, id, outcome });
+                return Some(Ended { running, disk: place, id, outcome });
             }
         }
         None

@@ -7,8 +7,6 @@ mod life;
 mod memory;
 mod place;
 
-pub use life::{DiskIo, Ending, Order, Running, Start};
-
 use crate::host::{self, Host};
 use crate::storage::Lent;
 use ::memory::{FRAMES, Heap};
@@ -18,10 +16,11 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{Mac, VmSpec};
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use life::Parts;
-use machine::{CpuProfile, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig};
-use memory::GuestFrames;
+pub use life::{DiskIo, Ending, Order, Running, Start};
+use machine::{CpuProfile, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
+pub use memory::GuestFrames;
 use shell::{ConsoleBuffer, VmState};
 use spin::Mutex;
 use trace::{Event, RunState};
@@ -38,14 +37,16 @@ pub struct Vm {
     /// What its console printed.
     pub console: Mutex<ConsoleBuffer>,
     /// The addresses of its network cards.
-    pub macs: Vec<Mac>,
+    macs: Mutex<Vec<Mac>>,
     life: Mutex<Life>,
+    is_restoring: AtomicBool,
 }
 
 enum Life {
     Created,
     Running(Arc<Running>),
     Stopped,
+    Saved,
     Crashed(String),
 }
 
@@ -80,18 +81,22 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
     let macs = spec.nics.iter().map(|nic| nic.mac.unwrap_or_else(choose_mac)).collect();
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let console = Mutex::new(ConsoleBuffer::new());
-    let vm = Arc::new(Vm { id, spec, console, macs, life: Mutex::new(Life::Created) });
+    let (macs, life) = (Mutex::new(macs), Mutex::new(Life::Created));
+    let vm = Arc::new(Vm { id, spec, console, macs, life, is_restoring: AtomicBool::new(false) });
     host.vms.lock().push(vm.clone());
     if !start {
         return Ok(None);
     }
-    vm.start_as(host, true).inspect_err(|_| forget(host, &vm)).map(Some)
+    vm.start_as(host, Origin::Boot { is_first: true }).inspect_err(|_| forget(host, &vm)).map(Some)
 }
 
 /// Forgets a VM that does not run.
 pub fn delete(host: &Host, vm: &Arc<Vm>) -> Result<(), Refusal> {
     if vm.running().is_some() {
         return Err((format!("{} is running", vm.name()), format!("stop it first: vm kill {}", vm.name())));
+    }
+    if vm.is_restoring.load(Ordering::Acquire) {
+        return Err((format!("{} is being restored", vm.name()), "wait for that".into()));
     }
     forget(host, vm);
     Ok(())
@@ -107,7 +112,7 @@ impl Vm {
     pub fn running(&self) -> Option<Arc<Running>> {
         match &*self.life.lock() {
             Life::Running(running) => Some(running.clone()),
-            Life::Created | Life::Stopped | Life::Crashed(_) => None,
+            Life::Created | Life::Stopped | Life::Saved | Life::Crashed(_) => None,
         }
     }
 
@@ -124,21 +129,76 @@ impl Vm {
             Life::Running(running) if running.order() == Order::Pause => VmState::Paused,
             Life::Running(_) => VmState::Running,
             Life::Stopped => VmState::Stopped,
+            Life::Saved => VmState::Saved,
             Life::Crashed(reason) => VmState::Crashed { reason: reason.clone() },
         }
     }
 
     /// Powers it on. Its CPU goes on from here; [`Running::start`] says how that went.
     pub fn start(self: &Arc<Self>, host: &'static Host) -> Result<Arc<Running>, Refusal> {
-        self.start_as(host, false)
+        if self.is_restoring.load(Ordering::Acquire) {
+            return Err((format!("{} is being restored", self.name()), "see \"vm list\"".into()));
+        }
+        self.start_as(host, Origin::Boot { is_first: false })
     }
 
-    fn start_as(self: &Arc<Self>, host: &'static Host, is_first: bool) -> Result<Arc<Running>, Refusal> {
+    /// Makes a life for what was saved: its memory is not prepared, and it does not run before it is let go.
+    pub fn start_held(self: &Arc<Self>, host: &'static Host, plan: &Plan) -> Result<Arc<Running>, Refusal> {
+        let here = profile(host, plan.vcpus());
+        let profile = plan.profile_on(&here).map_err(|unlike| {
+            (format!("{} cannot go on here: {unlike}", self.name()), "restore it on a host like the one before".into())
+        })?;
+        self.adopt_macs(plan);
+        self.start_as(host, Origin::Saved(Box::new(profile)))
+    }
+
+    /// Notes that it is being restored; says whether it was not.
+    pub fn start_restoring(&self) -> bool {
+        !self.is_restoring.swap(true, Ordering::AcqRel)
+    }
+
+    /// Ends that.
+    pub fn end_restoring(&self) {
+        self.is_restoring.store(false, Ordering::Release);
+    }
+
+    /// The addresses of its network cards.
+    pub fn macs(&self) -> Vec<Mac> {
+        self.macs.lock().clone()
+    }
+
+    /// What its console printed, as far as it is kept.
+    pub fn console_text(&self) -> Vec<u8> {
+        let console = self.console.lock();
+        let mut cursor = console.replay();
+        let mut text = Vec::new();
+        loop {
+            let run = console.read(&mut cursor, ConsoleBuffer::BYTES);
+            if run.is_empty() {
+                return text;
+            }
+            text.extend_from_slice(run);
+        }
+    }
+
+    /// Cards without an address of their own have the one that their guest knows.
+    fn adopt_macs(&self, plan: &Plan) {
+        let mut macs = self.macs.lock();
+        for ((mac, nic), saved) in macs.iter_mut().zip(&self.spec.nics).zip(plan.macs()) {
+            if nic.mac.is_none()
+                && let Some(saved) = Mac::new(saved)
+            {
+                *mac = saved;
+            }
+        }
+    }
+
+    fn start_as(self: &Arc<Self>, host: &'static Host, origin: Origin) -> Result<Arc<Running>, Refusal> {
         if self.running().is_some() {
             return Err((format!("{} is running already", self.name()), "see \"vm list\"".into()));
         }
         let mut disks = Vec::new();
-        let running = claim_disks(host, &self.spec.disks, &mut disks).and_then(|()| self.build(host, &disks, is_first));
+        let running = claim_disks(host, &self.spec.disks, &mut disks).and_then(|()| self.build(host, &disks, origin));
         let running = running.inspect_err(|_| {
             let mut storage = host.storage.lock();
             disks.iter().for_each(|&lent| storage.release(lent));
@@ -160,9 +220,9 @@ impl Vm {
     }
 
     /// Everything that a life needs, with its disks claimed.
-    fn build(self: &Arc<Self>, host: &'static Host, disks: &[Lent], is_first: bool) -> Result<Arc<Running>, Refusal> {
+    fn build(self: &Arc<Self>, host: &'static Host, disks: &[Lent], origin: Origin) -> Result<Arc<Running>, Refusal> {
         let no_memory = |_| ("there is no memory for page tables".to_string(), "stop another VM first".to_string());
-        let mut frames = GuestFrames::take(self.spec.memory.bytes())?;
+        let frames = GuestFrames::take(self.spec.memory.bytes())?;
         let mut devices: Vec<_> = disks.iter().map(|&lent| host.storage.lock().source(lent)).collect();
         devices.sort();
         devices.dedup();
@@ -178,21 +238,37 @@ impl Vm {
         let vcpus = cpus.into_iter().map(vcpu).collect::<Result<Vec<_>, _>>();
         let vcpus = vcpus.map_err(|why| (why, "see \"host\"".to_string()))?;
         memory::map(&memory, &mut second_stage).map_err(no_memory)?;
-        let tsc_khz = host.clock.tsc_khz() as u32;
+        let (profile, is_first, is_held) = match origin {
+            Origin::Boot { is_first } => (profile(host, self.spec.vcpus.into()), is_first, false),
+            Origin::Saved(profile) => (*profile, false, true),
+        };
         let machine = Box::new(Machine::new(MachineConfig {
             id: self.id,
             vcpus: self.spec.vcpus.into(),
             memory,
-            profile: CpuProfile::new(host_leaf, self.spec.vcpus.into(), tsc_khz),
+            profile,
             disks: disks.iter().map(|&lent| disk_config(host, lent)).collect(),
-            nics: self.macs.iter().map(|mac| NicConfig { mac: mac.bytes(), mtu: 1500 }).collect(),
+            nics: self.macs().iter().map(|mac| NicConfig { mac: mac.bytes(), mtu: 1500 }).collect(),
             wall_unix_ns: host.clock.wall_unix_ns(),
         }));
         let ports = host.network.lock().add_guest(self)?;
         let (now_ns, disks) = (host.clock.now_ns(), disks.to_vec());
-        let parts = Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first };
+        let parts = Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first, is_held };
         Ok(Arc::new(Running::new(self.clone(), parts)))
     }
+}
+
+/// Where a life comes from.
+enum Origin {
+    /// It begins with its kernel; `is_first`: this start also made the VM.
+    Boot { is_first: bool },
+    /// It was saved, with this profile.
+    Saved(Box<CpuProfile>),
+}
+
+/// What a new guest with so many vCPUs sees here.
+fn profile(host: &Host, vcpus: u32) -> CpuProfile {
+    CpuProfile::new(host_leaf, vcpus, host.clock.tsc_khz() as u32)
 }
 
 /// A vCPU in its CPU's queue.
@@ -240,11 +316,14 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     let vm = &running.vm;
     *vm.life.lock() = match ending {
         Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) => Life::Stopped,
+        Ending::Saved => Life::Saved,
         Ending::Ended(End::Crash(why)) => Life::Crashed(why.clone()),
     };
     match ending {
         Ending::Ended(End::PowerOff) => log::info!("{} is off", vm.name()),
         Ending::Ended(End::Reset | End::TripleFault(_)) => log::info!("{} resets", vm.name()),
+        // Who saved it said so.
+        Ending::Saved => {}
         Ending::Ended(End::Crash(why)) => log::error!("{} stopped: {why}", vm.name()),
         Ending::NotStarted((message, remedy)) => log::error!("{} does not start: {message}; {remedy}", vm.name()),
     }

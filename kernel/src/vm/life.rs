@@ -16,7 +16,9 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use iommu::Source;
 use machine::{End, ExitCounters, Kernel, Machine, Thread};
+use nested::OutOfMemory;
 use spin::Mutex;
 use switch::PortId;
 use trace::RunState;
@@ -40,6 +42,8 @@ pub enum Ending {
     Ended(End),
     /// It never ran.
     NotStarted(Refusal),
+    /// It was saved, and goes on where it is restored.
+    Saved,
 }
 
 /// How a start went, for whoever ordered it.
@@ -64,6 +68,8 @@ pub struct Running {
     zeroed: AtomicUsize,
     is_prepared: AtomicBool,
     order: AtomicU8,
+    /// Who saves or restores it gives its orders.
+    is_held: AtomicBool,
     /// Why it ends; the first reason counts.
     ending: Mutex<Option<Ending>>,
     is_over: AtomicBool,
@@ -85,6 +91,8 @@ pub struct Parts {
     pub ports: Vec<PortId>,
     pub now_ns: u64,
     pub is_first: bool,
+    /// It is restored, and does not start by itself.
+    pub is_held: bool,
 }
 
 /// What a disk did for a VM.
@@ -113,7 +121,7 @@ impl Start {
 impl Running {
     /// A life of `vm`, its memory not prepared.
     pub fn new(vm: Arc<Vm>, parts: Parts) -> Self {
-        let Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first } = parts;
+        let Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first, is_held } = parts;
         let queued = AtomicUsize::new(vcpus.len());
         let place = |(index, (vcpu, cpu))| Place::new(cpu, vcpu, index == 0, now_ns);
         Self {
@@ -128,7 +136,8 @@ impl Running {
             is_first,
             zeroed: AtomicUsize::new(0),
             is_prepared: AtomicBool::new(false),
-            order: AtomicU8::new(Order::Run as u8),
+            order: AtomicU8::new(if is_held { Order::Pause } else { Order::Run } as u8),
+            is_held: AtomicBool::new(is_held),
             ending: Mutex::new(None),
             is_over: AtomicBool::new(false),
             queued,
@@ -158,6 +167,43 @@ impl Running {
         self.is_prepared.store(true, Ordering::Release);
         self.start.settle(Ok(()));
         Ok(true)
+    }
+
+    /// Lets the device behind a disk that it is saved to, or restored from, reach its memory.
+    pub fn put_in_reach(&self, device: Source) -> Result<(), OutOfMemory> {
+        self.frames.put_in_reach(device)
+    }
+
+    /// Zeroes a frame of its memory, while it is held and before anything is put there; says whether there is one.
+    pub fn zero_frame(&self, index: usize) -> bool {
+        self.frames.zero(index)
+    }
+
+    /// Takes the vCPUs out of a life that is restored instead of prepared.
+    pub fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>> {
+        self.vcpus.iter().filter_map(Place::take_vcpu).collect()
+    }
+
+    /// Gives it the threads that were restored, in the order of its vCPUs. An order to run is due.
+    pub fn begin(&self, threads: Vec<Thread>) {
+        self.vcpus.iter().zip(threads).for_each(|(place, thread)| place.put(Box::new(thread)));
+        self.is_prepared.store(true, Ordering::Release);
+        self.start.settle(Ok(()));
+    }
+
+    /// Has nobody else give it orders, but a kill; says whether nobody held it.
+    pub fn hold(&self) -> bool {
+        !self.is_held.swap(true, Ordering::AcqRel)
+    }
+
+    /// Ends that.
+    pub fn let_go(&self) {
+        self.is_held.store(false, Ordering::Release);
+    }
+
+    /// Whether it is saved or restored just now.
+    pub fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Acquire)
     }
 
     /// Takes a vCPU's thread for its CPU to run it, unless it may not run or was not made yet.
@@ -280,7 +326,7 @@ impl Running {
         let ending = self.ending.lock().take().unwrap_or(Ending::Ended(ordered));
         self.start.settle(Err(match &ending {
             Ending::NotStarted(refusal) => refusal.clone(),
-            Ending::Ended(_) => ("it was stopped before it ran".into(), "start it again".into()),
+            Ending::Ended(_) | Ending::Saved => ("it was stopped before it ran".into(), "start it again".into()),
         }));
         Some(ending)
     }

@@ -14,6 +14,7 @@ use guestmem::{Backing, GuestMemory};
 use iommu::Source;
 use memory::{FRAMES, HostFrames};
 use nested::{OutOfMemory, PageSize};
+use spin::Mutex;
 
 /// Free memory that a start leaves for everybody else: page tables, the heap, the devices' queues.
 const RESERVE_BYTES: u64 = 8 << 20;
@@ -25,14 +26,15 @@ const LOW_BYTES_MAX: u64 = 3 << 30;
 /// The large frames behind a guest's memory, in the order of its addresses, and the devices that reach them.
 pub struct GuestFrames {
     frames: Vec<Hpa>,
-    grants: Vec<Grant>,
+    /// Which devices were let in, and what takes that back where an IOMMU stands between.
+    grants: Mutex<Vec<(Source, Option<Grant>)>>,
 }
 
 impl Drop for GuestFrames {
     fn drop(&mut self) {
         // All of them, even when one device's unit does not answer.
-        let stuck =
-            core::mem::take(&mut self.grants).into_iter().filter_map(|grant| (!grant.revoke()).then_some(())).count();
+        let grants = core::mem::take(&mut *self.grants.lock());
+        let stuck = grants.into_iter().filter_map(|(_, grant)| grant).map(Grant::revoke).filter(|done| !done).count();
         if stuck > 0 {
             let mib = self.bytes() >> 20;
             log::error!("an IOMMU does not answer: {mib} MiB stay out of use, a device may still reach them");
@@ -51,7 +53,7 @@ impl GuestFrames {
             return Err(too_much(bytes, free_bytes));
         }
         let count = (bytes / LARGE_PAGE_BYTES) as usize;
-        let mut taken = Self { frames: list_of(count, bytes, free_bytes)?, grants: Vec::new() };
+        let mut taken = Self { frames: list_of(count, bytes, free_bytes)?, grants: Mutex::new(Vec::new()) };
         if taken.fill(count) { Ok(taken) } else { Err(too_much(bytes, free_bytes)) }
     }
 
@@ -75,8 +77,12 @@ impl GuestFrames {
         self.frames.get(index).inspect(|&&frame| HostFrames.zero(frame, LARGE_PAGE_BYTES)).is_some()
     }
 
-    /// Lets the device behind a disk reach all of it, until this is dropped.
-    pub fn put_in_reach(&mut self, device: Source) -> Result<(), OutOfMemory> {
+    /// Lets the device behind a disk reach all of it, until this is dropped. Once is enough.
+    pub fn put_in_reach(&self, device: Source) -> Result<(), OutOfMemory> {
+        let mut grants = self.grants.lock();
+        if grants.iter().any(|(other, _)| *other == device) {
+            return Ok(());
+        }
         let mut runs: Vec<(Hpa, u64)> = Vec::new();
         for &frame in &self.frames {
             match runs.last_mut() {
@@ -84,7 +90,7 @@ impl GuestFrames {
                 _ => runs.push((frame, LARGE_PAGE_BYTES)),
             }
         }
-        self.grants.extend(confinement::grant(device, runs)?);
+        grants.push((device, confinement::grant(device, runs)?));
         Ok(())
     }
 

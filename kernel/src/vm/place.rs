@@ -54,6 +54,18 @@ impl Place {
         }
     }
 
+    /// Takes the vCPU of which no thread was made yet.
+    pub fn take_vcpu(&self) -> Option<Box<dyn Vcpu>> {
+        let mut home = self.home.lock();
+        match core::mem::replace(&mut *home, Home::Away) {
+            Home::Unprepared(vcpu) => Some(vcpu),
+            other => {
+                *home = other;
+                None
+            }
+        }
+    }
+
     /// Takes its thread, if that is at home and `may` still says so.
     pub fn take(&self, may: impl FnOnce() -> bool) -> Option<Box<Thread>> {
         let mut home = self.home.lock();

@@ -9,6 +9,7 @@ mod host;
 mod iommu;
 mod nics;
 mod platform;
+mod saved;
 mod smp;
 mod tiny;
 
@@ -52,6 +53,7 @@ pub static PROGRAMS: &[Program] = &[
     full("unread_console", console::unread),
     full("pause_resume", tiny::pause_resume),
     full("reset", tiny::reset),
+    full("save_restore", saved::save_restore),
     full("power_button", tiny::power_button),
     full("malformed_kernel", tiny::malformed_kernel),
     full("bare_guests", guests::all),

@@ -1,9 +1,10 @@
-//! Saved machines from anybody: the stream, and the board and local APIC in it, which then go on.
+//! Saved machines from anybody: an image's header and stream, and the board and local APIC in one, which then go on.
 #![no_main]
 
 use chipset::saved::{Board, LocalApic};
 use chipset::{Chipset, Clock, Lapic};
 use libfuzzer_sys::fuzz_target;
+use state::image::{Contents, Frame, Header};
 use state::{Kind, Reader};
 
 const BOARD: Kind = Kind { number: 1, name: "board", version: 1 };
@@ -16,6 +17,11 @@ fuzz_target!(|data: &[u8]| {
         let _ = reader.take::<LocalApic>(LAPIC, 0).map(|saved| saved.map(lapic));
         let _ = reader.finish();
     }
+    if let Some(block) = data.first_chunk() {
+        let _ = Header::parse(block, 1 << 30);
+    }
+    let _ = Contents::parse(data, 1 << 30);
+    let _ = minicbor::decode::<Vec<Frame>>(data).map(|frames| frames.iter().map(|frame| frame.runs().count()).sum::<usize>());
     let _ = minicbor::decode(data).map(board);
     let _ = minicbor::decode(data).map(lapic);
 });

@@ -72,6 +72,13 @@ impl Machine {
         taken
     }
 
+    /// The machine went on at another place: its cards ask their guests to tell the network.
+    pub fn announce(&self, host: &mut dyn Host) {
+        let mut board = self.enter();
+        board.announce();
+        self.leave(&mut board, host);
+    }
+
     /// Somebody pressed the power button.
     pub fn power_button(&self, host: &mut dyn Host) {
         let mut board = self.enter();

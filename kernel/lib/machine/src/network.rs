@@ -73,6 +73,13 @@ impl Board {
         self.settle(Slot::Card(card));
     }
 
+    pub(crate) fn announce(&mut self) {
+        for card in 0..self.cards.len() {
+            self.cards[card].function.announce(&mut self.signals);
+            self.settle(Slot::Card(card));
+        }
+    }
+
     pub(crate) fn nic_offloads(&self, card: usize) -> switch::Offloads {
         let offloads = self.cards[card].function.device.guest_offloads();
         switch::Offloads {

@@ -175,6 +175,31 @@ pub(crate) const CATALOG: &[Spec] = &[
         ..on_vm(&["vm", "resume"], "let a paused VM go on", |arguments| control(arguments, VmAction::Resume))
     },
     Spec {
+        details: "Writes its memory, its devices and its console's text to a virtual disk that no VM has, whose content is \
+                  lost. The VM is then off, and `vm restore` lets it go on, also after the host restarted. Where saving \
+                  fails the VM runs on.",
+        options: &[OptionSpec {
+            occurs: Occurs::Always,
+            ..option("--to", "DISK", Value::Disk, "the virtual disk, larger than its memory in use")
+        }],
+        examples: &["vm save web --to slot1"],
+        ..on_vm(&["vm", "save"], "stop a VM and write all of it to a disk", |arguments| {
+            Ok(Command::VmSave { name: arguments.name()?, to: given(arguments, "--to") })
+        })
+    },
+    Spec {
+        details: "The VM must be defined as it was when it was saved, and its disks must not have changed since. What \
+                  was saved is used up as it goes on.",
+        options: &[OptionSpec {
+            occurs: Occurs::Always,
+            ..option("--from", "DISK", Value::Disk, "the virtual disk that it was saved to")
+        }],
+        examples: &["vm restore web --from slot1"],
+        ..on_vm(&["vm", "restore"], "let a saved VM go on", |arguments| {
+            Ok(Command::VmRestore { name: arguments.name()?, from: given(arguments, "--from") })
+        })
+    },
+    Spec {
         details: "Shows the last 64 KiB of the console first. Ctrl-] leaves, unless the configuration names another \
                   key; pressed twice it gives the guest one.",
         examples: &["vm console web"],
@@ -303,6 +328,11 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
 
 fn control(arguments: &Arguments<'_>, action: VmAction) -> Result<Command, ParseError> {
     Ok(Command::VmControl { name: arguments.name()?, action })
+}
+
+/// The value of an option that must be given.
+fn given(arguments: &Arguments<'_>, option: &str) -> String {
+    arguments.value(option).unwrap_or_default().into()
 }
 
 fn trace(arguments: &Arguments<'_>) -> Result<Command, ParseError> {

@@ -39,6 +39,20 @@ pub enum Command {
         /// What to do to it.
         action: VmAction,
     },
+    /// `vm save`: stops a VM and writes all of it to a virtual disk.
+    VmSave {
+        /// Which VM.
+        name: Name,
+        /// The name of the partition.
+        to: String,
+    },
+    /// `vm restore`: lets a VM go on that was saved.
+    VmRestore {
+        /// Which VM.
+        name: Name,
+        /// The name of the partition.
+        from: String,
+    },
     /// `vm console`: shows a VM's console and types into it, until the operator leaves.
     VmConsole {
         /// Which VM.

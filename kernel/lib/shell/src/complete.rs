@@ -142,7 +142,7 @@ pub(crate) mod tests {
     fn commands_and_their_second_words() {
         assert_eq!(found("h"), ["help", "host"]);
         assert_eq!(found("  vm c"), ["create", "console"]);
-        assert_eq!(found("vm s"), ["show", "start", "stop"]);
+        assert_eq!(found("vm s"), ["show", "start", "stop", "save"]);
         assert_eq!(found("disk "), ["list", "show"]);
         assert_eq!(found("disk --"), ["--json"]);
         assert_eq!(found("").len(), first_words().count());

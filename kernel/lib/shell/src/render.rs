@@ -203,7 +203,9 @@ fn render_devices(heading: &str, devices: &[Device]) -> String {
 fn state(state: &VmState) -> String {
     match state {
         VmState::Crashed { reason } => format!("{}: {reason}", state.name()),
-        VmState::Created | VmState::Running | VmState::Paused | VmState::Stopped => state.name().into(),
+        VmState::Created | VmState::Running | VmState::Paused | VmState::Stopped | VmState::Saved => {
+            state.name().into()
+        }
     }
 }
 

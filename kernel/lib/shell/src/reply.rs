@@ -235,6 +235,8 @@ pub enum VmState {
     Paused,
     /// It is powered off.
     Stopped,
+    /// It is on a disk, and can go on from there.
+    Saved,
     /// It ended by a fault.
     Crashed {
         /// Which.
@@ -505,6 +507,7 @@ impl VmState {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
+            Self::Saved => "saved",
             Self::Crashed { .. } => "crashed",
         }
     }

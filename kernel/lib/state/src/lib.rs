@@ -13,6 +13,7 @@
 extern crate alloc;
 
 mod error;
+pub mod image;
 mod reader;
 #[cfg(test)]
 mod tests;

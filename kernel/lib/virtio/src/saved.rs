@@ -6,3 +6,6 @@
 pub use crate::blk::Saved as Blk;
 pub use crate::net::Saved as Net;
 pub use crate::transport::Saved as Function;
+
+#[cfg(test)]
+mod tests;

@@ -67,6 +67,14 @@ fn what_is_done_to_a_vm() {
 }
 
 #[test]
+fn a_vm_is_saved_to_a_disk_and_restored_from_one() {
+    let (name, to, from) = (name("web"), "slot".into(), "slot".into());
+    assert_eq!(command("vm save web --to slot"), Command::VmSave { name: name.clone(), to });
+    assert_eq!(command("vm restore web --from slot"), Command::VmRestore { name, from });
+    assert!(parse("vm save web").is_err(), "to where?");
+}
+
+#[test]
 fn every_command_takes_json() {
     for spec in CATALOG {
         for example in spec.examples {
@@ -114,11 +122,11 @@ fn mistyped_commands_get_the_remedy() {
         ("xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
         (
             "vm",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, console, delete, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, save, restore, console, delete, such as `vm list`",
         ),
         (
             "vm --json",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, console, delete, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, save, restore, console, delete, such as `vm list`",
         ),
         ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
         ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show"),

@@ -1,0 +1,94 @@
+//! VMs on their way to a partition and back: what `vm save` and `vm restore` started, in steps that block nobody.
+//!
+//! The main type is [`Jobs`], which the services poll; [`save`] and [`restore`] begin a job. A job owns its partition
+//! ([`slot`]) and holds its VM: what would disturb it is refused until it is over, but a kill, which ends it.
+
+mod restore;
+mod save;
+mod slot;
+
+use crate::host::Host;
+use crate::vm::{Refusal, Running, Start, Vm};
+use alloc::format;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use restore::Restore;
+use save::Save;
+use spin::Mutex;
+
+/// Jobs that were begun and that the services have not seen yet.
+static BEGUN: Mutex<Vec<Job>> = Mutex::new(Vec::new());
+
+/// The jobs under way.
+#[derive(Default)]
+pub struct Jobs(Vec<Job>);
+
+/// What goes on.
+enum Job {
+    Save(Save),
+    Restore(Restore),
+}
+
+/// What a job waits for.
+enum Next {
+    /// To be called again, by this moment at the latest.
+    At(u64),
+    /// A transfer of its partition's.
+    Transfer,
+    /// Nothing more: it is over.
+    Over,
+}
+
+/// A job that was begun: how it goes, and the life that it ends, or that ends if it fails.
+pub struct Begun {
+    pub outcome: Arc<Start>,
+    pub life: Weak<Running>,
+}
+
+/// Begins to save a running or paused VM to a partition.
+pub fn save(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Begun, Refusal> {
+    let save = Save::begin(host, vm, partition)?;
+    let begun = Begun { outcome: save.outcome(), life: save.life() };
+    BEGUN.lock().push(Job::Save(save));
+    Ok(begun)
+}
+
+/// Begins to restore a VM from a partition.
+pub fn restore(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Begun, Refusal> {
+    if vm.running().is_some() {
+        return Err((format!("{} is running already", vm.name()), "see \"vm list\"".into()));
+    }
+    if !vm.start_restoring() {
+        return Err((format!("{} is being restored already", vm.name()), "see \"vm list\"".into()));
+    }
+    let restore = Restore::begin(host, vm, partition).inspect_err(|_| vm.end_restoring())?;
+    let begun = Begun { outcome: restore.outcome(), life: Weak::new() };
+    BEGUN.lock().push(Job::Restore(restore));
+    Ok(begun)
+}
+
+/// Whether a job was begun that waits to be looked at.
+pub fn has_work() -> bool {
+    !BEGUN.lock().is_empty()
+}
+
+impl Jobs {
+    /// Goes on with every job; returns when to look again where no transfer says so.
+    pub fn poll(&mut self, host: &'static Host) -> Option<u64> {
+        self.0.append(&mut BEGUN.lock());
+        let mut due_ns: Option<u64> = None;
+        self.0.retain_mut(|job| {
+            let next = match job {
+                Job::Save(save) => save.poll(host),
+                Job::Restore(restore) => restore.poll(host),
+            };
+            match next {
+                Next::At(ns) => due_ns = Some(due_ns.map_or(ns, |other| other.min(ns))),
+                Next::Transfer => {}
+                Next::Over => return false,
+            }
+            true
+        });
+        due_ns
+    }
+}

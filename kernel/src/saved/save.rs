@@ -1,0 +1,270 @@
+//! A VM on its way to a partition. Until the header is written the VM can go on as if nothing had been; afterwards it
+//! must not run again.
+
+use super::Next;
+use super::slot::{Full, Slot, Staging, io_error, push_runs};
+use crate::host::Host;
+use crate::vm::{Ending, Order, Refusal, Running, Start, Vm};
+use addr::{Gpa, Hpa};
+use alloc::format;
+use alloc::string::ToString;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use block::{HostRun, Op};
+use state::image::{Contents, FRAME_PAGES, Frame, HEADER_BYTES, Header, PAGE_BYTES, PAGES_AT_BYTES, Pages};
+
+/// The services run on this CPU.
+const SERVICE_CPU: usize = 0;
+/// How long the VM's disks may take to finish what they do.
+const REST_NS: u64 = 30_000_000_000;
+/// How often it is looked whether the VM has come to rest.
+const LOOK_NS: u64 = 100_000;
+
+/// What comes next. But for the pages, each step begins when the transfers of the one before have ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Rest,
+    /// An older image is void before its pages are overwritten.
+    Clear,
+    ClearFlush,
+    Pages,
+    Stream,
+    StreamFlush,
+    Commit,
+    CommitFlush,
+    End,
+}
+
+/// The job.
+pub struct Save {
+    running: Arc<Running>,
+    outcome: Arc<Start>,
+    slot: Slot,
+    staging: Staging,
+    step: Step,
+    began_ns: u64,
+    was_paused: bool,
+    contents: Contents,
+    /// The frames of the VM's memory, and how many of them are on their way.
+    memory: Vec<(Gpa, Hpa)>,
+    /// A frame's pages that the disk had no room for yet.
+    pending: Vec<HostRun>,
+    /// Where the next pages go, and in the end the stream.
+    at_bytes: u64,
+    header: Option<Header>,
+}
+
+impl Save {
+    /// Pauses and holds the VM.
+    pub fn begin(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Self, Refusal> {
+        let running = vm.must_run()?;
+        if !running.has_started() {
+            return Err((format!("{} has not started yet", vm.name()), "try again in a moment".into()));
+        }
+        let slot = Slot::claim(host, partition)?;
+        let staged = slot.reach(&running).and_then(|()| Staging::new(&slot, HEADER_BYTES as u64));
+        let staging = staged.inspect_err(|_| slot.release(host))?;
+        let was_paused = running.order() == Order::Pause;
+        if !running.hold() || !running.command(host, SERVICE_CPU, Order::Pause) {
+            slot.release(host);
+            return Err((format!("{} is being saved or stopped already", vm.name()), "see \"vm list\"".into()));
+        }
+        running.machine.close();
+        let memory = running.machine.memory().frames().collect();
+        let contents =
+            Contents { name: vm.name().into(), console: vm.console_text(), machine: Vec::new(), frames: Vec::new() };
+        Ok(Self {
+            running,
+            outcome: Arc::default(),
+            slot,
+            staging,
+            step: Step::Rest,
+            began_ns: host.clock.now_ns(),
+            was_paused,
+            contents,
+            memory,
+            pending: Vec::new(),
+            at_bytes: PAGES_AT_BYTES,
+            header: None,
+        })
+    }
+
+    /// How it went, once that is known.
+    pub fn outcome(&self) -> Arc<Start> {
+        self.outcome.clone()
+    }
+
+    /// The life that it ends.
+    pub fn life(&self) -> Weak<Running> {
+        Arc::downgrade(&self.running)
+    }
+
+    /// Goes on.
+    pub fn poll(&mut self, host: &'static Host) -> Next {
+        while self.slot.ended(host).is_some() {}
+        let result = if self.slot.has_failed() {
+            Err(io_error(self.slot.name()))
+        } else if self.running.is_over() {
+            Err((format!("{} was stopped", self.running.vm.name()), "see \"vm list\"".into()))
+        } else {
+            self.advance(host)
+        };
+        match result {
+            Ok(next) => next,
+            // The disk may still read the VM's memory.
+            Err(_) if !self.slot.is_idle() => Next::Transfer,
+            Err(refusal) => self.give_up(host, refusal),
+        }
+    }
+
+    fn advance(&mut self, host: &'static Host) -> Result<Next, Refusal> {
+        let waits = if self.step == Step::Pages { self.slot.is_busy() } else { !self.slot.is_idle() };
+        if waits {
+            return Ok(Next::Transfer);
+        }
+        let now_ns = host.clock.now_ns();
+        let taken = match self.step {
+            Step::Rest => return self.rest(host, now_ns),
+            Step::Clear => {
+                self.staging.fill(&[0; HEADER_BYTES]);
+                self.write_staged(host, 0, HEADER_BYTES as u64).map(|()| Step::ClearFlush)
+            }
+            Step::ClearFlush => self.slot.flush(host).map(|()| Step::Pages),
+            Step::Pages => self.write_pages(host)?,
+            Step::Stream => self.write_stream(host)?,
+            Step::StreamFlush => self.slot.flush(host).map(|()| Step::Commit),
+            Step::Commit => self.commit(host).map(|()| Step::CommitFlush),
+            Step::CommitFlush => self.slot.flush(host).map(|()| Step::End),
+            Step::End => return Ok(self.end(host)),
+        };
+        match taken {
+            Ok(step) => {
+                self.step = step;
+                Ok(Next::At(now_ns))
+            }
+            // Only this job's own transfers, or another VM's, take the room.
+            Err(Full) if self.slot.is_idle() => Ok(Next::At(now_ns + LOOK_NS)),
+            Err(Full) => Ok(Next::Transfer),
+        }
+    }
+
+    /// Waits until no CPU and no disk works for the VM, then saves all of it but its memory.
+    fn rest(&mut self, host: &'static Host, now_ns: u64) -> Result<Next, Refusal> {
+        let machine = &self.running.machine;
+        let now = host.clock.now();
+        let saved = self.running.with_threads(|threads| {
+            let vcpus: Vec<_> = threads.iter_mut().map(|thread| machine.save_vcpu(thread, now)).collect();
+            machine.save(&vcpus, now)
+        });
+        match saved {
+            Some(Ok(bytes)) => {
+                self.contents.machine = bytes;
+                self.step = Step::Clear;
+                Ok(Next::At(now_ns))
+            }
+            Some(Err(busy)) if now_ns - self.began_ns > REST_NS => {
+                Err((format!("{} cannot be saved: {busy}", self.running.vm.name()), "see \"disk list\"".into()))
+            }
+            Some(Err(_)) | None => Ok(Next::At(now_ns + LOOK_NS)),
+        }
+    }
+
+    /// Writes the next frame's pages, but those that are zero.
+    fn write_pages(&mut self, host: &'static Host) -> Result<Result<Step, Full>, Refusal> {
+        if self.pending.is_empty() {
+            let Some(&(gpa, hpa)) = self.memory.get(self.contents.frames.len()) else { return Ok(Ok(Step::Stream)) };
+            let frame = self.look_at(gpa);
+            for (first, count) in frame.runs() {
+                let offset = first as u64 * PAGE_BYTES;
+                push_runs(&mut self.pending, hpa.wrapping_add(offset), count as u64 * PAGE_BYTES);
+            }
+            self.contents.frames.push(frame);
+        }
+        let bytes: u64 = self.pending.iter().map(|run| u64::from(run.bytes)).sum();
+        self.check_room(bytes)?;
+        if bytes > 0 {
+            if let Err(full) = self.slot.submit(host, 0, Op::Write, self.at_bytes, &self.pending) {
+                return Ok(Err(full));
+            }
+            self.at_bytes += bytes;
+            self.pending.clear();
+        }
+        Ok(Ok(Step::Pages))
+    }
+
+    /// Which pages of a frame are not zero, and their checksum.
+    fn look_at(&self, gpa: Gpa) -> Frame {
+        let mut present = [0u64; FRAME_PAGES / 64];
+        let mut sum = Pages::new();
+        let mut page = [0; PAGE_BYTES as usize];
+        for index in 0..FRAME_PAGES {
+            let at = gpa.wrapping_add(index as u64 * PAGE_BYTES);
+            self.running.machine.memory().read(at, &mut page).expect("its frames are memory");
+            if !is_zero(&page) {
+                present[index / 64] |= 1 << (index % 64);
+                sum.add(&page);
+            }
+        }
+        Frame { gpa: gpa.as_u64(), present, checksum: sum.finish() }
+    }
+
+    fn write_stream(&mut self, host: &'static Host) -> Result<Result<Step, Full>, Refusal> {
+        let stream = self.contents.encode();
+        let padded_bytes = (stream.len() as u64).next_multiple_of(PAGE_BYTES);
+        self.check_room(padded_bytes)?;
+        self.staging = Staging::new(&self.slot, padded_bytes)?;
+        self.staging.fill(&stream);
+        self.header = Some(Header { stream_at_bytes: self.at_bytes, stream_bytes: stream.len() as u64 });
+        Ok(self.write_staged(host, self.at_bytes, padded_bytes).map(|()| Step::StreamFlush))
+    }
+
+    /// From here on the image is one.
+    fn commit(&mut self, host: &'static Host) -> Result<(), Full> {
+        let header = self.header.expect("the stream was written");
+        self.staging.fill(&header.encode());
+        self.write_staged(host, 0, HEADER_BYTES as u64)
+    }
+
+    fn write_staged(&mut self, host: &'static Host, at_bytes: u64, bytes: u64) -> Result<(), Full> {
+        self.slot.submit(host, 0, Op::Write, at_bytes, &self.staging.runs(bytes))
+    }
+
+    fn check_room(&self, more_bytes: u64) -> Result<(), Refusal> {
+        if self.at_bytes + more_bytes <= self.slot.bytes() {
+            return Ok(());
+        }
+        let message = format!(
+            "disk {} has {} MiB, which is too little for {}",
+            self.slot.name(),
+            self.slot.bytes() >> 20,
+            self.running.vm.name()
+        );
+        Err((message, "choose a larger partition".to_string()))
+    }
+
+    fn end(&self, host: &'static Host) -> Next {
+        self.slot.release(host);
+        let saved_bytes = self.at_bytes + self.header.map_or(0, |header| header.stream_bytes);
+        log::info!("{} is saved to {}: {} MiB", self.running.vm.name(), self.slot.name(), saved_bytes >> 20);
+        self.outcome.settle(Ok(()));
+        self.running.finish(host, SERVICE_CPU, Ending::Saved);
+        Next::Over
+    }
+
+    /// The VM goes on.
+    fn give_up(&self, host: &'static Host, (message, remedy): Refusal) -> Next {
+        self.slot.release(host);
+        self.running.machine.open();
+        self.running.let_go();
+        if !self.was_paused {
+            self.running.command(host, SERVICE_CPU, Order::Run);
+        }
+        log::warn!("{} is not saved: {message}", self.running.vm.name());
+        self.outcome.settle(Err((message, remedy)));
+        Next::Over
+    }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    page.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == 0)
+}

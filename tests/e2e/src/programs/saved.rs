@@ -1,0 +1,155 @@
+//! `vm save` and `vm restore`: a guest goes on where it was, on the same host and on the next, and every mistake costs
+//! nothing.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+
+use super::tiny;
+use crate::{Artifacts, GUEST_BOOT_LIMIT, Host};
+
+/// For the guest to print a line: it waits for a ping's answer first.
+const LINE_LIMIT: Duration = Duration::from_secs(120);
+/// How far the guest's clock may be from this machine's: the emulated clock chips count whole seconds, and the machine
+/// may be loaded.
+const CLOCK_TOLERANCE_S: u64 = 20;
+/// What it is made of.
+const OPTIONS: &str = "--memory 192M --vcpus 2 --disk scratch --nic";
+/// Where the first partition of the disk begins, and a byte of a saved page in it.
+const PARTITION_AT: u64 = 1 << 20;
+const PAGE_AT: u64 = PARTITION_AT + 4096 + 100;
+
+/// Saves a guest and restores it, here and after the host restarted.
+pub fn save_restore(artifacts: &Artifacts) -> Result<()> {
+    let disk = make_disk(&artifacts.logs)?;
+    let mut host = boot(artifacts, &disk)?;
+    tiny::create(&mut host, "t", "watch=yes", OPTIONS)?;
+    host.attach("t")?.expect(" up\r", GUEST_BOOT_LIMIT)?;
+    host.emulator().send("\x1d")?;
+    host.command("")?;
+    refuse(&mut host)?;
+    let before = save(&mut host)?;
+    ensure!(host.state("t")?.as_deref() == Some("saved"), "the VM is not saved");
+    let refusal = host.refusal("vm restore t --from other")?;
+    ensure!(refusal.contains("no saved VM is there"), "{refusal}");
+    restore(&mut host, before).context("on the same host")?;
+    let refusal = host.refusal("vm restore t --from slot")?;
+    ensure!(refusal.contains("running already"), "{refusal}");
+    let before = save(&mut host)?;
+    host.power_off()?;
+    after_restart(artifacts, &disk, before).context("on the host after it restarted")
+}
+
+/// Mistakes in saving: the guest runs on.
+fn refuse(host: &mut Host) -> Result<()> {
+    for (command, why) in [
+        ("vm save t --to nowhere", "there is no disk nowhere"),
+        ("vm save t --to small", "too little"),
+        ("vm save nobody --to slot", "nobody"),
+    ] {
+        let refusal = host.refusal(command)?;
+        ensure!(refusal.contains(why), "`{command}`: {refusal}");
+    }
+    let last = last_line(host)?;
+    follow(host, last).context("after a save that failed")
+}
+
+fn after_restart(artifacts: &Artifacts, disk: &Path, before: u64) -> Result<()> {
+    let mut host = boot(artifacts, disk)?;
+    let define = |name: &str, options: &str| {
+        let words = "console=ttyS0 quiet watch=yes";
+        format!("vm create {name} --kernel linux --initrd tiny-initrd --cmdline \"{words}\" {options}")
+    };
+    host.ask(&define("u", OPTIONS))?;
+    let refusal = host.refusal("vm restore u --from slot")?;
+    ensure!(refusal.contains("holds t"), "{refusal}");
+    host.ask(&define("t", "--memory 128M --vcpus 2 --disk scratch --nic"))?;
+    let refusal = host.refusal("vm restore t --from slot")?;
+    ensure!(refusal.contains("192 MiB"), "{refusal}");
+    host.ask("vm delete t")?;
+    host.ask(&define("t", OPTIONS))?;
+    flip(disk)?;
+    let refusal = host.refusal("vm restore t --from slot")?;
+    ensure!(refusal.contains("does not match its checksum"), "{refusal}");
+    flip(disk)?;
+    restore(&mut host, before)?;
+    // What was saved is used up.
+    host.ask("vm kill t")?;
+    let refusal = host.refusal("vm restore t --from slot")?;
+    ensure!(refusal.contains("no saved VM is there"), "{refusal}");
+    host.power_off()
+}
+
+/// Pauses the VM, notes what it printed last, and saves it.
+fn save(host: &mut Host) -> Result<u64> {
+    host.ask("vm pause t")?;
+    let last = last_line(host)?;
+    host.ask("vm save t --to slot")?;
+    Ok(last)
+}
+
+/// Restores the VM and sees it go on: the next line, all that was printed before, the time and the network.
+fn restore(host: &mut Host, before: u64) -> Result<()> {
+    host.ask("vm restore t --from slot")?;
+    follow(host, before)?;
+    let text = host.emulator().transcript();
+    ensure!(!text.contains("WATCH FAILED"), host.emulator().failure("the guest's memory changed"));
+    ensure!(text.contains("watch 1 at"), host.emulator().failure("what the console had printed is gone"));
+    Ok(())
+}
+
+/// Sees the line after `before`, with the right time, and then one with the network up.
+fn follow(host: &mut Host, before: u64) -> Result<()> {
+    let mut console = host.attach("t")?;
+    console.expect(&format!("watch {} at ", before + 1), LINE_LIMIT).context("it does not go on")?;
+    let time = console.expect(" ", LINE_LIMIT)?;
+    let guest: u64 = time.trim().parse().with_context(|| format!("the guest's time is {time:?}"))?;
+    let here = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    ensure!(guest.abs_diff(here) <= CLOCK_TOLERANCE_S, "the guest's date is {guest}, here it is {here}");
+    console.expect(" up\r", LINE_LIMIT).context("its network is gone")?;
+    console.leave()
+}
+
+/// The number of the last line that the guest printed.
+fn last_line(host: &mut Host) -> Result<u64> {
+    let mut console = host.attach("t")?;
+    // What has been kept is printed before anything is typed.
+    std::thread::sleep(Duration::from_secs(1));
+    let text = console.emulator().transcript();
+    console.leave()?;
+    let last =
+        text.rsplit("watch ").find_map(|line| line.split_once(" at ").and_then(|(number, _)| number.parse().ok()));
+    last.ok_or_else(|| host.emulator().failure("the guest printed nothing"))
+}
+
+fn boot(artifacts: &Artifacts, disk: &Path) -> Result<Host> {
+    artifacts.boot(&artifacts.fast("save_restore")?.kept_disk(disk))
+}
+
+/// A disk with room for a saved VM, another one, and one that is too small.
+fn make_disk(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join("save_restore.img");
+    File::create(&path)?.set_len(600 << 20)?;
+    let mut command = Command::new("sgdisk");
+    command.args(["--clear", "--set-alignment=2048"]);
+    for (number, name, size) in [(1, "slot", "400M"), (2, "other", "100M"), (3, "small", "4M")] {
+        command.arg(format!("--new={number}:0:+{size}")).arg(format!("--change-name={number}:{name}"));
+    }
+    let output = command.arg(&path).output().context("starting sgdisk")?;
+    ensure!(output.status.success(), "sgdisk: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(path)
+}
+
+/// Changes a byte of what is saved, or changes it back.
+fn flip(disk: &Path) -> Result<()> {
+    let file = File::options().read(true).write(true).open(disk)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, PAGE_AT)?;
+    file.write_all_at(&[byte[0] ^ 0x10], PAGE_AT)?;
+    Ok(())
+}
