@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use e2e::NicModel;
 
 use crate::setup;
 use rig::{Rig, System};
@@ -38,7 +39,7 @@ struct Bench {
     run: fn(&Rig, System) -> Result<Figures>,
 }
 
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 10] = [
     Bench { name: "boot", run: |rig, system| rig.linux(system, "boot", 1) },
     Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false, 1) },
     Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true, 1) },
@@ -46,6 +47,9 @@ const BENCHES: [Bench; 7] = [
     Bench { name: "disk", run: |rig, system| rig.linux(system, "exits,disk", 1) },
     Bench { name: "net", run: |rig, system| rig.linux(system, "net", 1) },
     Bench { name: "smp", run: smp },
+    Bench { name: "e1000", run: |rig, system| rig.card(system, NicModel::E1000) },
+    Bench { name: "e1000e", run: |rig, system| rig.card(system, NicModel::E1000e) },
+    Bench { name: "igb", run: |rig, system| rig.card(system, NicModel::Igb) },
 ];
 
 /// Two processors that interrupt each other, and a mix of programs on both.

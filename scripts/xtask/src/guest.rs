@@ -55,6 +55,18 @@ pub const TINY_MODULES: [&str; 11] = [
 /// Modules of the Linux host that `bench` compares with, beside those, in the order in which they load.
 pub const KVM_MODULES: [&str; 11] =
     ["irqbypass", "kvm", "kvm-amd", "llc", "stp", "bridge", "tun", "tap", "vhost_iotlb", "vhost", "vhost_net"];
+/// Modules of Debian's other kernel for Intel's network cards, in the order in which they load; the cloud kernel has none.
+const CARD_MODULES: [&str; 5] = ["dca", "i2c-algo-bit", "e1000", "e1000e", "igb"];
+/// The package with that kernel: what Debian's own `linux-image-amd64` stands for.
+const CARD_KERNEL: &str = r#"set -eu
+cd "$1"
+package=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/{print $2; exit}')
+apt-get download "$package-unsigned"
+dpkg-deb -x "$package"-unsigned_*.deb root
+cp root/boot/vmlinuz-* linux
+mkdir modules
+find root -name '*.ko' -exec mv -t modules {} +
+rm -r root "$package"-unsigned_*.deb"#;
 const TINY_INIT: &str = include_str!("../../guest/init");
 const TINY_DHCP: &str = include_str!("../../guest/dhcp");
 /// Root's password is `pollux`, hashed in the way that costs an emulator least.
@@ -244,13 +256,32 @@ fn copy_sparse(source: &Path, target: &Path, offset: u64) -> Result<()> {
     }
 }
 
+/// The small guest for a machine with Intel network cards and nothing around it: kernel and initial RAM disk.
+pub fn with_cards() -> Result<(PathBuf, PathBuf)> {
+    let busybox = fs::read("/bin/busybox").context("reading /bin/busybox (package busybox-static)")?;
+    let recipe = format!("{CARD_KERNEL} {CARD_MODULES:?} {:016x} {}", hash(&busybox), tiny_recipe());
+    let folder = cached("cards", &recipe, |folder| {
+        let mut download = Command::new("sh");
+        download.args(["-c", CARD_KERNEL, "sh"]).arg(folder);
+        steps::logged("fetching a kernel with drivers of network cards (once)", "cards", &mut download)?;
+        let modules = folder.join("modules");
+        build_tiny_with(folder, &modules, &CARD_MODULES, &busybox)?;
+        fs::remove_dir_all(&modules).with_context(|| format!("removing {}", modules.display()))
+    })?;
+    Ok((folder.join("linux"), folder.join("initrd")))
+}
+
 fn build_tiny(folder: &Path, modules: &Path, busybox: &[u8]) -> Result<()> {
+    build_tiny_with(folder, modules, &TINY_MODULES, busybox)
+}
+
+fn build_tiny_with(folder: &Path, modules: &Path, names: &[&str], busybox: &[u8]) -> Result<()> {
     let mut archive = Archive::default();
     for path in ["bin", "dev", "etc", "proc", "sys", "tmp", "modules"] {
         archive.folder(path);
     }
     add_busybox(&mut archive, busybox)?;
-    add_modules(&mut archive, modules, &TINY_MODULES)?;
+    add_modules(&mut archive, modules, names)?;
     for (name, source) in TINY_PROGRAMS {
         archive.file(&format!("bin/{name}"), &compile(folder, name, source)?);
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Accel, Artifacts, Console, Emulator, Launch, SCRATCH_DISK, TINY_INITRD};
+use e2e::{Accel, Artifacts, Console, Emulator, Launch, NicModel, SCRATCH_DISK, TINY_INITRD};
 
 use super::Figures;
 use super::kvm_host::KvmHost;
@@ -89,6 +89,28 @@ impl Rig {
                 self.alone(&launch.kept_disk(&self.disk).nic(""))
             }
             System::Kvm => self.under_kvm(&name, Accel::Tcg, &Nested { guest: "linux", kernel: linux, vcpus }, &words),
+        }
+    }
+
+    /// Measures the network through a card of the host's, and under Linux with its own driver of that card.
+    pub fn card(&self, system: System, model: NicModel) -> Result<Figures> {
+        let words = format!("console=ttyS0 quiet panic=-1 bench=net server={}", self.server.guest_address());
+        let name = format!("bench-{}-{model:?}", system.name());
+        match system {
+            System::Pollux => {
+                let launch = self.artifacts.bare_with(&name, &[])?.memory_mib(HOST_MIB).nic_model(model).nic("");
+                let mut host = self.artifacts.boot(&launch)?;
+                host.ask(&format!(
+                    "vm create b --kernel linux --initrd {TINY_INITRD} --cmdline \"{words}\" --memory {GUEST_MIB}M --nic --start"
+                ))?;
+                collect(host.attach("b")?.emulator())
+            }
+            System::Bare => {
+                let (linux, initrd) = guest::with_cards()?;
+                let launch = Launch::new(&name).memory_mib(GUEST_MIB).linux(&linux, &initrd, &words);
+                self.alone(&launch.nic_model(model).nic(""))
+            }
+            System::Kvm => Ok(Figures::new()),
         }
     }
 
