@@ -22,6 +22,8 @@ pub struct Svm {
     pub(crate) tsc_aux: u64,
     /// An event whose delivery an exit interrupted; it goes first.
     pub(crate) interrupted: Option<u64>,
+    /// This processor delivers a virtual interrupt of the very priority that CR8 has, as it should not (15.21.3).
+    pub(crate) equal_priority_passes: bool,
     /// The guest is in an NMI's handler: the next NMI waits for its IRET.
     pub(crate) in_nmi: bool,
     /// The physical processor whose registers hold this guest's VMLOAD state, between `run` and `park`.
@@ -169,6 +171,7 @@ impl Svm {
             xcr0: 1,
             tsc_aux: 0,
             interrupted: None,
+            equal_priority_passes: false,
             in_nmi: false,
             entered: None,
             asid_of: None,

@@ -1,10 +1,10 @@
 //! From an exit code and its two words of information to a vendor-free [`Exit`] (15.7 to 15.14, appendix C).
 
 use crate::entry::{Svm, event};
-use crate::vmcb::{clean, misc1};
+use crate::vmcb::{clean, misc1, virtual_interrupt};
 use addr::Gpa;
 use cpu::machine_check::{self, Verdict};
-use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection};
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, Vcpu, Window};
 
 /// Exit codes (appendix C).
 mod code {
@@ -48,7 +48,7 @@ pub fn exit(svm: &mut Svm) -> Option<Exit> {
     let info = control.exit_info_1;
     Some(match control.exit_code {
         code::INTR | code::NMI | code::SMI | code::INIT => Exit::HostInterrupt,
-        code::VINTR => Exit::InterruptWindow,
+        code::VINTR => return interrupt_window(svm),
         code::IOIO => Exit::Port(port(info)),
         code::MSR => msr(svm, info),
         code::CPUID => Exit::Cpuid { leaf: gpr(svm, Gpr::Rax) as u32, subleaf: gpr(svm, Gpr::Rcx) as u32 },
@@ -132,6 +132,20 @@ fn nested_fault(info: u64, gpa: u64) -> Exit {
         _ => Access::Read,
     };
     Exit::NestedFault { gpa: Gpa::new(gpa), access, page_walk: info & PAGE_WALK != 0 }
+}
+
+/// A virtual interrupt could be delivered. Where that happens although its priority is only CR8's own, which QEMU lets
+/// through, a lower one is asked for from now on: the guest would otherwise never run on.
+fn interrupt_window(svm: &mut Svm) -> Option<Exit> {
+    let field = svm.vmcb.control.virtual_interrupt;
+    let class = (field >> virtual_interrupt::PRIORITY_SHIFT & 0xf) as u8;
+    let held = field & virtual_interrupt::IGNORE_TPR == 0 && class <= svm.tpr();
+    if held && !svm.equal_priority_passes {
+        svm.equal_priority_passes = true;
+        svm.want_interrupt_window(Window::Below(class));
+        return None;
+    }
+    Some(Exit::InterruptWindow)
 }
 
 /// The guest leaves an NMI's handler: IRET itself runs now (15.13.3), and what waits for it can be delivered.

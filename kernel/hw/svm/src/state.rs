@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
     Blocking, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable, Vcpu, VcpuState,
-    efer, rflags,
+    Window, efer, rflags,
 };
 
 /// DR6.BS: a single step.
@@ -112,21 +112,38 @@ impl Vcpu for Svm {
         self.in_nmi
     }
 
-    fn want_interrupt_window(&mut self, wanted: bool) {
-        let control = &mut self.vmcb.control;
-        if wanted == (control.intercept_misc[0] & misc1::VINTR != 0) {
-            return;
-        }
+    fn want_interrupt_window(&mut self, window: Window) {
+        const ANY: u64 = virtual_interrupt::PRIORITY_HIGHEST | virtual_interrupt::IGNORE_TPR;
+        const REQUEST: u64 = virtual_interrupt::REQUEST | ANY;
         // A virtual interrupt that is never delivered: its intercept comes first (15.21.4).
-        let request = virtual_interrupt::REQUEST | virtual_interrupt::PRIORITY_HIGHEST | virtual_interrupt::IGNORE_TPR;
-        if wanted {
-            control.intercept_misc[0] |= misc1::VINTR;
-            control.virtual_interrupt |= request;
-        } else {
-            control.intercept_misc[0] &= !misc1::VINTR;
-            control.virtual_interrupt &= !request;
+        let request = match window {
+            Window::Never => 0,
+            Window::Open => REQUEST,
+            Window::Below(class) => {
+                let priority = class.saturating_sub(self.equal_priority_passes.into());
+                virtual_interrupt::REQUEST | u64::from(priority) << virtual_interrupt::PRIORITY_SHIFT
+            }
+        };
+        let control = &mut self.vmcb.control;
+        let intercept = if request == 0 { 0 } else { misc1::VINTR };
+        let before = (control.intercept_misc[0] & misc1::VINTR, control.virtual_interrupt & REQUEST);
+        if before != (intercept, request) {
+            control.intercept_misc[0] = control.intercept_misc[0] & !misc1::VINTR | intercept;
+            control.virtual_interrupt = control.virtual_interrupt & !REQUEST | request;
+            self.changed(clean::INTERCEPTS | clean::TPR);
         }
-        self.changed(clean::INTERCEPTS | clean::TPR);
+    }
+
+    fn tpr(&self) -> u8 {
+        (self.vmcb.control.virtual_interrupt & virtual_interrupt::TPR) as u8
+    }
+
+    fn set_tpr(&mut self, class: u8) {
+        if class != self.tpr() {
+            let others = self.vmcb.control.virtual_interrupt & !virtual_interrupt::TPR;
+            self.vmcb.control.virtual_interrupt = others | u64::from(class) & virtual_interrupt::TPR;
+            self.changed(clean::TPR);
+        }
     }
 
     fn state(&mut self) -> VcpuState {

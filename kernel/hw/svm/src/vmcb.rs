@@ -160,8 +160,11 @@ pub mod misc2 {
 
 /// Bits of the virtual interrupt control, offset 60h (15.21.1).
 pub mod virtual_interrupt {
+    /// The guest's CR8.
+    pub const TPR: u64 = 0xf;
     pub const REQUEST: u64 = 1 << 8;
-    pub const PRIORITY_HIGHEST: u64 = 0xf << 16;
+    pub const PRIORITY_SHIFT: u32 = 16;
+    pub const PRIORITY_HIGHEST: u64 = 0xf << PRIORITY_SHIFT;
     pub const IGNORE_TPR: u64 = 1 << 20;
     pub const MASKING: u64 = 1 << 24;
 }

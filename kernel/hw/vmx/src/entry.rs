@@ -34,8 +34,7 @@ pub struct Vmx {
     pub(crate) ept_root: Hpa,
     pub(crate) fpu: Box<Area>,
     pub(crate) xcr0: u64,
-    /// Where the virtual TPR is: nothing else of the page is used (30.1.1).
-    virtual_apic: Box<Page>,
+    pub(crate) virtual_apic: Box<VirtualApic>,
     /// The last exit.
     pub(crate) reason: Reason,
     /// Where the instruction that caused it ends.
@@ -66,6 +65,33 @@ pub(crate) struct Hot {
     pub interruptibility: u64,
     pub processor_controls: u64,
     pub tsc_offset: u64,
+    /// The guest exits when CR8 falls below this (25.6.8).
+    pub tpr_threshold: u64,
+}
+
+/// The page whose virtual TPR the guest's CR8 is; nothing else of it is used (30.1.1).
+#[repr(C, align(4096))]
+pub(crate) struct VirtualApic {
+    before: [u8; 0x80],
+    task_priority: u8,
+    after: [u8; 0xf7f],
+}
+
+impl VirtualApic {
+    fn boxed() -> Box<Self> {
+        Box::new(Self { before: [0; 0x80], task_priority: 0, after: [0; 0xf7f] })
+    }
+
+    /// The virtual TPR as the guest left it.
+    pub fn task_priority(&self) -> u8 {
+        // SAFETY: the processor changes it behind the compiler's back, but never while the host runs.
+        unsafe { (&raw const self.task_priority).read_volatile() }
+    }
+
+    pub fn set_task_priority(&mut self, value: u8) {
+        // SAFETY: as in `task_priority`.
+        unsafe { (&raw mut self.task_priority).write_volatile(value) }
+    }
 }
 
 #[repr(align(4096))]
@@ -222,7 +248,7 @@ impl Vmx {
             ept_root,
             fpu: Area::reset(),
             xcr0: 1,
-            virtual_apic: Box::new(Page([0; 4096])),
+            virtual_apic: VirtualApic::boxed(),
             reason: Reason::default(),
             next_rip: None,
             event: None,
@@ -280,8 +306,8 @@ impl Vmx {
         self.written.rsp = self.vmcs.read(Field::GUEST_RSP);
         self.written.rflags = self.vmcs.read(Field::GUEST_RFLAGS);
         self.written.interruptibility = self.vmcs.read(Field::INTERRUPTIBILITY);
-        self.hot =
-            Hot { processor_controls: self.hot.processor_controls, tsc_offset: self.hot.tsc_offset, ..self.written };
+        let Hot { processor_controls, tsc_offset, tpr_threshold, .. } = self.hot;
+        self.hot = Hot { processor_controls, tsc_offset, tpr_threshold, ..self.written };
         self.gprs[Gpr::Rsp as usize] = self.hot.rsp;
         self.reason = Reason(self.vmcs.read(Field::EXIT_REASON) as u32);
         self.next_rip = self.reason.has_length().then(|| self.instruction_end());
@@ -320,6 +346,8 @@ impl Vmx {
     fn write_hot(&mut self) {
         const SHADOW: u64 = interruptibility::STI | interruptibility::MOV_SS;
         self.hot.rsp = self.gprs[Gpr::Rsp as usize];
+        // A threshold above the TPR would fail the entry (27.2.1.1).
+        self.hot.tpr_threshold = self.hot.tpr_threshold.min((self.virtual_apic.task_priority() >> 4).into());
         if self.hot != self.written {
             let (hot, written) = (self.hot, self.written);
             let fields = [
@@ -329,6 +357,7 @@ impl Vmx {
                 (Field::INTERRUPTIBILITY, hot.interruptibility, written.interruptibility),
                 (Field::PROCESSOR_CONTROLS, hot.processor_controls, written.processor_controls),
                 (Field::TSC_OFFSET, hot.tsc_offset, written.tsc_offset),
+                (Field::TPR_THRESHOLD, hot.tpr_threshold, written.tpr_threshold),
             ];
             for (field, value, _) in fields.into_iter().filter(|(_, value, before)| value != before) {
                 self.vmcs.write(field, value);
@@ -390,7 +419,6 @@ impl Vmx {
             (Field::EXCEPTION_BITMAP, exceptions),
             (Field::MSR_BITMAP, &raw const MSR_MAP as u64),
             (Field::VIRTUAL_APIC, &raw const *self.virtual_apic as u64),
-            (Field::TPR_THRESHOLD, 0),
             (Field::EPT_POINTER, self.ept_pointer()),
             (Field::CR0_MASK, !CR0_GUEST),
             (Field::CR4_MASK, !CR4_GUEST),
@@ -404,6 +432,7 @@ impl Vmx {
             (Field::ACTIVITY, 0),
             (Field::PROCESSOR_CONTROLS, self.hot.processor_controls),
             (Field::TSC_OFFSET, self.hot.tsc_offset),
+            (Field::TPR_THRESHOLD, self.hot.tpr_threshold),
         ];
         fields.into_iter().for_each(|(field, value)| self.vmcs.write(field, value));
         if self.features.contains(Features::VPID) {

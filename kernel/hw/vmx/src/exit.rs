@@ -38,6 +38,7 @@ mod reason {
     pub const MONITOR: u32 = 39;
     pub const PAUSE: u32 = 40;
     pub const MACHINE_CHECK: u32 = 41;
+    pub const TPR_BELOW_THRESHOLD: u32 = 43;
     pub const EPT_VIOLATION: u32 = 48;
     pub const EPT_MISCONFIGURATION: u32 = 49;
     pub const INVEPT: u32 = 50;
@@ -68,6 +69,7 @@ impl Reason {
                     | reason::INVALID_STATE
                     | reason::MSR_LOADING
                     | reason::MACHINE_CHECK
+                    | reason::TPR_BELOW_THRESHOLD
                     | reason::EPT_VIOLATION
                     | reason::EPT_MISCONFIGURATION
                     | reason::PREEMPTION_TIMER
@@ -86,6 +88,11 @@ pub fn exit(vmx: &mut Vmx) -> Option<Exit> {
         // INIT comes from a processor on which Pollux is dying: in VMX operation it stops nobody by itself (24.8).
         reason::INIT => cpu::halt_forever(),
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
+        // The MOV to CR8 is done.
+        reason::TPR_BELOW_THRESHOLD => {
+            vmx.hot.tpr_threshold = 0;
+            Exit::InterruptWindow
+        }
         reason::NMI_WINDOW => {
             vmx.hot.processor_controls &= !u64::from(processor::NMI_WINDOW);
             Exit::InterruptWindow

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
     Blocking, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable, Vcpu, VcpuState,
-    cr0, efer, rflags,
+    Window, cr0, efer, rflags,
 };
 
 /// DR6.BS: a single step.
@@ -115,10 +115,19 @@ impl Vcpu for Vmx {
         blocked
     }
 
-    fn want_interrupt_window(&mut self, wanted: bool) {
-        let window = u64::from(processor::INTERRUPT_WINDOW);
-        let others = self.hot.processor_controls & !window;
-        self.hot.processor_controls = others | if wanted { window } else { 0 };
+    fn want_interrupt_window(&mut self, window: Window) {
+        let open = u64::from(processor::INTERRUPT_WINDOW);
+        let others = self.hot.processor_controls & !open;
+        self.hot.processor_controls = others | if window == Window::Open { open } else { 0 };
+        self.hot.tpr_threshold = if let Window::Below(class) = window { class.into() } else { 0 };
+    }
+
+    fn tpr(&self) -> u8 {
+        self.virtual_apic.task_priority() >> 4
+    }
+
+    fn set_tpr(&mut self, class: u8) {
+        self.virtual_apic.set_task_priority(class << 4);
     }
 
     fn state(&mut self) -> VcpuState {

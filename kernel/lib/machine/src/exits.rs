@@ -7,7 +7,7 @@ use addr::Gpa;
 use alloc::format;
 use chipset::Clock;
 use insn::{Fault, Opcode};
-use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor};
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, Window};
 
 /// How many elements of a repeated string instruction are carried out at a time.
 const STRING_BUDGET: u32 = 256;
@@ -29,7 +29,7 @@ impl Machine {
         let clock = self.clock(now, thread.vcpu.tsc_offset());
         match exit {
             Exit::HostInterrupt => return Next::Yield,
-            Exit::InterruptWindow => thread.vcpu.want_interrupt_window(false),
+            Exit::InterruptWindow => thread.vcpu.want_interrupt_window(Window::Never),
             Exit::Port(access) => return self.port(thread, access, clock),
             Exit::NestedFault { gpa, access, page_walk } => {
                 return self.nested_fault(thread, gpa, access, page_walk, clock);

@@ -13,7 +13,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use chipset::{DeliveryMode, Effect, Lapic, Message, Pending, Target};
 use trace::Event as Trace;
-use vcpu::{Event, ReadyFor, SegmentName, Vcpu, VcpuState};
+use vcpu::{Event, ReadyFor, SegmentName, Vcpu, VcpuState, Window};
 
 /// Why a vCPU let go of its CPU.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -145,6 +145,7 @@ impl Machine {
                 detail: 0,
             });
             self.collect_eoi(thread);
+            collect_tpr(thread);
             let next = self.handle(thread, exit, exited, host);
             let end = self.finish_exit(thread, outbox, host);
             now = host.now();
@@ -270,7 +271,7 @@ impl Machine {
     fn init(&self, thread: &mut Thread) {
         let state = thread.vcpu.state().after_init();
         thread.vcpu.set_state(&state);
-        thread.vcpu.want_interrupt_window(false);
+        thread.vcpu.want_interrupt_window(Window::Never);
         thread.lapic.init();
         thread.registered = Registered::default();
         thread.timer_changed = true;
@@ -329,13 +330,12 @@ impl Machine {
             thread.lapic.acknowledge_nmi();
             thread.vcpu.inject(Event::Nmi);
         }
+        thread.vcpu.set_tpr(thread.lapic.tpr());
         let Some(pending) = thread.lapic.pending_interrupt() else {
-            thread.vcpu.want_interrupt_window(false);
-            return;
+            return thread.vcpu.want_interrupt_window(window(thread));
         };
         if thread.vcpu.ready_for() != ReadyFor::Interrupts {
-            thread.vcpu.want_interrupt_window(true);
-            return;
+            return thread.vcpu.want_interrupt_window(Window::Open);
         }
         let vector = match pending {
             Pending::Vector(vector) => {
@@ -357,7 +357,24 @@ impl Machine {
         thread.vcpu.inject(Event::Interrupt(vector));
         host.trace(Trace::Inject { vm: self.id, vcpu: thread.index as u16, vector });
         // More that waits goes in when this one's handler lets it.
-        thread.vcpu.want_interrupt_window(thread.lapic.pending_interrupt().is_some());
+        thread.vcpu.want_interrupt_window(window(thread));
+    }
+}
+
+/// When a guest that runs could take another interrupt.
+fn window(thread: &Thread) -> Window {
+    match (thread.lapic.pending_interrupt(), thread.lapic.held_by_tpr()) {
+        (Some(_), _) => Window::Open,
+        (None, Some(class)) => Window::Below(class),
+        (None, None) => Window::Never,
+    }
+}
+
+/// Takes over what the guest made of CR8. A task priority that it wrote to the local APIC has four bits more.
+fn collect_tpr(thread: &mut Thread) {
+    let class = thread.vcpu.tpr();
+    if class != thread.lapic.tpr() {
+        thread.lapic.set_tpr(class);
     }
 }
 

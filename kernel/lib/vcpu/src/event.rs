@@ -40,6 +40,18 @@ impl Exception {
     }
 }
 
+/// For what [`Exit::InterruptWindow`](crate::Exit::InterruptWindow) is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Window {
+    /// Nothing.
+    Never,
+    /// An external interrupt can be delivered.
+    Open,
+    /// An interrupt of this priority class, 1 to 15, can be delivered or is only held back by RFLAGS.IF and shadows: the
+    /// guest lowered the task priority in CR8 below it.
+    Below(u8),
+}
+
 /// What a vCPU can take at its next entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReadyFor {

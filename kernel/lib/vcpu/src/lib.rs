@@ -15,7 +15,7 @@ mod state;
 
 use alloc::vec::Vec;
 
-pub use event::{Event, Exception, ReadyFor};
+pub use event::{Event, Exception, ReadyFor, Window};
 pub use exit::{Access, Exit, PortAccess, PortDirection};
 pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, cr4, efer, rflags};
 
@@ -74,8 +74,14 @@ pub trait Vcpu: Send {
     /// Whether the guest is in an NMI's handler, so that the next one must wait.
     fn nmi_blocked(&self) -> bool;
 
-    /// Asks for [`Exit::InterruptWindow`] as soon as an external interrupt could be delivered.
-    fn want_interrupt_window(&mut self, wanted: bool);
+    /// Asks for [`Exit::InterruptWindow`], in place of what was asked for before.
+    fn want_interrupt_window(&mut self, window: Window);
+
+    /// The task-priority class in CR8, 0 to 15, which the guest reads and writes without exits.
+    fn tpr(&self) -> u8;
+
+    /// Sets it: the local APIC's task priority was changed by another way.
+    fn set_tpr(&mut self, class: u8);
 
     /// Everything that a saved vCPU consists of, but its extended state and its TSC.
     fn state(&mut self) -> VcpuState;

@@ -230,6 +230,13 @@ impl Lapic {
         (vector >> 4 > self.processor_priority() >> 4).then_some(Pending::Vector(vector))
     }
 
+    /// The priority class of the interrupt that waits for nothing but a lower task priority.
+    pub fn held_by_tpr(&self) -> Option<u8> {
+        let class = self.irr.highest()? >> 4;
+        let in_service = self.isr.highest().unwrap_or(0) >> 4;
+        (class > in_service && class <= self.tpr >> 4).then_some(class)
+    }
+
     /// Whether an NMI waits.
     pub fn nmi_pending(&self) -> bool {
         self.nmi

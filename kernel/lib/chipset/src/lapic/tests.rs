@@ -570,3 +570,20 @@ mod lint0 {
         assert_eq!(lapic.pending(), None);
     }
 }
+
+#[test]
+fn an_interrupt_is_held_by_the_task_priority_alone_or_not() {
+    let mut lapic = x2apic(0);
+    assert_eq!(lapic.held_by_tpr(), None, "nothing waits");
+    lapic.set_tpr(5);
+    raise(&mut lapic, 0x5e, EDGE);
+    assert_eq!((lapic.pending_interrupt(), lapic.held_by_tpr()), (None, Some(5)), "its own class is held");
+    raise(&mut lapic, 0x61, EDGE);
+    assert_eq!((lapic.pending_interrupt(), lapic.held_by_tpr()), (Some(Pending::Vector(0x61)), None));
+    lapic.acknowledge(0x61);
+    assert_eq!(lapic.held_by_tpr(), None, "one in service holds it, too");
+    lapic.end_of_interrupt(&mut Vec::new());
+    assert_eq!(lapic.held_by_tpr(), Some(5));
+    lapic.set_tpr(4);
+    assert_eq!((lapic.pending_interrupt(), lapic.held_by_tpr()), (Some(Pending::Vector(0x5e)), None));
+}

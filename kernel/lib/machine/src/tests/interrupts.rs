@@ -266,3 +266,40 @@ fn the_xapic_page_works_as_the_registers_do() {
     bench.run();
     assert_eq!(bench.taken(), [Event::Interrupt(0xec)]);
 }
+
+#[test]
+fn cr8_and_the_local_apic_have_one_task_priority() {
+    let mut bench = Bench::new();
+    bench.enable_x2apic();
+    bench.write_msr(0x808, 0x5f).unwrap();
+    bench.run();
+    assert_eq!(bench.shared.lock().unwrap().tpr, 5, "CR8 shows what was written to the local APIC");
+    bench.run();
+    assert_eq!(bench.read_msr(0x808), Ok(0x5f), "and leaves its lower bits alone");
+    let shared = bench.shared.clone();
+    bench.then(move |_| {
+        shared.lock().unwrap().tpr = 3;
+        Exit::HostInterrupt
+    });
+    bench.run();
+    assert_eq!(bench.read_msr(0x808), Ok(0x30), "what the guest moved to CR8");
+}
+
+#[test]
+fn an_interrupt_that_cr8_holds_back_comes_when_it_falls() {
+    let mut bench = Bench::new();
+    bench.enable_x2apic();
+    bench.set_if(true);
+    bench.write_msr(0x808, 0x50).unwrap();
+    bench.write_msr(0x83f, 0x51).unwrap();
+    bench.run();
+    assert_eq!(bench.taken(), [], "of the same class");
+    // The guest's MOV to CR8, after which the processor exits as it was asked to.
+    let shared = bench.shared.clone();
+    bench.then(move |_| {
+        shared.lock().unwrap().tpr = 4;
+        Exit::InterruptWindow
+    });
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x51)]);
+}

@@ -16,6 +16,8 @@ pub struct Shared {
     pub script: VecDeque<Step>,
     /// The events that the guest took.
     pub taken: Vec<Event>,
+    /// The task priority in its CR8.
+    pub tpr: u8,
     /// How often it had to forget translations.
     pub invalidations: u32,
 }
@@ -28,7 +30,7 @@ pub struct MockVcpu {
     state: VcpuState,
     waiting: Option<Event>,
     in_nmi: bool,
-    window: bool,
+    window: Window,
     tsc_offset: u64,
     /// The last exit's instruction has to be decoded to find its end.
     string_exit: bool,
@@ -40,7 +42,7 @@ impl MockVcpu {
     /// A processor after reset.
     pub fn new(shared: Arc<Mutex<Shared>>) -> Self {
         let state = VcpuState::reset();
-        let (waiting, in_nmi, window, tsc_offset, string_exit) = (None, false, false, 0, false);
+        let (waiting, in_nmi, window, tsc_offset, string_exit) = (None, false, Window::Never, 0, false);
         Self { state, waiting, in_nmi, window, tsc_offset, string_exit, extended: vec![], shared }
     }
 }
@@ -61,8 +63,11 @@ impl Vcpu for MockVcpu {
                 Event::Exception(_) => {}
             }
         }
-        if self.window && self.state.rflags & rflags::IF != 0 {
-            return Exit::InterruptWindow;
+        let open = self.state.rflags & rflags::IF != 0;
+        match self.window {
+            Window::Open if open => return Exit::InterruptWindow,
+            Window::Below(class) if shared.tpr < class => return Exit::InterruptWindow,
+            _ => {}
         }
         let Some(step) = shared.script.pop_front() else { return Exit::HostInterrupt };
         drop(shared);
@@ -133,8 +138,16 @@ impl Vcpu for MockVcpu {
         self.in_nmi
     }
 
-    fn want_interrupt_window(&mut self, wanted: bool) {
-        self.window = wanted;
+    fn want_interrupt_window(&mut self, window: Window) {
+        self.window = window;
+    }
+
+    fn tpr(&self) -> u8 {
+        self.shared.lock().unwrap().tpr
+    }
+
+    fn set_tpr(&mut self, class: u8) {
+        self.shared.lock().unwrap().tpr = class;
     }
 
     fn state(&mut self) -> VcpuState {
