@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::tiny;
 use crate::bus::Bus;
-use crate::{Artifacts, Host, SCRATCH_DISK};
+use crate::{Artifacts, DiskBus, Host, NicModel, SCRATCH_DISK};
 
 /// For a stray access to be told of.
 const TOLD_LIMIT: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ const KERNEL: u64 = 0x20_0000;
 
 /// Intel's.
 pub fn vtd(artifacts: &Artifacts) -> Result<()> {
-    let mut host = confined(artifacts, "iommu_vtd", "intel-iommu", "VT-d")?;
+    let mut host = confined(artifacts, "iommu_vtd", "intel-iommu", "VT-d", (DiskBus::Nvme, NicModel::Igb))?;
     host.emulator().expect("was kept from a write to 0x200", TOLD_LIMIT)?;
     ensure!(stopped(&mut host)? > 0, "`host` does not count it");
     host.power_off()
@@ -32,7 +32,7 @@ pub fn vtd(artifacts: &Artifacts) -> Result<()> {
 
 /// AMD's. QEMU's lets everything pass unless told not to, and keeps to itself what it stops.
 pub fn amdvi(artifacts: &Artifacts) -> Result<()> {
-    confined(artifacts, "iommu_amdvi", "amd-iommu,pt=off", "AMD-Vi")?.power_off()
+    confined(artifacts, "iommu_amdvi", "amd-iommu,pt=off", "AMD-Vi", (DiskBus::Ahci, NicModel::E1000e))?.power_off()
 }
 
 /// Without one, the report says so.
@@ -46,15 +46,16 @@ pub fn absent(artifacts: &Artifacts) -> Result<()> {
 }
 
 /// A guest uses disk and network card through the unit, and a device that was given nothing reaches nothing.
-fn confined(artifacts: &Artifacts, name: &str, device: &str, unit: &str) -> Result<Host> {
+fn confined(
+    artifacts: &Artifacts,
+    name: &str,
+    device: &str,
+    unit: &str,
+    (disk, nic): (DiskBus, NicModel),
+) -> Result<Host> {
     let (socket, qtest) = Bus::argument(name);
-    let mut launch = artifacts.bare_with(name, &[])?.argument("-device", device);
-    for setting in ["iommu_platform=on", "disable-legacy=on"] {
-        for model in ["virtio-blk-pci", "virtio-net-pci"] {
-            launch = launch.argument("-global", format!("{model}.{setting}"));
-        }
-    }
-    let launch = launch.disk(&artifacts.datastore).nic("").argument("-device", "edu");
+    let launch = artifacts.bare_with(name, &[])?.argument("-device", device).argument("-device", "edu");
+    let launch = launch.disk_bus(disk).disk(&artifacts.datastore).nic_model(nic).nic("");
     let mut host = artifacts.boot(&launch.argument("-qtest", qtest).argument("-qtest-log", "/dev/null"))?;
     let dma = host.ask("host")?["dma"].take();
     let description = dma["description"].as_str().context("`host` says nothing of DMA")?;
