@@ -14,6 +14,10 @@ multiboot2_header:
     .short 6, 0                                     # modules start on page boundaries
     .long 8
     .balign 8
+    .short 5, 1                                     # a framebuffer of any size, if there is one
+    .long 20
+    .long 0, 0, 32
+    .balign 8
     .short 0, 0                                     # end
     .long 8
 multiboot2_header_end:

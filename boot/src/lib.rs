@@ -84,6 +84,30 @@ pub struct Module {
     pub bytes: &'static [u8],
 }
 
+/// What a screen is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ScreenKind {
+    /// Cells of two bytes, as in VGA's text modes.
+    Text,
+    /// Pixels of four bytes.
+    Pixels,
+}
+
+/// The screen that the boot loader left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Screen {
+    /// Its physical address.
+    pub address: u64,
+    /// Bytes from one line to the next.
+    pub pitch_bytes: u32,
+    /// Cells or pixels in a line.
+    pub width: u32,
+    /// Lines.
+    pub height: u32,
+    /// What it is made of.
+    pub kind: ScreenKind,
+}
+
 /// What the boot loader told us.
 pub struct BootInfo {
     regions: [Region; REGIONS_MAX],
@@ -96,6 +120,8 @@ pub struct BootInfo {
     pub rsdp: Option<u64>,
     /// The boot loader's own name.
     pub loader: Text,
+    /// The screen, where the loader says that there is one of a known kind.
+    pub screen: Option<Screen>,
     /// Regions and modules that found no room here.
     pub dropped: usize,
     /// Where the information itself lies, which must not be overwritten while it is in use.
@@ -117,6 +143,7 @@ impl BootInfo {
             command_line: Text::EMPTY,
             rsdp: None,
             loader: Text::EMPTY,
+            screen: None,
             dropped: 0,
             own: Region::default(),
         };

@@ -1,7 +1,7 @@
 //! Multiboot2, as GRUB passes it: a list of tags, read through the `multiboot2` crate.
 
-use crate::{BootInfo, Region, Text};
-use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
+use crate::{BootInfo, Region, Screen, ScreenKind, Text};
+use multiboot2::{BootInformation, BootInformationHeader, FramebufferTag, FramebufferType, MemoryAreaType};
 
 /// What EAX holds.
 pub const MAGIC: u32 = multiboot2::MAGIC;
@@ -21,6 +21,7 @@ pub unsafe fn read(info: u32, boot: &mut BootInfo) -> Result<(), &'static str> {
     let rsdp_v1 = tags.rsdp_v1_tag().map(|tag| &raw const *tag as u64);
     // The tag holds a copy of the root pointer behind its eight bytes of header.
     boot.rsdp = rsdp_v2.or(rsdp_v1).map(|tag| tag + 8);
+    boot.screen = tags.framebuffer_tag().and_then(|tag| screen(tag.ok()?));
     for module in tags.module_tags() {
         let bytes = module.end_address().saturating_sub(module.start_address()) as usize;
         // SAFETY: the loader read the file there; the frame allocator leaves modules alone for ever.
@@ -32,4 +33,15 @@ pub unsafe fn read(info: u32, boot: &mut BootInfo) -> Result<(), &'static str> {
         boot.add_region(area.start_address(), area.size(), area.typ() == MemoryAreaType::Available);
     }
     Ok(())
+}
+
+/// The screen, if it is text, or of 32 bits a pixel.
+fn screen(tag: &FramebufferTag) -> Option<Screen> {
+    let kind = match (tag.buffer_type().ok()?, tag.bpp()) {
+        (FramebufferType::Text, _) => ScreenKind::Text,
+        (FramebufferType::RGB { .. }, 32) => ScreenKind::Pixels,
+        _ => return None,
+    };
+    let (address, pitch_bytes) = (tag.address(), tag.pitch());
+    Some(Screen { address, pitch_bytes, width: tag.width(), height: tag.height(), kind })
 }

@@ -1,10 +1,11 @@
 //! The last words: what a panic or an exception of the host's own code leaves on the serial line.
 
-use crate::{host, serial};
+use crate::{host, screen, serial};
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 use cpu::percpu::CPUS_MAX;
+use drivers::screen::Screen;
 use drivers::uart::SerialPort;
 use interrupts::Frame;
 
@@ -47,7 +48,7 @@ fn die(words: impl FnOnce(&mut Words)) -> ! {
     }
     // No guest runs on, and nothing of theirs is written any more: their disks are as after a power failure.
     interrupts::stop_others();
-    let mut out = Words(serial::open());
+    let mut out = Words { line: serial::open(), screen: last_screen() };
     words(&mut out);
     if interrupts::nmis() > 0 {
         let _ = writeln!(out, "{} NMIs arrived before: an error of the hardware?", interrupts::nmis());
@@ -63,13 +64,27 @@ fn die(words: impl FnOnce(&mut Words)) -> ! {
     cpu::halt_forever()
 }
 
-/// Text straight to the serial line.
-struct Words(Option<SerialPort>);
+/// The screen, for what is said last.
+fn last_screen() -> Option<Screen> {
+    let mut screen = screen::open()?;
+    screen.clear();
+    screen.stop_at_end();
+    Some(screen)
+}
+
+/// Text straight to the serial line and to the screen.
+struct Words {
+    line: Option<SerialPort>,
+    screen: Option<Screen>,
+}
 
 impl Write for Words {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
         // Nothing is allocated here: the heap may be what failed.
-        if let Some(line) = &mut self.0 {
+        if let Some(screen) = &mut self.screen {
+            screen.write(text);
+        }
+        if let Some(line) = &mut self.line {
             for (index, part) in text.split('\n').enumerate() {
                 if index > 0 {
                     line.drain(b"\r\n");

@@ -3,13 +3,14 @@
 use crate::commands::{self, Answer};
 use crate::host::Host;
 use crate::log_ring;
-use crate::serial;
 use crate::vm::Vm;
+use crate::{screen, serial};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use drivers::screen::Screen;
 use drivers::uart::SerialPort;
 use shell::{Attach, AttachAction, Cursor, Input, LineEditor, NameKind, Names, Reply};
 
@@ -27,6 +28,8 @@ const KEYBOARD_NS: u64 = 20_000_000;
 /// The console of the host.
 pub struct HostConsole {
     line: Option<SerialPort>,
+    /// Where the log is shown too.
+    screen: Option<Screen>,
     editor: LineEditor,
     mode: Mode,
     output: Vec<u8>,
@@ -67,7 +70,13 @@ impl HostConsole {
         if let Some(line) = line.as_mut().filter(|_| serial::has_interrupt()) {
             line.enable_receive_interrupt();
         }
-        let mut console = Self { line, editor: LineEditor::new("pollux> "), mode: Mode::Prompt, output: Vec::new() };
+        let mut console = Self {
+            line,
+            screen: screen::open(),
+            editor: LineEditor::new("pollux> "),
+            mode: Mode::Prompt,
+            output: Vec::new(),
+        };
         console.print_log();
         console.editor.show(&mut console.output);
         console.send();
@@ -199,6 +208,9 @@ impl HostConsole {
         for message in log_ring::take_unprinted() {
             let text = format!("{}\n", commands::log_text(&message));
             shell::to_terminal(&text, &mut self.output);
+            if let Some(screen) = &mut self.screen {
+                screen.write(&text);
+            }
         }
     }
 

@@ -76,6 +76,10 @@ impl Ring {
         if let Some(text) = self.spare.pop() {
             return text;
         }
+        // Before memory was put by, each has its own; none is taken from those that nobody has seen yet.
+        if self.messages.len() < MESSAGES_MAX {
+            return String::new();
+        }
         let Some(Message { mut text, .. }) = self.messages.pop_front() else { return String::new() };
         self.unprinted = self.unprinted.min(self.messages.len());
         text.clear();

@@ -17,6 +17,7 @@ mod network;
 mod probe;
 mod processor;
 mod saved;
+mod screen;
 mod serial;
 mod services;
 mod storage;
@@ -59,6 +60,7 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     let rsdp = platform::find_rsdp(boot.rsdp);
     memory::protect(&boot);
     interrupts::init(epitaph::exception);
+    screen::init(&boot);
     make_stacks(0).expect("memory for stacks");
     cpu::speculation::init(boot.command_line.split_ascii_whitespace().any(|word| word == MITIGATE_ALWAYS));
     prepare_processor(0);
@@ -86,7 +88,7 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
 fn make_stacks(index: usize) -> Option<()> {
     let mut tops = [0; SPECIAL_STACKS];
     for top in &mut tops {
-        *top = Stack::new()?.top();
+        *top = Stack::special()?.top();
     }
     STACKS[index].call_once(|| tops);
     Some(())

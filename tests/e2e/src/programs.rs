@@ -45,6 +45,7 @@ pub static PROGRAMS: &[Program] = &[
     full("one_cpu", host::one_cpu),
     full("bare_host", host::bare_host),
     full("serial_lines", platform::serial_lines),
+    full("screen", platform::screen),
     full("machine_check", platform::machine_check),
     full("mitigations", platform::mitigations),
     full("no_svm", host::no_svm),

@@ -18,6 +18,7 @@ pub mod nvme;
 mod partitions;
 pub mod pci;
 mod probe;
+pub mod screen;
 pub mod uart;
 mod virtio;
 mod virtio_blk;

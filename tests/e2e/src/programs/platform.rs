@@ -1,12 +1,12 @@
 //! What differs between machines: where the console is, what the processor leaks, and which errors
-//! it reports.
+//! it reports, and what is on the screen.
 
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
 use super::guests;
-use crate::{Artifacts, COMMAND_LIMIT, Host, Launch, Serial};
+use crate::{Artifacts, COMMAND_LIMIT, Host, Launch, Medium, Serial};
 
 /// The prompt comes on COM2, on a UART on PCI, and on the one that the firmware names.
 pub fn serial_lines(artifacts: &Artifacts) -> Result<()> {
@@ -75,6 +75,36 @@ pub fn machine_check(artifacts: &Artifacts) -> Result<()> {
     host.emulator().fail_on("the machine is halted");
     let epitaph = "Pollux stopped: machine check: memory error in bank 4 at 0x12345000";
     host.emulator().expect(epitaph, COMMAND_LIMIT).map(|_| ())
+}
+
+/// The log is on the screen too: as text after a BIOS, as pixels after UEFI.
+pub fn screen(artifacts: &Artifacts) -> Result<()> {
+    const TEXT_BYTES: usize = 80 * 25 * 2;
+    let file = |name: &str| artifacts.logs.join(name);
+    let mut host =
+        artifacts.boot(&artifacts.from_stick("screen_bios", Medium::Usb, false).argument("-device", "VGA"))?;
+    let path = file("screen_bios.bin");
+    host.emulator().monitor(&format!("pmemsave 0xb8000 {TEXT_BYTES} \"{}\"", path.display()))?;
+    let cells = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let text: String = cells.iter().step_by(2).map(|&byte| char::from(byte)).collect();
+    ensure!(text.contains("Pollux") && text.contains("starts, loaded by GRUB"), "the screen shows: {text}");
+    host.power_off()?;
+
+    let mut host =
+        artifacts.boot(&artifacts.from_stick("screen_uefi", Medium::Usb, true).argument("-device", "VGA"))?;
+    let path = file("screen_uefi.ppm");
+    host.emulator().monitor(&format!("screendump \"{}\"", path.display()))?;
+    let picture = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    // "P6\nWIDTH HEIGHT\n255\n", then three bytes a pixel.
+    let header = picture.splitn(4, |&byte| byte == b'\n').nth(1).map(String::from_utf8_lossy).unwrap_or_default();
+    let mut sides = header.split(' ').filter_map(|side| side.parse::<usize>().ok());
+    let (width, height) = sides.next().zip(sides.next()).context("the picture has no size")?;
+    let pixels = &picture[picture.len().saturating_sub(width * height * 3)..];
+    let line_of_text = |row: usize| pixels.chunks(width * 3 * 16).nth(row).unwrap_or_default();
+    let lit = |row: usize| line_of_text(row).chunks(3).filter(|pixel| pixel[0] > 0x40).count();
+    ensure!(lit(0) > 200, "{width} x {height}: the first line of the screen is empty");
+    ensure!(lit(height / 16 - 1) == 0, "{width} x {height}: the last line of the screen is not");
+    host.power_off()
 }
 
 /// How a weakness stands, as `host` tells.
