@@ -139,6 +139,11 @@ impl Vm {
         if self.is_restoring.load(Ordering::Acquire) {
             return Err((format!("{} is being restored", self.name()), "see \"vm list\"".into()));
         }
+        if matches!(*self.life.lock(), Life::Saved) {
+            // Started anew it would change disks that what is saved takes for unchanged.
+            let remedy = format!("let it go on by \"vm restore\", or give that up: vm delete {}", self.name());
+            return Err((format!("{} is saved", self.name()), remedy));
+        }
         self.start_as(host, Origin::Boot { is_first: false })
     }
 
@@ -315,8 +320,10 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     }
     let vm = &running.vm;
     *vm.life.lock() = match ending {
-        Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) => Life::Stopped,
+        // What is saved stays where it could not be restored.
         Ending::Saved => Life::Saved,
+        Ending::NotStarted(_) if running.is_held() => Life::Saved,
+        Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) => Life::Stopped,
         Ending::Ended(End::Crash(why)) => Life::Crashed(why.clone()),
     };
     match ending {

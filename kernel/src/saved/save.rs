@@ -71,8 +71,8 @@ impl Save {
         }
         running.machine.close();
         let memory = running.machine.memory().frames().collect();
-        let contents =
-            Contents { name: vm.name().into(), console: vm.console_text(), machine: Vec::new(), frames: Vec::new() };
+        let (console, machine, frames) = (Vec::new(), Vec::new(), Vec::new());
+        let contents = Contents { name: vm.name().into(), console, machine, frames };
         Ok(Self {
             running,
             outcome: Arc::default(),
@@ -159,6 +159,7 @@ impl Save {
         match saved {
             Some(Ok(bytes)) => {
                 self.contents.machine = bytes;
+                self.contents.console = self.running.vm.console_text();
                 self.step = Step::Clear;
                 Ok(Next::At(now_ns))
             }

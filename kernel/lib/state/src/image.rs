@@ -245,6 +245,15 @@ mod tests {
         assert!(Contents::parse(&stream, header.pages_bytes() - 1).is_err(), "four pages do not fit");
     }
 
+    /// What the first version wrote: whoever changes this test makes saved VMs unreadable.
+    #[test]
+    fn the_header_stays() {
+        let block = Header { stream_at_bytes: 0x12_3000, stream_bytes: 0x4567 }.encode();
+        assert_eq!(block[..32], *b"PLXIMAGE\x01\0\0\0\0\0\0\0\0\x30\x12\0\0\0\0\0\x67\x45\0\0\0\0\0\0");
+        assert!(block[32..CHECKSUM_AT].iter().all(|&byte| byte == 0));
+        assert_eq!(block[CHECKSUM_AT..], CHECKSUM.checksum(&block[..CHECKSUM_AT]).to_le_bytes());
+    }
+
     #[test]
     fn a_frame_names_its_runs() {
         let frame = &contents().frames[0];

@@ -34,6 +34,8 @@ pub fn save_restore(artifacts: &Artifacts) -> Result<()> {
     refuse(&mut host)?;
     let before = save(&mut host)?;
     ensure!(host.state("t")?.as_deref() == Some("saved"), "the VM is not saved");
+    let refusal = host.refusal("vm start t")?;
+    ensure!(refusal.contains("t is saved"), "{refusal}");
     let refusal = host.refusal("vm restore t --from other")?;
     ensure!(refusal.contains("no saved VM is there"), "{refusal}");
     restore(&mut host, before).context("on the same host")?;
