@@ -6,6 +6,7 @@ use crate::host::{self, Host};
 use crate::network::{Forwarder, Frame};
 use crate::processor::Watch;
 use crate::services::{self, Services};
+use crate::turns::{Slice, Turns};
 use crate::vm::{Ending, Queued, Running};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -15,14 +16,10 @@ use interrupts::local_apic;
 use machine::{Moment, Outbox, Pause, Thread};
 use trace::Event;
 
-/// How long a vCPU runs for each part of its weight when others wait for the same CPU; 10 ms by the usual weight.
-const SLICE_NS_PER_WEIGHT: u64 = 100_000;
 /// How long a vCPU runs at least, unless an interrupt arrives.
 const SLICE_NS_MIN: u64 = 50_000;
 /// How long a vCPU runs on that woke another of the same CPU: long enough to send the rest of a batch.
 const WAKER_NS: u64 = 100_000;
-/// How many vCPUs in a row may go before their turn.
-const FAVOURS_MAX: u32 = 8;
 /// How long a CPU zeroes a new guest's memory before others have their turn.
 const PREPARE_NS: u64 = 2_000_000;
 
@@ -38,10 +35,8 @@ struct CpuLoop {
     services: Option<Services>,
     /// Whose floating-point state is in the processor.
     loaded: Option<Loaded>,
-    /// A vCPU that goes before its turn, because one that ran here waits for it.
-    favoured: Option<Queued>,
-    /// How many went before their turn since one did not.
-    favours: u32,
+    /// Whose turn it is.
+    turns: Turns,
     /// For errors that this CPU reports.
     watch: Watch,
 }
@@ -69,8 +64,7 @@ pub fn run(host: &'static Host, index: usize) -> ! {
         arrived: Vec::new(),
         services: (index == 0).then(|| Services::new(host)),
         loaded: None,
-        favoured: None,
-        favours: 0,
+        turns: Turns::default(),
         watch: Watch::default(),
     };
     loop {
@@ -91,7 +85,7 @@ impl CpuLoop {
         let deadline_ns = deadline_ns.into_iter().chain([watch_ns]).min();
         self.let_go();
         match self.next_ready() {
-            Some(queued) => self.run_slice(&queued, deadline_ns),
+            Some(slice) => self.run_slice(&slice, deadline_ns),
             None => self.sleep(deadline_ns),
         }
     }
@@ -103,27 +97,14 @@ impl CpuLoop {
         }
     }
 
-    /// The vCPU that runs next: the queue turns, so that each comes first once, but for those that others wait for.
-    fn next_ready(&mut self) -> Option<Queued> {
+    fn next_ready(&mut self) -> Option<Slice> {
         let now_ns = self.host.clock.now_ns();
-        let ready =
-            |queued: &Queued| queued.running.ready_at_ns(queued.vcpu).is_some_and(|ready_ns| ready_ns <= now_ns);
-        let favoured = self.favoured.take().filter(|favoured| self.favours < FAVOURS_MAX && ready(favoured));
-        if favoured.is_some() {
-            self.favours += 1;
-            return favoured;
-        }
-        self.favours = 0;
-        let mut queue = self.host.cpus.queue(self.index).lock();
-        let position = queue.iter().position(ready)?;
-        queue.rotate_left(position);
-        let queued = queue[0].clone();
-        queue.rotate_left(1);
-        Some(queued)
+        self.turns.next(&mut self.host.cpus.queue(self.index).lock(), now_ns)
     }
 
     /// Runs a vCPU until its slice is over, it sleeps, or there is something else to do.
-    fn run_slice(&mut self, queued: &Queued, deadline_ns: Option<u64>) {
+    fn run_slice(&mut self, slice: &Slice, deadline_ns: Option<u64>) {
+        let Slice { queued, .. } = slice;
         let Queued { running, vcpu } = queued;
         let (vcpu, place) = (*vcpu, &running.vcpus[*vcpu]);
         if running.is_over() {
@@ -134,7 +115,7 @@ impl CpuLoop {
         if vcpu == 0 {
             match running.prepare(self.host, start_ns + PREPARE_NS) {
                 Ok(true) => {}
-                Ok(false) => return place.end_slice(start_ns, self.host.clock.now_ns()),
+                Ok(false) => return self.book(queued, start_ns),
                 Err(refusal) => return self.end(queued, Ending::NotStarted(refusal)),
             }
         }
@@ -142,20 +123,20 @@ impl CpuLoop {
             // It has no thread yet, or its VM was paused this moment: either way somebody wakes it.
             return place.sleep(&running.machine, vcpu, None);
         }
-        let limit_ns = self.limit_ns(queued, start_ns, deadline_ns);
+        let limit_ns = self.limit_ns(slice, start_ns, deadline_ns);
         let loaded = self.loaded.as_mut().expect("it was loaded");
         let mut host = GuestHost {
             cpu: self.index,
             host: self.host,
             queued,
             forwarder: &mut self.forwarder,
-            favoured: &mut self.favoured,
+            turns: &mut self.turns,
             limit_ns,
         };
         host.arm_limit();
         host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: vcpu as u16 });
         let pause = running.machine.run(&mut loaded.thread, &mut self.outbox, &mut host);
-        place.end_slice(start_ns, self.host.clock.now_ns());
+        self.book(queued, start_ns);
         match pause {
             Pause::Interrupted => {}
             Pause::Idle(until_ns) => place.sleep(&running.machine, vcpu, until_ns),
@@ -163,15 +144,21 @@ impl CpuLoop {
         }
     }
 
+    /// Books the time that a vCPU had this CPU.
+    fn book(&mut self, queued: &Queued, start_ns: u64) {
+        let end_ns = self.host.clock.now_ns();
+        queued.running.vcpus[queued.vcpu].end_slice(start_ns, end_ns);
+        self.turns.ran(queued, end_ns.saturating_sub(start_ns));
+    }
+
     /// When a vCPU that starts now has to let go of its CPU: for what else is due here, and for another vCPU that is ready
     /// or will be. However much there is to do, a guest gets on: what is due already waits for a moment.
-    fn limit_ns(&self, queued: &Queued, start_ns: u64, deadline_ns: Option<u64>) -> Option<u64> {
-        let slice_ns = SLICE_NS_PER_WEIGHT * u64::from(queued.running.vm.spec.weight);
+    fn limit_ns(&self, slice: &Slice, start_ns: u64, deadline_ns: Option<u64>) -> Option<u64> {
         let queue = self.host.cpus.queue(self.index).lock();
-        let others = queue.iter().filter(|other| !other.is(queued));
+        let others = queue.iter().filter(|other| !other.is(&slice.queued));
         let other_ns = others.filter_map(|other| other.running.ready_at_ns(other.vcpu)).min();
         let slice_end_ns = match other_ns {
-            Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + slice_ns),
+            Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + slice.ns),
             later => later.filter(|&ready_ns| ready_ns != u64::MAX),
         };
         deadline_ns.into_iter().chain(slice_end_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN))
@@ -207,7 +194,7 @@ impl CpuLoop {
         if self.loaded.as_ref().is_some_and(|loaded| loaded.queued.is(queued)) {
             self.unload();
         }
-        self.favoured = None;
+        self.turns.forget(queued);
         self.host.cpus.queue(self.index).lock().retain(|other| !other.is(queued));
         if let Some(ending) = queued.running.leave() {
             services::hand_over(queued.running.clone(), ending);
@@ -240,8 +227,7 @@ struct GuestHost<'a> {
     host: &'static Host,
     queued: &'a Queued,
     forwarder: &'a mut Forwarder,
-    /// Who goes next on this CPU, before its turn.
-    favoured: &'a mut Option<Queued>,
+    turns: &'a mut Turns,
     /// When this CPU has something else to do.
     limit_ns: Option<u64>,
 }
@@ -273,25 +259,14 @@ impl machine::Host for GuestHost<'_> {
         running.wake(self.host, vcpu, self.cpu);
         if running.vcpus[vcpu].cpu == self.cpu {
             // Most who interrupt another wait for what it does then.
-            self.give_way(Some(vcpu));
+            self.favour(Some(vcpu));
             self.end_soon();
         }
     }
 
     fn give_way(&mut self, to: Option<usize>) {
-        let Queued { running, vcpu: own } = self.queued;
-        let now_ns = self.host.clock.now_ns();
-        let may = |vcpu: usize| {
-            let is_here = vcpu != *own && running.vcpus[vcpu].cpu == self.cpu;
-            is_here && running.ready_at_ns(vcpu).is_some_and(|ready_ns| ready_ns <= now_ns)
-        };
-        // Those behind it first, so that each has its turn.
-        let count = running.vcpus.len();
-        let others = (1..count).map(|distance| (own + distance) % count);
-        let found = others.filter(|vcpu| to.is_none_or(|to| to == *vcpu)).find(|&vcpu| may(vcpu));
-        if let Some(vcpu) = found {
-            *self.favoured = Some(Queued { running: running.clone(), vcpu });
-        }
+        self.favour(to);
+        self.turns.end(self.queued);
     }
 
     fn steal_ns(&self) -> u64 {
@@ -317,6 +292,23 @@ impl machine::Host for GuestHost<'_> {
 }
 
 impl GuestHost<'_> {
+    /// Lets a ready vCPU of the same VM and CPU go next: this one, or any.
+    fn favour(&mut self, to: Option<usize>) {
+        let Queued { running, vcpu: own } = self.queued;
+        let now_ns = self.host.clock.now_ns();
+        let may = |vcpu: usize| {
+            let is_here = vcpu != *own && running.vcpus[vcpu].cpu == self.cpu;
+            is_here && running.ready_at_ns(vcpu).is_some_and(|ready_ns| ready_ns <= now_ns)
+        };
+        // Those behind it first, so that each has its turn.
+        let count = running.vcpus.len();
+        let others = (1..count).map(|distance| (own + distance) % count);
+        let found = others.filter(|vcpu| to.is_none_or(|to| to == *vcpu)).find(|&vcpu| may(vcpu));
+        if let Some(vcpu) = found {
+            self.turns.favour(Queued { running: running.clone(), vcpu });
+        }
+    }
+
     fn flush_frames(&mut self, outbox: &mut Outbox) {
         let frames = &*outbox.frames_mut();
         if frames.is_empty() {

@@ -22,6 +22,7 @@ mod serial;
 mod services;
 mod storage;
 mod time;
+mod turns;
 mod vm;
 
 use alloc::vec::Vec;

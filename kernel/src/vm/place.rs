@@ -4,7 +4,7 @@
 //! guest runs, and whoever finds all threads of a paused VM at home has all of its state.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use machine::{Machine, Sleep, Thread};
 use spin::Mutex;
 use vcpu::Vcpu;
@@ -15,6 +15,8 @@ pub struct Place {
     pub cpu: usize,
     home: Mutex<Home>,
     sleep: Sleep,
+    /// It slept before it became ready.
+    woken: AtomicBool,
     /// Since when it is ready, unless it sleeps.
     ready_since_ns: AtomicU64,
     /// Time on a CPU, and time that it was ready and had none.
@@ -39,6 +41,7 @@ impl Place {
             cpu,
             home: Mutex::new(Home::Unprepared(vcpu)),
             sleep: Sleep::until(if is_boot { 0 } else { Sleep::FOR_EVER_NS }),
+            woken: AtomicBool::new(false),
             ready_since_ns: AtomicU64::new(now_ns),
             cpu_ns: AtomicU64::new(0),
             steal_ns: AtomicU64::new(0),
@@ -87,6 +90,7 @@ impl Place {
     pub fn wake(&self, now_ns: impl FnOnce() -> u64) -> bool {
         let slept = self.sleep.end() != 0;
         if slept {
+            self.woken.store(true, Ordering::Relaxed);
             self.ready_since_ns.store(now_ns(), Ordering::Relaxed);
         }
         slept
@@ -102,6 +106,11 @@ impl Place {
         self.sleep.ends_at_ns()
     }
 
+    /// Whether it has slept since it last ran.
+    pub fn woke(&self) -> bool {
+        self.woken.load(Ordering::Relaxed) || self.ready_at_ns() != 0
+    }
+
     /// Counts waiting from here on: it may run again after a pause.
     pub fn set_ready_since(&self, now_ns: u64) {
         self.ready_since_ns.store(now_ns, Ordering::Relaxed);
@@ -110,6 +119,7 @@ impl Place {
     /// Books the time that it was ready and had no CPU.
     pub fn begin_slice(&self, now_ns: u64) {
         // A moment to sleep until that has come is when it became ready.
+        self.woken.store(false, Ordering::Relaxed);
         let slept_until_ns = self.sleep.end();
         let since_ns = slept_until_ns.max(self.ready_since_ns.load(Ordering::Relaxed));
         self.steal_ns.fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
