@@ -33,6 +33,7 @@ struct CpuLoop {
     arrived: Vec<u8>,
     /// CPU 0 serves.
     services: Option<Services>,
+    services_due_ns: Option<u64>,
     /// Whose floating-point state is in the processor.
     loaded: Option<Loaded>,
     /// Whose turn it is.
@@ -63,6 +64,7 @@ pub fn run(host: &'static Host, index: usize) -> ! {
         forwarder: Forwarder::new(index),
         arrived: Vec::new(),
         services: (index == 0).then(|| Services::new(host)),
+        services_due_ns: None,
         loaded: None,
         turns: Turns::default(),
         watch: Watch::default(),
@@ -77,10 +79,7 @@ impl CpuLoop {
         cpu::take_interrupts();
         self.arrived.clear();
         percpu::current().take_arrived(|vector| self.arrived.push(vector));
-        let mut deadline_ns = None;
-        if let Some(services) = &mut self.services {
-            deadline_ns = services.poll(&self.arrived, &mut self.forwarder);
-        }
+        let deadline_ns = self.serve();
         let watch_ns = self.watch.turn(self.index, self.host.clock.now_ns());
         let deadline_ns = deadline_ns.into_iter().chain([watch_ns]).min();
         self.let_go();
@@ -88,6 +87,18 @@ impl CpuLoop {
             Some(slice) => self.run_slice(&slice, deadline_ns),
             None => self.sleep(deadline_ns),
         }
+    }
+
+    /// Does what CPU 0 does for the host, when that is due, noted or called for by a device: most interruptions are a
+    /// guest's own. Returns when it wants to be called next.
+    fn serve(&mut self) -> Option<u64> {
+        let services = self.services.as_mut()?;
+        let is_called = self.arrived.iter().any(|vector| ![interrupts::KICK, interrupts::TIMER].contains(vector));
+        let is_due = self.services_due_ns.is_none_or(|due_ns| due_ns <= self.host.clock.now_ns());
+        if is_called || is_due || services::has_work() {
+            self.services_due_ns = services.poll(&self.arrived, &mut self.forwarder);
+        }
+        self.services_due_ns
     }
 
     /// Takes a vCPU that may not run any more off this CPU: who paused it waits for its state.
