@@ -12,9 +12,9 @@ use crate::{Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, GUEST_BOOT_L
 const LIMIT: Duration = Duration::from_secs(240);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
 /// How often a guest is told what.
-const KILLS: usize = 10;
+const KILLS: usize = 5;
 const PAUSES: usize = 5;
-const RESETS: usize = 3;
+const RESETS: usize = 2;
 
 /// The bare guest's checks, with a CPU for each vCPU and with two vCPUs on each CPU.
 pub fn bare(artifacts: &Artifacts) -> Result<()> {
