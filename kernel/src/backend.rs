@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use memory::TableFrames;
 use nested::ept::Ept;
 use nested::npt::Npt;
-use nested::{OutOfMemory, PageSize, Tables};
+use nested::{Mark, OutOfMemory, PageSize, Retired, Tables};
 use vcpu::Vcpu;
 
 /// What runs guests on this machine.
@@ -125,6 +125,38 @@ impl SecondStage {
                 })
             }
             Self::Ept { tables, .. } => tables.map(gpa, hpa, size),
+        }
+    }
+
+    /// Starts to note which pages the guest writes; see [`Tables::start_tracking`].
+    pub fn start_tracking(&mut self) -> Result<(), OutOfMemory> {
+        match self {
+            Self::Npt(tables) => tables.start_tracking(Mark::Dirty),
+            Self::Ept { tables, .. } => tables.start_tracking(Mark::Dirty),
+        }
+    }
+
+    /// Reports the pages that the guest wrote since the last call: address and number of 4 KiB pages.
+    pub fn harvest(&mut self, report: impl FnMut(Gpa, u64)) {
+        match self {
+            Self::Npt(tables) => tables.harvest(Mark::Dirty, report),
+            Self::Ept { tables, .. } => tables.harvest(Mark::Dirty, report),
+        }
+    }
+
+    /// Notes no more, in pages as large as they were.
+    pub fn stop_tracking(&mut self) -> Retired {
+        match self {
+            Self::Npt(tables) => tables.stop_tracking(crate::vm::has_huge_pages()),
+            Self::Ept { tables, has_huge_pages } => tables.stop_tracking(*has_huge_pages),
+        }
+    }
+
+    /// Frees tables that no processor walks any more.
+    pub fn give_back(&mut self, retired: Retired) {
+        match self {
+            Self::Npt(tables) => tables.give_back(retired),
+            Self::Ept { tables, .. } => tables.give_back(retired),
         }
     }
 

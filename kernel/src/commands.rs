@@ -8,6 +8,7 @@ use crate::management;
 use crate::probe;
 use crate::processor;
 use crate::saved::{self, Begun};
+use crate::services;
 use crate::vm::{self, Order, Refusal, Running, Start, Vm};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -17,7 +18,7 @@ use block::Health;
 use config::{Name, VmSpec};
 use shell::{
     CardCounts, CardInfo, Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine, Memory,
-    ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction, VmDetail, VmStat, VmSummary,
+    MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction, VmDetail, VmStat, VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.
@@ -72,6 +73,25 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
             Some(vm) => return Answer::Attach(vm),
             None => no_such_vm(host, &name),
         },
+        Command::VmMigrate { name, to, options } => match host.vm(&name) {
+            Some(vm) => migrate(host, &vm, &to, options),
+            None => no_such_vm(host, &name),
+        },
+        Command::MigrateStatus => Reply::Moves(host.migrations.lock().status(host.clock.now_ns())),
+        Command::MigrateCancel { name } => {
+            let cancelled = host.migrations.lock().cancel(&name);
+            done(cancelled, || format!("{name} is to stay where it is"))
+        }
+        Command::PeerList => Reply::Peers(host.migrations.lock().peers()),
+        Command::PeerAdd(peer) => {
+            let name = peer.name.clone();
+            let added = host.migrations.lock().add_peer(peer);
+            done(added, || format!("{name} is trusted"))
+        }
+        Command::PeerRemove { name } => {
+            let removed = host.migrations.lock().remove_peer(&name);
+            done(removed, || format!("{name} is trusted no more"))
+        }
         Command::DiskList => Reply::Disks(disks(host)),
         Command::DiskShow { name } => disk(host, &name),
         Command::NetList => Reply::Ports(ports(host)),
@@ -151,7 +171,29 @@ fn begun(job: Result<Begun, Refusal>, done: String, json: bool) -> Answer {
     }
 }
 
+fn migrate(host: &'static Host, vm: &Vm, to: &Name, options: MigrateOptions) -> Reply {
+    let name = vm.name();
+    let started = host.migrations.lock().start(host, vm, to, options);
+    // This command is carried out after the services looked at migrations.
+    services::note_management(host, SERVICE_CPU);
+    done(started, || format!("{name} is on its way to {to}; \"migrate status\" tells how far it is"))
+}
+
+fn done(result: Result<(), Refusal>, message: impl FnOnce() -> String) -> Reply {
+    result.map_or_else(refused, |()| Reply::done(message()))
+}
+
+/// A VM between two hosts takes orders from nobody.
+fn must_stay(vm: &Vm) -> Result<(), Refusal> {
+    let moves = vm.running().is_some_and(|running| running.is_moving() || running.is_arriving());
+    let message = || format!("{} is on its way between hosts", vm.name());
+    if moves { Err((message(), format!("let it arrive, or: migrate cancel {}", vm.name()))) } else { Ok(()) }
+}
+
 fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> Answer {
+    if let Err(refusal) = must_stay(vm) {
+        return Answer::Reply(refused(refusal), json);
+    }
     let name = vm.name();
     let order = |order: Order| {
         let running = vm.must_run()?;
@@ -238,6 +280,7 @@ fn host_report(host: &Host) -> HostReport {
         disks: probe::disks(&host.storage.lock()),
         nics: probe::nics(),
         management_address: management::address(),
+        key: host.migrations.lock().key().to_string(),
         uptime_ns: host.clock.now_ns(),
     }
 }

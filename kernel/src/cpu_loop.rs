@@ -16,6 +16,8 @@ use interrupts::local_apic;
 use machine::{Moment, Outbox, Pause, Thread};
 use trace::Event;
 
+/// How long a vCPU runs where it is throttled: short, so that the guest crawls and does not stall.
+const THROTTLED_SLICE_NS: u64 = 2_000_000;
 /// How long a vCPU runs at least, unless an interrupt arrives.
 const SLICE_NS_MIN: u64 = 50_000;
 /// How long a vCPU runs on that woke another of the same CPU: long enough to send the rest of a batch.
@@ -158,7 +160,9 @@ impl CpuLoop {
     /// Books the time that a vCPU had this CPU.
     fn book(&mut self, queued: &Queued, start_ns: u64) {
         let end_ns = self.host.clock.now_ns();
-        queued.running.vcpus[queued.vcpu].end_slice(start_ns, end_ns);
+        let Queued { running, vcpu } = queued;
+        running.vcpus[*vcpu].end_slice(start_ns, end_ns);
+        running.vcpus[*vcpu].throttle(start_ns, end_ns, running.running_percent());
         self.turns.ran(queued, end_ns.saturating_sub(start_ns));
     }
 
@@ -172,7 +176,8 @@ impl CpuLoop {
             Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + slice.ns),
             later => later.filter(|&ready_ns| ready_ns != u64::MAX),
         };
-        deadline_ns.into_iter().chain(slice_end_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN))
+        let throttled_ns = (slice.queued.running.running_percent() < 100).then_some(start_ns + THROTTLED_SLICE_NS);
+        deadline_ns.into_iter().chain(slice_end_ns).chain(throttled_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN))
     }
 
     /// Puts a vCPU's floating-point state in place of another's; says whether it may run.
@@ -326,10 +331,11 @@ impl GuestHost<'_> {
             return;
         }
         let (host, cpu) = (self.host, self.cpu);
+        let Some(ports) = self.queued.running.ports.get() else { return };
         let frame = |index: usize| {
             let machine::OutFrame { nic, frame } = &frames[index];
             let offload = machine::offload_of(&frame.header);
-            Frame { from: self.queued.running.ports[*nic], offload, bytes: &frame.bytes }
+            Frame { from: ports[*nic], offload, bytes: &frame.bytes }
         };
         self.forwarder.forward(host, frames.len(), frame);
         let mut woke_neighbour = false;
@@ -429,7 +435,7 @@ impl machine::Host for InputHost<'_> {
 }
 
 /// Random bytes from the processor; where it has no generator, from the low bits of its counter, which is all there is.
-fn random(into: &mut [u8]) {
+pub fn random(into: &mut [u8]) {
     for chunk in into.chunks_mut(8) {
         let word = cpu::random().unwrap_or_else(|| cpu::tsc().wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29));
         chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);

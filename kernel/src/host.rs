@@ -1,6 +1,7 @@
 //! The host: what all CPUs share, made once at start-up.
 
 use crate::backend::Backend;
+use crate::migration::Migrations;
 use crate::network::Network;
 use crate::storage::Storage;
 use crate::time::Clock;
@@ -46,6 +47,8 @@ pub struct Host {
     pub network: Mutex<Network>,
     /// The VMs.
     pub vms: Mutex<Vec<Arc<Vm>>>,
+    /// VMs that leave and arrive.
+    pub migrations: Mutex<Migrations>,
     boot: BootInfo,
 }
 
@@ -60,6 +63,7 @@ impl Host {
         storage: Storage,
         network: Network,
     ) -> Self {
+        let migrations = Mutex::new(Migrations::new(&config));
         Self {
             platform,
             clock,
@@ -69,6 +73,7 @@ impl Host {
             storage: Mutex::new(storage),
             network: Mutex::new(network),
             vms: Mutex::new(Vec::new()),
+            migrations,
             boot,
         }
     }

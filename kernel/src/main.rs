@@ -13,6 +13,7 @@ mod host;
 mod host_console;
 mod log_ring;
 mod management;
+mod migration;
 mod network;
 mod probe;
 mod processor;

@@ -9,14 +9,20 @@ use alloc::vec::Vec;
 use config::Management as Setting;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::dhcpv4;
-use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use smoltcp::socket::{dhcpv4, tcp};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Address as Ipv4Addr, Ipv4Cidr};
 use spin::Mutex;
 use switch::{Offload, PortId};
 
 /// Frames on their way out at most.
-const OUTGOING_MAX: usize = 64;
+const OUTGOING_MAX: usize = 256;
+
+/// Bytes that a connection holds for either way.
+const STREAM_BYTES: usize = 256 << 10;
+/// How long a connection waits for an answer before it is lost, and how often it asks for one when it has nothing to say.
+const SILENCE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// The address, for the report.
 static ADDRESS: Mutex<Option<String>> = Mutex::new(None);
@@ -28,6 +34,8 @@ pub struct Management {
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
     wire: Wire,
+    /// A stream was looked at: it may have something to say.
+    is_touched: bool,
 }
 
 /// Frames to and from the switch.
@@ -59,7 +67,7 @@ impl Management {
                 set_gateway(&mut interface, setting.gateway);
             }
         }
-        Some(Self { port, interface, sockets, dhcp, wire })
+        Some(Self { port, interface, sockets, dhcp, wire, is_touched: false })
     }
 
     /// Takes in and sends what is due; returns when it wants to be called next.
@@ -70,12 +78,51 @@ impl Management {
         let now = Instant::from_micros((host.clock.now_ns() / 1000) as i64);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         self.take_lease();
-        while let Some(frame) = self.wire.outgoing.pop_front() {
-            let from = self.port;
-            forwarder.forward(host, 1, |_| Frame { from, offload: Offload::default(), bytes: &frame });
-        }
+        let (from, frames) = (self.port, self.wire.outgoing.make_contiguous());
+        forwarder.forward(host, frames.len(), |index| Frame {
+            from,
+            offload: Offload::default(),
+            bytes: &frames[index],
+        });
+        self.wire.outgoing.clear();
         let next = self.interface.poll_at(now, &self.sockets)?;
         Some(next.total_micros().max(0) as u64 * 1000)
+    }
+
+    /// A stream that waits for a caller on `port`.
+    pub fn listen(&mut self, port: u16) -> SocketHandle {
+        let mut socket = stream();
+        socket.listen(port).expect("a new socket takes any port but 0");
+        self.sockets.add(socket)
+    }
+
+    /// A stream that calls another host; `None` where it cannot.
+    pub fn connect(&mut self, to: Ipv4Addr, port: u16) -> Option<SocketHandle> {
+        let own_port = 49_152 + (cpu::random().unwrap_or_else(cpu::tsc) % 16_384) as u16;
+        let mut socket = stream();
+        socket.connect(self.interface.context(), (IpAddress::Ipv4(to), port), own_port).ok()?;
+        self.is_touched = true;
+        Some(self.sockets.add(socket))
+    }
+
+    /// Notes that a stream has something to say: bytes, or room for more of the other end's.
+    pub fn touch(&mut self) {
+        self.is_touched = true;
+    }
+
+    /// Whether a stream has had something to say since the last call.
+    pub fn has_to_send(&mut self) -> bool {
+        core::mem::take(&mut self.is_touched)
+    }
+
+    /// A stream.
+    pub fn stream(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// Forgets a stream.
+    pub fn forget(&mut self, handle: SocketHandle) {
+        self.sockets.remove(handle);
     }
 
     fn take_lease(&mut self) {
@@ -94,6 +141,16 @@ impl Management {
             Some(dhcpv4::Event::Deconfigured) | None => {}
         }
     }
+}
+
+fn stream() -> tcp::Socket<'static> {
+    let buffer = || tcp::SocketBuffer::new(alloc::vec![0; STREAM_BYTES]);
+    let mut socket = tcp::Socket::new(buffer(), buffer());
+    socket.set_timeout(Some(SILENCE));
+    socket.set_keep_alive(Some(KEEP_ALIVE));
+    // Whole messages are written at once: there is nothing to wait for.
+    socket.set_nagle_enabled(false);
+    socket
 }
 
 fn set_address(interface: &mut Interface, address: Option<Ipv4Cidr>) {

@@ -18,7 +18,7 @@ use switch::{
 };
 
 /// Frames that wait for the management address at most.
-const MANAGEMENT_FRAMES_MAX: usize = 64;
+const MANAGEMENT_FRAMES_MAX: usize = 512;
 
 /// Frames taken from a card under one lock.
 const BATCH_FRAMES: usize = 16;
@@ -116,7 +116,7 @@ impl Network {
     pub fn set_guest(&mut self, life: &Arc<Running>) {
         for (id, port) in &mut self.ports {
             if let Port::Guest { running, .. } = port
-                && life.ports.contains(id)
+                && life.ports.get().is_some_and(|ports| ports.contains(id))
             {
                 *running = Arc::downgrade(life);
             }
@@ -125,7 +125,7 @@ impl Network {
 
     /// Takes a VM's ports away.
     pub fn remove_guest(&mut self, life: &Running) {
-        life.ports.iter().for_each(|&port| self.remove(port));
+        life.ports.get().into_iter().flatten().for_each(|&port| self.remove(port));
     }
 
     /// The next frame for the management address.

@@ -178,6 +178,7 @@ impl Services {
             FRAMES.note(host, 0);
         }
         self.poll_management(forwarder);
+        let migration_due_ns = self.poll_migrations(forwarder);
         forwarder.settle(host, |running, nic| {
             running.machine.frames_settle(nic, &mut InputHost::new(host, 0, running));
         });
@@ -197,7 +198,7 @@ impl Services {
             ending_due_ns,
             faults_due_ns,
         ];
-        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns, jobs_due_ns]);
+        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns, jobs_due_ns, migration_due_ns]);
         due.flatten().min()
     }
 
@@ -259,6 +260,15 @@ impl Services {
         {
             self.management_due_ns = management.poll(self.host, forwarder);
         }
+    }
+
+    fn poll_migrations(&mut self, forwarder: &mut Forwarder) -> Option<u64> {
+        let management = self.management.as_mut()?;
+        let due_ns = self.host.migrations.lock().poll(self.host, management, forwarder);
+        if management.has_to_send() {
+            self.management_due_ns = management.poll(self.host, forwarder);
+        }
+        due_ns
     }
 
     /// Takes down the lives that ended; returns when to look again after those that are not done.

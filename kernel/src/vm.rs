@@ -3,6 +3,7 @@
 //! [`Vm`] is what the operator sees; [`Running`] is one life of it, with everything that life owns, and [`take_down`]
 //! its end. Only CPU 0, which serves, calls what is here; a life's own CPU runs it.
 
+pub mod arrival;
 mod life;
 mod memory;
 mod place;
@@ -20,7 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use life::Parts;
 pub use life::{DiskIo, Ending, Order, Running, Start};
 use machine::{CpuProfile, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
-pub use memory::GuestFrames;
+pub use memory::{GuestFrames, has_huge_pages};
 use shell::{ConsoleBuffer, VmState};
 use spin::Mutex;
 use trace::{Event, RunState};
@@ -126,7 +127,9 @@ impl Vm {
     pub fn state(&self) -> VmState {
         match &*self.life.lock() {
             Life::Created => VmState::Created,
-            Life::Running(running) if running.order() == Order::Pause => VmState::Paused,
+            Life::Running(running) if running.is_arriving() => VmState::Arriving,
+            // On its last way it stands still for a moment that is nobody's pause.
+            Life::Running(running) if running.order() == Order::Pause && !running.is_moving() => VmState::Paused,
             Life::Running(_) => VmState::Running,
             Life::Stopped => VmState::Stopped,
             Life::Saved => VmState::Saved,
@@ -203,25 +206,40 @@ impl Vm {
             return Err((format!("{} is running already", self.name()), "see \"vm list\"".into()));
         }
         let mut disks = Vec::new();
-        let running = claim_disks(host, &self.spec.disks, &mut disks).and_then(|()| self.build(host, &disks, origin));
+        let running = claim_disks(host, &self.spec.disks, &mut disks).and_then(|()| {
+            let running = self.build(host, &disks, origin)?;
+            let ports = host.network.lock().add_guest(self)?;
+            running.ports.call_once(|| ports);
+            Ok(running)
+        });
         let running = running.inspect_err(|_| {
             let mut storage = host.storage.lock();
             disks.iter().for_each(|&lent| storage.release(lent));
         })?;
+        self.live(host, &running);
+        host.network.lock().set_guest(&running);
+        Self::enqueue(host, &running);
+        log::info!("{} starts on {}", self.name(), names_of_cpus(&running));
+        Ok(running)
+    }
+
+    /// Makes it the VM's life.
+    fn live(&self, host: &Host, running: &Arc<Running>) {
         {
             let mut storage = host.storage.lock();
-            running.disks.iter().enumerate().for_each(|(index, &lent)| storage.set_owner(lent, &running, index));
+            running.disks.iter().enumerate().for_each(|(index, &lent)| storage.set_owner(lent, running, index));
         }
-        host.network.lock().set_guest(&running);
         *self.life.lock() = Life::Running(running.clone());
+    }
+
+    /// Gives its vCPUs to their CPUs.
+    fn enqueue(host: &Host, running: &Arc<Running>) {
         let from = cpu::percpu::current().index();
         for (vcpu, place) in running.vcpus.iter().enumerate() {
             host.cpus.queue(place.cpu).lock().push(Queued { running: running.clone(), vcpu });
         }
-        note(self.id, RunState::Running);
+        note(running.vm.id, RunState::Running);
         running.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu));
-        log::info!("{} starts on {}", self.name(), names_of_cpus(&running));
-        Ok(running)
     }
 
     /// Everything that a life needs, with its disks claimed.
@@ -256,9 +274,8 @@ impl Vm {
             nics: self.macs().iter().map(|mac| NicConfig { mac: mac.bytes(), mtu: 1500 }).collect(),
             wall_unix_ns: host.clock.wall_unix_ns(),
         }));
-        let ports = host.network.lock().add_guest(self)?;
         let (now_ns, disks) = (host.clock.now_ns(), disks.to_vec());
-        let parts = Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first, is_held };
+        let parts = Parts { machine, vcpus, second_stage, frames, disks, now_ns, is_first, is_held };
         Ok(Arc::new(Running::new(self.clone(), parts)))
     }
 }
@@ -323,7 +340,9 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         // What is saved stays where it could not be restored.
         Ending::Saved => Life::Saved,
         Ending::NotStarted(_) if running.is_held() => Life::Saved,
-        Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) => Life::Stopped,
+        Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) | Ending::Moved => {
+            Life::Stopped
+        }
         Ending::Ended(End::Crash(why)) => Life::Crashed(why.clone()),
     };
     match ending {
@@ -331,6 +350,7 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         Ending::Ended(End::Reset | End::TripleFault(_)) => log::info!("{} resets", vm.name()),
         // Who saved it said so.
         Ending::Saved => {}
+        Ending::Moved => forget(host, vm),
         Ending::Ended(End::Crash(why)) => log::error!("{} stopped: {why}", vm.name()),
         Ending::NotStarted((message, remedy)) => log::error!("{} does not start: {message}; {remedy}", vm.name()),
     }

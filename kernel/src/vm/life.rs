@@ -12,14 +12,14 @@ use crate::backend::SecondStage;
 use crate::host::Host;
 use crate::storage::Lent;
 use alloc::boxed::Box;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use iommu::Source;
 use machine::{End, ExitCounters, Kernel, Machine, Thread};
 use nested::OutOfMemory;
-use spin::Mutex;
+use spin::{Mutex, MutexGuard, Once};
 use switch::PortId;
 use trace::RunState;
 use vcpu::{Vcpu, VcpuState};
@@ -40,6 +40,8 @@ pub enum Order {
 pub enum Ending {
     /// The guest, or an order, ended it.
     Ended(End),
+    /// Another host runs it now.
+    Moved,
     /// It never ran.
     NotStarted(Refusal),
     /// It was saved, and goes on where it is restored.
@@ -58,7 +60,8 @@ pub struct Running {
     pub vcpus: Box<[Place]>,
     pub started_ns: u64,
     pub disks: Vec<Lent>,
-    pub ports: Vec<PortId>,
+    /// Its places in the network; none before it runs here.
+    pub ports: Once<Vec<PortId>>,
     pub io: Mutex<Vec<DiskIo>>,
     /// How its start went.
     pub start: Arc<Start>,
@@ -73,10 +76,16 @@ pub struct Running {
     /// Why it ends; the first reason counts.
     ending: Mutex<Option<Ending>>,
     is_over: AtomicBool,
+    /// It is on its way between hosts: nobody else gives it orders.
+    is_moving: AtomicBool,
+    /// It arrives, and has never run here.
+    is_arriving: AtomicBool,
+    /// How much of its time its guest gets, in percent.
+    running_percent: AtomicU8,
     /// vCPUs that their CPUs have not let go of for good.
     queued: AtomicUsize,
     /// Dropped after everything that points into them.
-    _second_stage: SecondStage,
+    second_stage: Mutex<SecondStage>,
     frames: GuestFrames,
 }
 
@@ -88,7 +97,6 @@ pub struct Parts {
     pub second_stage: SecondStage,
     pub frames: GuestFrames,
     pub disks: Vec<Lent>,
-    pub ports: Vec<PortId>,
     pub now_ns: u64,
     pub is_first: bool,
     /// It is restored, and does not start by itself.
@@ -121,7 +129,7 @@ impl Start {
 impl Running {
     /// A life of `vm`, its memory not prepared.
     pub fn new(vm: Arc<Vm>, parts: Parts) -> Self {
-        let Parts { machine, vcpus, second_stage, frames, disks, ports, now_ns, is_first, is_held } = parts;
+        let Parts { machine, vcpus, second_stage, frames, disks, now_ns, is_first, is_held } = parts;
         let queued = AtomicUsize::new(vcpus.len());
         let place = |(index, (vcpu, cpu))| Place::new(cpu, vcpu, index == 0, now_ns);
         Self {
@@ -131,7 +139,7 @@ impl Running {
             started_ns: now_ns,
             io: Mutex::new(alloc::vec![DiskIo::default(); disks.len()]),
             disks,
-            ports,
+            ports: Once::new(),
             start: Arc::default(),
             is_first,
             zeroed: AtomicUsize::new(0),
@@ -140,8 +148,11 @@ impl Running {
             is_held: AtomicBool::new(is_held),
             ending: Mutex::new(None),
             is_over: AtomicBool::new(false),
+            is_moving: AtomicBool::new(false),
+            is_arriving: AtomicBool::new(false),
+            running_percent: AtomicU8::new(100),
             queued,
-            _second_stage: second_stage,
+            second_stage: Mutex::new(second_stage),
             frames,
         }
     }
@@ -326,9 +337,54 @@ impl Running {
         let ending = self.ending.lock().take().unwrap_or(Ending::Ended(ordered));
         self.start.settle(Err(match &ending {
             Ending::NotStarted(refusal) => refusal.clone(),
-            Ending::Ended(_) | Ending::Saved => ("it was stopped before it ran".into(), "start it again".into()),
+            Ending::Ended(_) | Ending::Saved | Ending::Moved => {
+                ("it was stopped before it ran".into(), "start it again".into())
+            }
         }));
         Some(ending)
+    }
+
+    /// Puts together what arrived from another host: `saved` is the machine's state, its memory is there already.
+    pub fn restore(&self, host: &Host, saved: &[u8]) -> Result<(), String> {
+        let threads = self.machine.restore(saved, self.take_vcpus(), host.clock.now());
+        self.begin(threads.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    /// Its second-stage tables.
+    pub fn second_stage(&self) -> MutexGuard<'_, SecondStage> {
+        self.second_stage.lock()
+    }
+
+    /// Whether it is on its way between hosts.
+    pub fn is_moving(&self) -> bool {
+        self.is_moving.load(Ordering::Acquire)
+    }
+
+    /// Says whether it is.
+    pub fn set_moving(&self, is_moving: bool) {
+        self.is_moving.store(is_moving, Ordering::Release);
+    }
+
+    /// Whether it arrives from another host and has not run here.
+    pub fn is_arriving(&self) -> bool {
+        self.is_arriving.load(Ordering::Acquire)
+    }
+
+    /// Keeps it from running before it has arrived, or lets it.
+    pub fn set_arriving(&self, is_arriving: bool) {
+        self.is_arriving.store(is_arriving, Ordering::Release);
+        self.order.store(if is_arriving { Order::Pause } else { Order::Run } as u8, Ordering::Release);
+    }
+
+    /// How much of its time its guest gets, in percent.
+    pub fn running_percent(&self) -> u8 {
+        self.running_percent.load(Ordering::Relaxed)
+    }
+
+    /// Throttles it, or lets it run.
+    pub fn set_running_percent(&self, percent: u8) {
+        self.running_percent.store(percent.clamp(1, 100), Ordering::Relaxed);
     }
 
     /// Exits by kind, of all its vCPUs.

@@ -116,9 +116,14 @@ impl GuestFrames {
     }
 }
 
+/// Whether the processor has pages of 1 GiB.
+pub fn has_huge_pages() -> bool {
+    cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0
+}
+
 /// Maps the guest's memory, in 1 GiB pages where addresses allow and the processor has them.
 pub fn map(memory: &GuestMemory, second_stage: &mut SecondStage) -> Result<(), OutOfMemory> {
-    let has_huge = cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0;
+    let has_huge = has_huge_pages();
     let mut run = Run::default();
     for (gpa, hpa) in memory.frames() {
         if !run.extend(gpa, hpa) {

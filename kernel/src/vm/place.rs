@@ -19,6 +19,8 @@ pub struct Place {
     woken: AtomicBool,
     /// Since when it is ready, unless it sleeps.
     ready_since_ns: AtomicU64,
+    /// It is throttled until this moment.
+    throttled_until_ns: AtomicU64,
     /// Time on a CPU, and time that it was ready and had none.
     cpu_ns: AtomicU64,
     steal_ns: AtomicU64,
@@ -43,6 +45,7 @@ impl Place {
             sleep: Sleep::until(if is_boot { 0 } else { Sleep::FOR_EVER_NS }),
             woken: AtomicBool::new(false),
             ready_since_ns: AtomicU64::new(now_ns),
+            throttled_until_ns: AtomicU64::new(0),
             cpu_ns: AtomicU64::new(0),
             steal_ns: AtomicU64::new(0),
         }
@@ -103,7 +106,14 @@ impl Place {
 
     /// When it is ready, were it allowed to run.
     pub fn ready_at_ns(&self) -> u64 {
-        self.sleep.ends_at_ns()
+        self.sleep.ends_at_ns().max(self.throttled_until_ns.load(Ordering::Relaxed))
+    }
+
+    /// Keeps it off its CPU for as long as its slice just took, times what it does not get of what it gets.
+    pub fn throttle(&self, start_ns: u64, now_ns: u64, percent: u8) {
+        let percent = u64::from(percent.clamp(1, 100));
+        let off_ns = now_ns.saturating_sub(start_ns) * (100 - percent) / percent;
+        self.throttled_until_ns.store(if off_ns == 0 { 0 } else { now_ns + off_ns }, Ordering::Relaxed);
     }
 
     /// Whether it has slept since it last ran.

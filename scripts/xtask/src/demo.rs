@@ -18,12 +18,15 @@ pub struct Options {
 enum Demonstration {
     /// BIOS and UEFI, CD and USB stick; two guests that ping each other; one killed fifty times
     Boot,
+    /// Two hosts: a VM moves there and back, and stays where the link is cut
+    Migrate,
 }
 
 /// Runs the demonstration.
 pub fn command(options: &Options) -> Result<()> {
     let programs: &[&str] = match options.demonstration {
         Demonstration::Boot => &["bios_cd", "bios_usb", "uefi_usb", "bios_stick", "uefi_stick", "pings", "kill_loop"],
+        Demonstration::Migrate => &["migrate", "migrate_link_cut"],
     };
     setup::setup()?;
     let artifacts = artifacts::build(Accel::detect())?;

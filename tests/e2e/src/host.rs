@@ -118,6 +118,19 @@ impl Host {
         }
     }
 
+    /// Waits until a virtual machine is listed no more.
+    ///
+    /// # Errors
+    /// If that takes longer than a command may.
+    pub fn wait_gone(&mut self, vm: &str) -> Result<()> {
+        let until = self.emulator.elapsed() + COMMAND_LIMIT;
+        while let Some(state) = self.state(vm)? {
+            ensure!(self.emulator.elapsed() < until, self.emulator.failure(&format!("`{vm}` is still {state}")));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
     /// Attaches to a guest's console; what it has kept is shown first.
     ///
     /// # Errors

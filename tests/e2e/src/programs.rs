@@ -7,6 +7,7 @@ mod drivers;
 mod guests;
 mod host;
 mod iommu;
+mod migrate;
 mod nics;
 mod platform;
 mod saved;
@@ -78,6 +79,8 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_svm_hello", bochs::svm_hello),
     full("ahci", drivers::ahci),
     full("nvme", drivers::nvme),
+    full("migrate", migrate::there_and_back),
+    full("migrate_link_cut", migrate::link_cut),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
 ];

@@ -3,7 +3,7 @@
 use alloc::{format, string::ToString};
 use core::{net::Ipv4Addr, str::FromStr};
 
-use crate::{ControlKey, Error, Invalid, Name, section::Section};
+use crate::{ControlKey, Error, Invalid, Key, Name, section::Section};
 
 /// What the configuration says about the host itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,6 +14,8 @@ pub struct Host {
     pub management: Management,
     /// The key that leaves a guest's console.
     pub detach_key: ControlKey,
+    /// Its private key, by which other hosts know it.
+    pub key: Option<Key>,
 }
 
 /// Where the management address comes from.
@@ -37,12 +39,12 @@ pub struct StaticAddress {
     pub gateway: Option<Ipv4Addr>,
 }
 
-pub(crate) const KEYS: &[&str] = &["name", "management", "address", "gateway", "detach_key"];
+pub(crate) const KEYS: &[&str] = &["name", "management", "address", "gateway", "detach_key", "key"];
 
 impl Default for Host {
     fn default() -> Self {
         let name = "pollux".parse().expect("a good name");
-        Self { name, management: Management::default(), detach_key: ControlKey::default() }
+        Self { name, management: Management::default(), detach_key: ControlKey::default(), key: None }
     }
 }
 
@@ -53,6 +55,7 @@ impl Host {
             name: section.parsed("name")?.unwrap_or(default.name),
             management: Management::parse(section)?,
             detach_key: section.parsed("detach_key")?.unwrap_or(default.detach_key),
+            key: section.parsed("key")?,
         })
     }
 }

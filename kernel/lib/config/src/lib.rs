@@ -13,6 +13,8 @@
 //! address = "192.168.7.20/24" # with "static" only
 //! gateway = "192.168.7.1"     # with "static" only, and only where there is one
 //! detach_key = "ctrl-]"       # leaves a guest's console
+//! # private, 64 digits; one is made at each start where there is none
+//! key = "77076d0a7318a57d3c16c17251b26645df4c2f92ebc099c170b6b4a1a6f1b3d5"
 //!
 //! [[vm]]
 //! name = "web"
@@ -26,6 +28,12 @@
 //! disks = ["web-root"]        # partitions of datastores, by name
 //! nics = [{ mac = "02:00:00:00:00:07" }, {}] # or only how many: nics = 2
 //! autostart = true            # default false
+//!
+//! [[peer]]                    # a host to move VMs to and to take VMs from
+//! name = "castor"
+//! address = "192.168.7.21"
+//! # the key that its `host` shows
+//! key = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
 //! ```
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -38,6 +46,7 @@ mod key;
 mod mac;
 mod name;
 mod nearest;
+mod peer;
 mod section;
 mod size;
 mod vm;
@@ -51,6 +60,7 @@ pub use key::ControlKey;
 pub use mac::Mac;
 pub use name::Name;
 pub use nearest::nearest;
+pub use peer::{Key, PeerSpec};
 pub use size::Size;
 use toml::de::DeTable;
 pub use vm::{
@@ -70,6 +80,8 @@ pub struct Config {
     pub host: Host,
     /// The tables `[[vm]]` in the order of the file. Names are distinct, and so are the MAC addresses given.
     pub vms: Vec<VmSpec>,
+    /// The tables `[[peer]]`. Names and keys are distinct.
+    pub peers: Vec<PeerSpec>,
 }
 
 /// What is wrong with a configuration file, and where.
@@ -104,16 +116,24 @@ pub fn parse(text: &str) -> Result<Config, Error> {
         let at = error.span().map_or(text.len(), |span| span.start);
         lines.error(at, Invalid::new(one_line(error.message()), "see a TOML 1.1 reference, or quote the value"))
     })?;
-    let root = Section::new("the file", table.get_ref(), 0..0, lines, &["host", "vm"])?;
+    let root = Section::new("the file", table.get_ref(), 0..0, lines, &["host", "vm", "peer"])?;
     let host = match root.table("host", host::KEYS)? {
         Some(section) => Host::parse(&section)?,
         None => Host::default(),
     };
-    let mut config = Config { host, vms: Vec::new() };
+    let mut config = Config { host, vms: Vec::new(), peers: Vec::new() };
     for section in root.tables("vm", vm::KEYS)? {
         let vm = VmSpec::parse(&section)?;
         refuse_doubles(&config.vms, &vm).map_err(|cause| section.error(cause))?;
         config.vms.push(vm);
+    }
+    for section in root.tables("peer", peer::KEYS)? {
+        let peer = PeerSpec::parse(&section)?;
+        if config.peers.iter().any(|other| other.name == peer.name || other.key == peer.key) {
+            let cause = Invalid::new(format!("a peer `{}`, or its key, is there already", peer.name), "list it once");
+            return Err(section.error(cause));
+        }
+        config.peers.push(peer);
     }
     Ok(config)
 }

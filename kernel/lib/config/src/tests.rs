@@ -95,7 +95,7 @@ fn unknown_keys_are_refused_with_the_nearest() {
     assert_eq!((line, text.as_str()), (4, "unknown key `memroy`: did you mean `memory`?"));
     let (line, text) = error("[host]\n\nzzz = 1\n");
     assert_eq!(line, 3);
-    assert_eq!(text, "unknown key `zzz`: [host] can have name, management, address, gateway, detach_key");
+    assert_eq!(text, "unknown key `zzz`: [host] can have name, management, address, gateway, detach_key, key");
     let (line, text) = error("[[vm]]\nname = \"a\"\nkernel = \"k\"\nnics = [\n  { mca = \"\" },\n]\n");
     assert_eq!((line, text.as_str()), (5, "unknown key `mca`: did you mean `mac`?"));
 }

@@ -56,6 +56,14 @@ impl Machine {
         self.leave(&mut board, host);
     }
 
+    /// Notes from now on which pages of memory the host writes for the machine; whoever was writing is done when this
+    /// returns, but for the vCPUs' own threads, which pass by [`invalidate_all`](Self::invalidate_all).
+    pub fn start_tracking(&self) -> Result<(), guestmem::NoRoom> {
+        self.memory.start_tracking()?;
+        drop(self.board.lock());
+        Ok(())
+    }
+
     /// What a card's guest takes unfinished now.
     pub fn nic_offloads(&self, nic: usize) -> switch::Offloads {
         self.board.lock().nic_offloads(nic)

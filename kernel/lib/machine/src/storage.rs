@@ -14,7 +14,7 @@ use block::HostRun;
 use core::convert::Infallible;
 use guestmem::{GuestMemory, Outside};
 use virtio::blk::{BlkConfig, Op, Outcome, Request};
-use virtio::{Blk, Function};
+use virtio::{Blk, Function, Piece};
 
 /// A disk of a machine.
 #[derive(Clone, Debug)]
@@ -41,6 +41,10 @@ pub struct Disk {
     stale: u32,
     /// The heads of writes that were done and must be made stable.
     unflushed: Vec<u16>,
+    /// Where the reads that the host works on go: a device writes there unseen, until it is done.
+    reads: Vec<(u64, Vec<Piece>)>,
+    /// Lists that are free to be used again.
+    spare: Vec<Vec<Piece>>,
 }
 
 /// A transfer's id: the request's head in the low 16 bits, whether a flush must follow, and the epoch.
@@ -61,6 +65,8 @@ impl Disk {
             in_flight: 0,
             stale: 0,
             unflushed: Vec::new(),
+            reads: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -107,7 +113,14 @@ impl Disk {
             })
         });
         match queued {
-            Ok(()) => self.in_flight += 1,
+            Ok(()) => {
+                self.in_flight += 1;
+                if request.op == Op::Read {
+                    let mut pieces = self.spare.pop().unwrap_or_default();
+                    pieces.extend_from_slice(&request.pieces);
+                    self.reads.push((id, pieces));
+                }
+            }
             // virtio-blk checked the pieces, and a guest's memory does not shrink.
             Err(Outside { .. }) => self.function.complete(memory, self.request.id, Outcome::IoError),
         }
@@ -119,6 +132,12 @@ impl Disk {
 
     /// A transfer ended; says whether a flush must follow.
     fn done(&mut self, memory: &GuestMemory, id: u64, outcome: Outcome) -> bool {
+        if let Some(index) = self.reads.iter().position(|(read, _)| *read == id) {
+            let (_, mut pieces) = self.reads.swap_remove(index);
+            // Whatever became of it, some of it may have been written.
+            pieces.drain(..).for_each(|(at, bytes)| memory.mark_dirty(at, bytes.into()));
+            self.spare.push(pieces);
+        }
         if id >> EPOCH_SHIFT != self.epoch {
             self.stale -= 1;
             if self.stale == 0 {

@@ -3,12 +3,12 @@
 //! [`CATALOG`] says what each is called, takes and does; `parse`, `complete` and `help` all read it, so that they
 //! cannot differ. A new command is an entry here and a function that builds its [`Command`].
 
-use alloc::{boxed::Box, string::String};
+use alloc::{boxed::Box, format, string::String};
 
-use config::{NicSpec, Size, VmSpec};
+use config::{Name, NicSpec, PeerSpec, Size, VmSpec};
 
 use crate::{
-    Command, ParseError, VmAction,
+    Command, MigrateOptions, ParseError, VmAction,
     parse::{Arguments, number},
 };
 
@@ -213,6 +213,54 @@ pub(crate) const CATALOG: &[Spec] = &[
         ..on_vm(&["vm", "delete"], "forget a VM", |arguments| control(arguments, VmAction::Delete))
     },
     Spec {
+        operand: Some(Operand { title: "NAME to HOST", value: Value::Vm, required: true, words_max: 3 }),
+        options: &[
+            option("--downtime", "MS", Value::Free, "milliseconds it may stand still, 60 when not given"),
+            option("--timeout", "S", Value::Free, "seconds until the strategy applies, 300 when not given"),
+            option("--strategy", "WHAT", Value::Free, "then: `cancel`, when not given, or `stop` the VM"),
+            option("--bandwidth", "MIB", Value::Free, "at most so many MiB a second while it runs"),
+        ],
+        details: "The VM runs on while its memory is sent; it stands still for the last of it. It is on one host or the \
+                  other, whatever happens on the way. Both hosts must see its disks. The peer must know this host, too.",
+        examples: &["vm migrate web to castor", "vm migrate web to castor --downtime 20 --timeout 60 --strategy stop"],
+        ..plain(&["vm", "migrate"], "move a running VM to another host", migrate)
+    },
+    Spec {
+        default: true,
+        examples: &["migrate", "migrate status --json"],
+        ..plain(&["migrate", "status"], "show VMs on their way and those moved lately", |_| Ok(Command::MigrateStatus))
+    },
+    Spec {
+        details: "A VM that leaves stays here, and one that arrives stays there, as long as it was not given away.",
+        examples: &["migrate cancel web"],
+        operand: Some(Operand { title: "NAME", value: Value::Free, required: true, words_max: 1 }),
+        ..plain(&["migrate", "cancel"], "let a VM stay where it is", |arguments| {
+            Ok(Command::MigrateCancel { name: arguments.name()? })
+        })
+    },
+    Spec {
+        default: true,
+        examples: &["peer", "peer list --json"],
+        ..plain(&["peer", "list"], "list the hosts that this one trusts", |_| Ok(Command::PeerList))
+    },
+    Spec {
+        operand: Some(Operand { title: "NAME ADDRESS KEY", value: Value::Free, required: true, words_max: 3 }),
+        details: "Both hosts must add each other. `host` shows a host's key. What is added here is forgotten when the host \
+                  restarts, unless the configuration has it too.",
+        examples: &["peer add castor 192.168.7.21 8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"],
+        ..plain(&["peer", "add"], "trust another host", |arguments| {
+            let [name, address, key] = arguments.operands("NAME ADDRESS KEY")?;
+            Ok(Command::PeerAdd(PeerSpec::new(name, address, key)?))
+        })
+    },
+    Spec {
+        operand: Some(Operand { title: "NAME", value: Value::Free, required: true, words_max: 1 }),
+        examples: &["peer remove castor"],
+        ..plain(&["peer", "remove"], "trust a host no more", |arguments| {
+            Ok(Command::PeerRemove { name: arguments.name()? })
+        })
+    },
+    Spec {
         default: true,
         details: "Each partition of a disk with a GPT is a virtual disk, by its partition's name.",
         examples: &["disk", "disk list --json"],
@@ -333,6 +381,30 @@ fn control(arguments: &Arguments<'_>, action: VmAction) -> Result<Command, Parse
 /// The value of an option that must be given.
 fn given(arguments: &Arguments<'_>, option: &str) -> String {
     arguments.value(option).unwrap_or_default().into()
+}
+
+fn migrate(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
+    let [name, to, host] = arguments.operands("NAME to HOST")?;
+    if to != "to" {
+        return Err(ParseError::new(format!("`{to}` stands where `to` should"), "write `vm migrate NAME to HOST`"));
+    }
+    let value = |option: &str, max: u64, what: &str| match arguments.value(option) {
+        Some(text) => number(text, 1, max, what).map(Some),
+        None => Ok(None),
+    };
+    let stop = match arguments.value("--strategy") {
+        None | Some("cancel") => false,
+        Some("stop") => true,
+        Some("postcopy") => return Err(ParseError::new("post-copy is not supported yet", "give cancel or stop")),
+        Some(other) => return Err(ParseError::new(format!("`{other}` is no strategy"), "give cancel or stop")),
+    };
+    let options = MigrateOptions {
+        downtime_ms: value("--downtime", 600_000, "a number of milliseconds")?,
+        timeout_s: value("--timeout", 1_000_000, "a number of seconds")?,
+        stop,
+        bandwidth_mib_s: value("--bandwidth", 1 << 20, "a number of MiB a second")?,
+    };
+    Ok(Command::VmMigrate { name: name.parse::<Name>()?, to: host.parse()?, options })
 }
 
 fn trace(arguments: &Arguments<'_>) -> Result<Command, ParseError> {

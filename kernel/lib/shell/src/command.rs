@@ -2,7 +2,7 @@
 
 use alloc::{boxed::Box, string::String};
 
-use config::{Name, VmSpec};
+use config::{Name, PeerSpec, VmSpec};
 
 /// A command and how its reply is to be shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,6 +58,31 @@ pub enum Command {
         /// Which VM.
         name: Name,
     },
+    /// `vm migrate`: moves a running VM to another host.
+    VmMigrate {
+        /// Which VM.
+        name: Name,
+        /// The peer that it moves to.
+        to: Name,
+        /// How.
+        options: MigrateOptions,
+    },
+    /// `migrate status`: moves under way, and those that ended last.
+    MigrateStatus,
+    /// `migrate cancel`: the VM stays where it is.
+    MigrateCancel {
+        /// Which VM.
+        name: Name,
+    },
+    /// `peer list`: the hosts that this one trusts.
+    PeerList,
+    /// `peer add`.
+    PeerAdd(PeerSpec),
+    /// `peer remove`.
+    PeerRemove {
+        /// Which host.
+        name: Name,
+    },
     /// `disk list`.
     DiskList,
     /// `disk show`.
@@ -92,6 +117,19 @@ pub enum Command {
     PowerOff,
     /// `reboot`: the same, and restarts the host.
     Reboot,
+}
+
+/// How a VM is moved; what is not given has its usual value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MigrateOptions {
+    /// For how many milliseconds it may stand still.
+    pub downtime_ms: Option<u64>,
+    /// After how many seconds the strategy applies.
+    pub timeout_s: Option<u64>,
+    /// Whether it is then stopped for as long as the rest takes, instead of staying.
+    pub stop: bool,
+    /// At most so many MiB a second.
+    pub bandwidth_mib_s: Option<u64>,
 }
 
 /// What can be done to a VM.

@@ -18,6 +18,7 @@ mod editor;
 mod help;
 mod history;
 mod keys;
+mod moves;
 mod parse;
 mod render;
 mod reply;
@@ -27,11 +28,12 @@ mod units;
 mod words;
 
 pub use attach::{Attach, AttachAction};
-pub use command::{Command, Invocation, VmAction};
+pub use command::{Command, Invocation, MigrateOptions, VmAction};
 pub use complete::{NameKind, Names, NoNames};
 pub use console::{ConsoleBuffer, Cursor};
 pub use editor::{Input, LineEditor};
 pub use help::{CommandHelp, Help, OptionHelp, help};
+pub use moves::{MoveInfo, PeerInfo};
 pub use parse::{ParseError, parse};
 pub use render::{render, to_terminal};
 pub use reply::{

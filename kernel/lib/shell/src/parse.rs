@@ -228,6 +228,14 @@ impl<'w> Arguments<'w> {
         }
     }
 
+    /// The operands where there must be several; `title` says which.
+    pub(crate) fn operands<const COUNT: usize>(&self, title: &str) -> Result<[&'w str; COUNT], ParseError> {
+        self.operands.as_slice().try_into().map_err(|_| {
+            let command = self.spec.title();
+            ParseError::new(format!("`{command}` needs {title}"), format!("type `help {command}`"))
+        })
+    }
+
     /// The operand as the name of a VM.
     pub(crate) fn name(&self) -> Result<Name, ParseError> {
         Ok(self.operand()?.parse()?)

@@ -6,6 +6,7 @@ use crate::{
     Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help, HostReport,
     LogLine, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary,
     WeaknessStatus,
+    moves::{render_moves, render_peers},
     table::{
         Side::{Left, Right},
         Table,
@@ -30,6 +31,8 @@ pub fn render(reply: &Reply, json: bool) -> String {
         Reply::Trace(lines) => render_trace(lines),
         Reply::Stat(vms) => render_stats(vms),
         Reply::Modules(modules) => render_modules(modules),
+        Reply::Moves(moves) => render_moves(moves),
+        Reply::Peers(peers) => render_peers(peers),
         Reply::Done(done) => format!("{}\n", done.message),
         Reply::Error(error) => match &error.remedy {
             Some(remedy) => format!("error: {}: {remedy}\n", error.message),
@@ -121,6 +124,7 @@ fn render_host(report: &HostReport) -> String {
     facts.row(["processor".into(), format!("{}, TSC {}", report.cpu_model, hertz(report.tsc_hz))]);
     facts.row(["CPUs".into(), count(report.cpus.into())]);
     facts.row(["guests".into(), backend]);
+    facts.row(["key".into(), report.key.clone()]);
     facts.row([
         "memory".into(),
         format!(
@@ -203,9 +207,12 @@ fn render_devices(heading: &str, devices: &[Device]) -> String {
 fn state(state: &VmState) -> String {
     match state {
         VmState::Crashed { reason } => format!("{}: {reason}", state.name()),
-        VmState::Created | VmState::Running | VmState::Paused | VmState::Stopped | VmState::Saved => {
-            state.name().into()
-        }
+        VmState::Created
+        | VmState::Running
+        | VmState::Paused
+        | VmState::Arriving
+        | VmState::Stopped
+        | VmState::Saved => state.name().into(),
     }
 }
 

@@ -9,7 +9,7 @@ use alloc::{format, string::String, vec::Vec};
 use config::{Mac, Name, nearest};
 use serde::Serialize;
 
-use crate::{Help, ParseError};
+use crate::{Help, MoveInfo, ParseError, PeerInfo};
 
 /// An answer to a command.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -35,6 +35,10 @@ pub enum Reply {
     Stat(Vec<VmStat>),
     /// To `modules`.
     Modules(Vec<ModuleInfo>),
+    /// To `migrate status`, those under way first.
+    Moves(Vec<MoveInfo>),
+    /// To `peer list`.
+    Peers(Vec<PeerInfo>),
     /// To a command that does something and succeeded.
     Done(DoneReply),
     /// To a command that could not be parsed or carried out.
@@ -89,6 +93,8 @@ pub struct HostReport {
     pub nics: Vec<Device>,
     /// The management address with its prefix length, once there is one.
     pub management_address: Option<String>,
+    /// The public key by which other hosts know this one.
+    pub key: String,
     /// Since the kernel started.
     pub uptime_ns: u64,
 }
@@ -233,6 +239,8 @@ pub enum VmState {
     Running,
     /// It stands still and can go on.
     Paused,
+    /// It is on its way here from another host, where it runs.
+    Arriving,
     /// It is powered off.
     Stopped,
     /// It is on a disk, and can go on from there.
@@ -506,6 +514,7 @@ impl VmState {
             Self::Created => "created",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Arriving => "arriving",
             Self::Stopped => "stopped",
             Self::Saved => "saved",
             Self::Crashed { .. } => "crashed",

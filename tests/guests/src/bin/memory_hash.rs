@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "`guest!` exports a symbol, and the memory is no Rust object's")]
 
 use guests::random::Random;
-use guests::{boot, guest, mmio, println, tap};
+use guests::{boot, cpu, guest, mmio, println, tap};
 
 guest!(memory_hash);
 
@@ -15,6 +15,8 @@ const PAGE_BYTES: u64 = 4096;
 
 fn memory_hash() {
     let (start, bytes) = boot::free_memory();
+    let (start, bytes) = (start + PAGE_BYTES, bytes - PAGE_BYTES);
+    keep_clock(start - PAGE_BYTES);
     let pages = (boot::number("mib").unwrap_or(64) << 20).min(bytes) / PAGE_BYTES;
     let rounds = boot::number("rounds").unwrap_or(8);
     println!("# {pages} pages from {start:#x}");
@@ -34,6 +36,19 @@ fn memory_hash() {
         round += 1;
     }
     tap::check(is_intact, "memory keeps what was written");
+}
+
+/// Has the hypervisor, where there is one that knows how, keep a clock in memory (KVM's MSR_KVM_SYSTEM_TIME_NEW): a guest
+/// with one may move to a host whose TSC has another rate.
+fn keep_clock(at: u64) {
+    const FEATURES: u32 = 0x4000_0001;
+    const CLOCK: u32 = 1 << 3;
+    const SYSTEM_TIME: u32 = 0x4b56_4d01;
+    let is_virtual = cpu::cpuid(1, 0).ecx & 1 << 31 != 0;
+    if is_virtual && cpu::cpuid(FEATURES, 0).eax & CLOCK != 0 {
+        // SAFETY: the page is free memory that nothing else uses from here on.
+        unsafe { cpu::write_msr(SYSTEM_TIME, at | 1) };
+    }
 }
 
 fn pattern(round: u64, page: u64) -> Random {

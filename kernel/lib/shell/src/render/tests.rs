@@ -51,6 +51,7 @@ fn host(backend: Backend) -> Reply {
             status: DeviceStatus::NotSupported { reason: "no driver".into() },
         }],
         management_address: Some("10.0.2.15/24".into()),
+        key: "3b6a".into(),
         uptime_ns: 125_000_000_000,
     })
 }
@@ -70,6 +71,7 @@ fn the_host_for_people() {
          processor   AMD EPYC 7763, TSC 2.4 GHz\n\
          CPUs        4\n\
          guests      AMD-V (SVM), ready\n\
+         key         3b6a\n\
          memory      4 GiB: 3 GiB free, 10 MiB Pollux, 1014 MiB guests\n\
          DMA         AMD-Vi: 2 devices reach what they were given, 3 accesses stopped\n\
          management  10.0.2.15/24\n\

@@ -1,0 +1,479 @@
+//! A VM on its way out: does what [`migrate::Source`] says, with this host's machine, tables and network.
+
+use super::link::Link;
+use super::offer::Offer;
+use super::{CALL_AGAIN_NS, PORT, SOON_NS};
+use crate::cpu_loop::InputHost;
+use crate::host::Host;
+use crate::management::Management;
+use crate::vm::{Ending, Order, Refusal, Running};
+use addr::PAGE_BYTES;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use config::PeerSpec;
+use guestmem::PageSet;
+use migrate::pace::Pace;
+use migrate::source::{Effect, Outcome, Phase, Word};
+use migrate::wire::{Message, STATE_BYTES_MAX, VERSION};
+use migrate::{Id, Settings, Source};
+use nested::Retired;
+use peer::{Event, KeyPair, PublicKey, Role};
+use shell::MoveInfo;
+
+/// The CPU that serves.
+const CPU: usize = 0;
+
+/// What the guest stands still for besides its last pages, before that was ever measured: saving, restoring, two
+/// answers.
+const REST_NS: u64 = 10_000_000;
+
+/// How long its devices may take to come to rest.
+const REST_NS_MAX: u64 = 5_000_000_000;
+
+/// A VM that leaves this host.
+pub struct Outgoing {
+    source: Source,
+    pace: Pace,
+    running: Arc<Running>,
+    peer: PeerSpec,
+    link: Option<Link>,
+    /// When the other host is called again.
+    call_at_ns: Option<u64>,
+    /// Every vCPU has passed by since tracking began.
+    is_tracked: bool,
+    /// What the last look found; it counts once every vCPU has forgotten its translations.
+    look: Option<PageSet>,
+    is_stopping: bool,
+    started_ns: u64,
+    stopped_ns: Option<u64>,
+    ended_ns: Option<u64>,
+    outcome: Option<Outcome>,
+    /// The bandwidth that was asked for has room for more from this moment on.
+    room_at_ns: u64,
+    /// Tables that no vCPU walks any more, soon.
+    retired: Option<Retired>,
+    message: Vec<u8>,
+}
+
+impl Outgoing {
+    /// Begins to move `running` to `peer`, or says in one line why that cannot be.
+    pub fn new(
+        host: &'static Host,
+        running: Arc<Running>,
+        peer: PeerSpec,
+        settings: Settings,
+    ) -> Result<Self, Refusal> {
+        if !running.hold() {
+            return Err((format!("{} is being saved", running.vm.name()), "wait for that".to_string()));
+        }
+        Self::track(host, &running).inspect_err(|_| running.let_go()).map(|pages| {
+            let mut id = Id::default();
+            crate::cpu_loop::random(&mut id.0);
+            let now_ns = host.clock.now_ns();
+            log::info!("{} leaves for {}", running.vm.name(), peer.name);
+            Self {
+                source: Source::new(id, settings, pages, now_ns),
+                pace: Pace::new(),
+                running,
+                peer,
+                link: None,
+                call_at_ns: Some(now_ns),
+                is_tracked: false,
+                look: None,
+                is_stopping: false,
+                started_ns: now_ns,
+                stopped_ns: None,
+                ended_ns: None,
+                outcome: None,
+                room_at_ns: 0,
+                retired: None,
+                message: Vec::new(),
+            }
+        })
+    }
+
+    /// Begins to note which pages change; gives all that there are.
+    fn track(host: &'static Host, running: &Arc<Running>) -> Result<PageSet, Refusal> {
+        let no_room = |_| ("there is no memory to keep track of its pages".to_string(), "stop another VM".to_string());
+        let pages = running.machine.memory().all_pages().map_err(no_room)?;
+        running.machine.start_tracking().map_err(no_room)?;
+        let tracks = running.second_stage().start_tracking();
+        if tracks.is_err() {
+            running.machine.memory().stop_tracking();
+            return Err(no_room(guestmem::NoRoom));
+        }
+        running.machine.invalidate_all(&mut InputHost::new(host, CPU, running));
+        running.set_moving(true);
+        Ok(pages)
+    }
+
+    /// The VM's name.
+    pub fn name(&self) -> &str {
+        self.running.vm.name()
+    }
+
+    /// Lets it stay; says whether it still can.
+    pub fn cancel(&mut self) -> bool {
+        self.source.cancel("the operator cancelled it")
+    }
+
+    /// Whether it is decided.
+    pub fn has_ended(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_over(&self) -> bool {
+        self.outcome.is_some() && self.retired.is_none() && self.link.is_none()
+    }
+
+    /// Goes on, until about `until_ns`; says when it wants to be called again.
+    pub fn poll(
+        &mut self,
+        host: &'static Host,
+        management: &mut Management,
+        keys: &KeyPair,
+        until_ns: u64,
+    ) -> Option<u64> {
+        let now_ns = host.clock.now_ns();
+        self.call(management, keys, now_ns);
+        self.receive(management, now_ns);
+        self.source.tick(now_ns);
+        if self.running.is_over() && self.source.phase() < Phase::Committed {
+            self.source.fail("the guest ended");
+        }
+        self.watch(host);
+        self.carry_out_all(host);
+        let more = self.send_pages(host, management, until_ns);
+        self.carry_out_all(host);
+        if let Some(link) = &mut self.link {
+            link.flush(management);
+        }
+        self.hang_up(management);
+        let waits = self.look.is_some() || self.is_stopping || self.retired.is_some() || !self.is_tracked;
+        let soon_ns = (waits || more).then(|| host.clock.now_ns() + if more { 0 } else { SOON_NS });
+        let room_ns = (self.source.wants_pages() && self.source.bandwidth_max().is_some()).then_some(self.room_at_ns);
+        soon_ns.into_iter().chain(self.call_at_ns).chain(room_ns).min()
+    }
+
+    /// Calls the other host, where that is due.
+    fn call(&mut self, management: &mut Management, keys: &KeyPair, now_ns: u64) {
+        if self.call_at_ns.is_none_or(|at_ns| at_ns > now_ns) || self.link.is_some() {
+            return;
+        }
+        self.call_at_ns = None;
+        match management.connect(self.peer.address, PORT) {
+            Some(handle) => {
+                let role = Role::Initiator(PublicKey(*self.peer.key.bytes()));
+                self.link = Some(Link::new(handle, role, keys));
+            }
+            None => self.lost("this host has no way to it", now_ns),
+        }
+    }
+
+    fn receive(&mut self, management: &mut Management, now_ns: u64) {
+        let Self { link: Some(link), source, outcome, .. } = self else { return };
+        if outcome.is_some() {
+            return;
+        }
+        let mut breach = None;
+        let id = source.id();
+        let event = link.receive(management, |bytes| {
+            if let Err(what) = hear(source, id, bytes) {
+                breach = Some(what);
+            }
+        });
+        if let Some(what) = breach {
+            link.close(&what);
+            return self.lost(&what, now_ns);
+        }
+        match event {
+            Some(Event::Open) if source.phase() != Phase::Offering => source.linked(),
+            Some(Event::Ended(end)) => {
+                let reason = end.to_string();
+                self.lost(&reason, now_ns);
+            }
+            Some(Event::Open | Event::Identified(_)) | None => {}
+        }
+    }
+
+    /// The session, or the call for one, ended.
+    fn lost(&mut self, reason: &str, now_ns: u64) {
+        let reason = format!("{} ({}): {reason}", self.peer.name, self.peer.address);
+        let again = matches!(self.source.phase(), Phase::Committed | Phase::Withdrawing);
+        self.source.unlinked(&reason);
+        if again {
+            // The effect `Connect` follows: a stream that just failed is not tried again at once.
+            self.call_at_ns = Some(now_ns + CALL_AGAIN_NS);
+        }
+    }
+
+    /// Looks after what others were asked to do.
+    fn watch(&mut self, host: &Host) {
+        let machine = &self.running.machine;
+        self.is_tracked |= machine.invalidated();
+        if self.is_stopping && self.running.is_quiescent() {
+            machine.close();
+            if machine.busy().is_none() {
+                self.is_stopping = false;
+                self.source.stopped();
+            }
+        }
+        if self.is_stopping && self.stopped_ns.is_some_and(|ns| host.clock.now_ns() > ns + REST_NS_MAX) {
+            self.source.fail("its devices do not come to rest");
+        }
+        if self.look.is_some()
+            && machine.invalidated()
+            && let Some(written) = self.look.take()
+        {
+            self.source.looked(&written, self.pace.page_ns(), REST_NS, host.clock.now_ns());
+        }
+        if machine.invalidated()
+            && let Some(retired) = self.retired.take()
+        {
+            self.running.second_stage().give_back(retired);
+        }
+    }
+
+    fn carry_out_all(&mut self, host: &'static Host) {
+        // The offer is what comes first, and it waits for its session.
+        let is_called = self.source.phase() != Phase::Offering || self.link.as_ref().is_some_and(Link::is_open);
+        while is_called && let Some(effect) = self.source.take_effect() {
+            self.carry_out(host, effect);
+        }
+    }
+
+    fn carry_out(&mut self, host: &'static Host, effect: Effect) {
+        let running = self.running.clone();
+        match effect {
+            Effect::Say(word) => self.say(&word),
+            Effect::Look => self.look(host),
+            Effect::Throttle(percent) => running.set_running_percent(percent),
+            Effect::Stop => {
+                self.stopped_ns = Some(host.clock.now_ns());
+                self.is_stopping = running.command(host, CPU, Order::Pause);
+                if !self.is_stopping {
+                    self.source.fail("the guest ended");
+                }
+            }
+            Effect::SendState => self.send_state(host),
+            Effect::Resume => {
+                self.is_stopping = false;
+                self.stopped_ns = None;
+                running.set_running_percent(100);
+                running.machine.open();
+                running.command(host, CPU, Order::Run);
+            }
+            Effect::Connect => {
+                self.call_at_ns.get_or_insert(host.clock.now_ns() + CALL_AGAIN_NS);
+            }
+            Effect::End(outcome) => self.end(host, outcome),
+        }
+    }
+
+    fn say(&mut self, word: &Word) {
+        let Some(link) = &mut self.link else { return };
+        let id = self.source.id();
+        let description = if *word == Word::Offer {
+            Offer::new(&self.running.vm, &self.running.machine).encode()
+        } else {
+            Vec::new()
+        };
+        let message = match word {
+            Word::Offer => Message::Offer { id, version: VERSION, description: &description },
+            Word::Finish => Message::Finish { id },
+            Word::Commit => Message::Commit { id },
+            Word::Abort(reason) => Message::Abort { id, reason },
+        };
+        self.message.clear();
+        message.encode(&mut self.message);
+        link.send(&self.message);
+    }
+
+    /// Collects what was written since the last look, on the vCPUs' and on the host's side.
+    fn look(&mut self, host: &'static Host) {
+        let memory = self.running.machine.memory();
+        let Some(mut written) = PageSet::new(memory.pages_end()) else {
+            return self.source.fail("there is no memory to keep track of its pages");
+        };
+        self.running.second_stage().harvest(|gpa, pages| written.insert(gpa.as_u64() / PAGE_BYTES, pages));
+        memory.harvest(&mut written);
+        self.running.machine.invalidate_all(&mut InputHost::new(host, CPU, &self.running));
+        self.look = Some(written);
+        self.pace.interrupt();
+    }
+
+    fn send_pages(&mut self, host: &Host, management: &mut Management, until_ns: u64) -> bool {
+        let Self { source, pace, running, link: Some(link), message, room_at_ns, is_tracked: true, .. } = self else {
+            return false;
+        };
+        let now = || host.clock.now_ns();
+        while source.wants_pages() {
+            if !link.has_room() {
+                return false;
+            }
+            if now() >= until_ns {
+                return true;
+            }
+            if now() < *room_at_ns && source.bandwidth_max().is_some() {
+                return false;
+            }
+            message.clear();
+            if pace.fill(source, running.machine.memory(), &now, message).is_err() {
+                source.fail("a page of its memory is not there");
+                return true;
+            }
+            if let Some(bytes_per_s) = source.bandwidth_max() {
+                *room_at_ns = now() + message.len() as u64 * 1_000_000_000 / bytes_per_s.max(1);
+            }
+            link.send(message);
+            link.flush(management);
+        }
+        false
+    }
+
+    fn send_state(&mut self, host: &Host) {
+        let machine = &self.running.machine;
+        let saved = self.running.with_threads(|threads| {
+            let now = host.clock.now();
+            let vcpus: Vec<_> = threads.iter_mut().map(|thread| machine.save_vcpu(thread, now)).collect();
+            machine.save(&vcpus, now)
+        });
+        let Some(Ok(state)) = saved else { return self.source.fail("its state cannot be saved") };
+        let Some(link) = &mut self.link else { return };
+        for bytes in state.chunks(STATE_BYTES_MAX) {
+            self.message.clear();
+            Message::State { total: state.len() as u32, bytes }.encode(&mut self.message);
+            link.send(&self.message);
+        }
+        self.source.state_sent();
+    }
+
+    fn end(&mut self, host: &'static Host, outcome: Outcome) {
+        let now_ns = host.clock.now_ns();
+        let running = &self.running;
+        running.machine.memory().stop_tracking();
+        match &outcome {
+            Outcome::Moved => {
+                running.finish(host, CPU, Ending::Moved);
+            }
+            Outcome::Stayed(reason) => {
+                let retired = running.second_stage().stop_tracking();
+                running.machine.invalidate_all(&mut InputHost::new(host, CPU, running));
+                self.retired = Some(retired);
+                running.set_moving(false);
+                running.let_go();
+                log::warn!("{} stays here: {reason}", running.vm.name());
+            }
+            Outcome::Lost => {
+                running.set_moving(false);
+                running.let_go();
+                log::error!(
+                    "{} was given to {}, which knows nothing of it: look there before you say \"vm resume\" here",
+                    running.vm.name(),
+                    self.peer.name
+                );
+            }
+        }
+        self.ended_ns = Some(now_ns);
+        self.call_at_ns = None;
+        self.outcome = Some(outcome);
+        if self.outcome == Some(Outcome::Moved) {
+            log::info!("{}", self.summary());
+        }
+    }
+
+    /// Lets go of the session once nothing more is to be said.
+    fn hang_up(&mut self, management: &mut Management) {
+        let over = self.outcome.is_some();
+        let Some(link) = &mut self.link else { return };
+        if over && link.is_flushed() {
+            link.close("it is done");
+        }
+        let lost = self.call_at_ns.is_some() || over;
+        if lost && link.shut(management) {
+            self.link = None;
+        }
+    }
+
+    fn summary(&self) -> String {
+        let info = self.info(self.ended_ns.unwrap_or(self.started_ns));
+        format!(
+            "{} moved to {}: {} ms in all, {} ms down, {} KiB, pages: {} zero, {} compressed, {} plain",
+            info.vm,
+            info.peer,
+            info.total_ns / 1_000_000,
+            info.downtime_ns.unwrap_or(0) / 1_000_000,
+            info.bytes >> 10,
+            info.zero_pages,
+            info.lz4_pages,
+            info.raw_pages
+        )
+    }
+
+    /// How far it is.
+    pub fn info(&self, now_ns: u64) -> MoveInfo {
+        let counts = self.pace.counts();
+        let end_ns = self.ended_ns.unwrap_or(now_ns);
+        let (phase, reason) = match &self.outcome {
+            None => (phase_name(self.source.phase()), None),
+            Some(Outcome::Moved) => ("moved", None),
+            Some(Outcome::Stayed(reason)) => ("stayed", Some(reason.clone())),
+            Some(Outcome::Lost) => ("lost", Some("the other host has forgotten it".to_string())),
+        };
+        MoveInfo {
+            vm: self.name().to_string(),
+            peer: self.peer.name.to_string(),
+            outgoing: true,
+            phase: phase.to_string(),
+            reason,
+            round: self.source.round(),
+            pages: self.source.pages(),
+            remaining: self.source.remaining(),
+            zero_pages: counts.zero,
+            raw_pages: counts.raw,
+            lz4_pages: counts.lz4,
+            bytes: counts.bytes,
+            bytes_per_s: self.pace.bytes_per_s(),
+            running_percent: self.source.running_percent(),
+            expected_downtime_ns: self.source.expected_ns(),
+            downtime_ns: self.stopped_ns.map(|stopped_ns| end_ns.saturating_sub(stopped_ns)),
+            total_ns: end_ns.saturating_sub(self.started_ns),
+        }
+    }
+}
+
+/// Takes an answer of the target's.
+fn hear(source: &mut Source, own: Id, bytes: &[u8]) -> Result<(), String> {
+    match Message::parse(bytes).map_err(|malformed| malformed.to_string())? {
+        Message::Accept => source.accepted(),
+        Message::Refuse { reason } => source.refused(reason),
+        Message::Ready { id } if id == own => source.ready(),
+        Message::Running { id } if id == own => source.running(),
+        Message::Abort { id, reason } if id == own => source.aborted(reason),
+        Message::Unknown { id } if id == own => source.unknown(),
+        Message::Ready { .. }
+        | Message::Running { .. }
+        | Message::Abort { .. }
+        | Message::Unknown { .. }
+        | Message::Offer { .. }
+        | Message::Pages { .. }
+        | Message::State { .. }
+        | Message::Finish { .. }
+        | Message::Commit { .. } => return Err("it says what a target does not say".to_string()),
+    }
+    Ok(())
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Offering => "offering",
+        Phase::Copying => "copying",
+        Phase::Stopping | Phase::LastLook | Phase::LastPages | Phase::Saving | Phase::Finished => "handing over",
+        Phase::Committed => "given away",
+        Phase::Withdrawing => "taking back",
+        Phase::Done => "done",
+    }
+}

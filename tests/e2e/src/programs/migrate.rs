@@ -1,0 +1,141 @@
+//! Two hosts on one wire, and a guest that moves between them while it runs.
+
+use std::fs;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, Launch};
+
+/// For a VM to move, in a nested emulation on a loaded machine.
+const MOVE_LIMIT: Duration = Duration::from_secs(120);
+/// The guest writes much more than a guest does that works: what it may stand still for suits the emulator.
+const OPTIONS: &str = "--downtime 3000 --timeout 100 --strategy stop";
+/// The guest that checks all of its memory, again and again.
+const GUEST: &str = "memory_hash";
+/// Where the two hosts are.
+const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
+
+/// Two hosts, each called as the other knows it: `a` and `b`.
+pub struct Pair {
+    /// The hosts.
+    pub hosts: [Host; 2],
+}
+
+impl Pair {
+    /// Switches two hosts on whose cards are joined, and lets them trust each other.
+    pub fn boot(artifacts: &Artifacts, name: &str) -> Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let a = artifacts.boot(&launch(artifacts, name, 0, &format!("listen=127.0.0.1:{port}"))?)?;
+        let b = artifacts.boot(&launch(artifacts, name, 1, &format!("connect=127.0.0.1:{port}"))?)?;
+        let mut pair = Self { hosts: [a, b] };
+        for index in 0..2 {
+            let report = pair.hosts[1 - index].ask("host")?;
+            let key = report["key"].as_str().context("`host` shows no key")?.to_owned();
+            let (peer, address) = (["b", "a"][index], ADDRESSES[1 - index]);
+            pair.hosts[index].ask(&format!("peer add {peer} {address} {key}"))?;
+        }
+        Ok(pair)
+    }
+
+    /// Moves a VM from the host with this number to the other; gives what the source says of it.
+    pub fn migrate(&mut self, from: usize, vm: &str) -> Result<Value> {
+        let to = ["b", "a"][from];
+        self.hosts[from].ask(&format!("vm migrate {vm} to {to} {OPTIONS}"))?;
+        let moved = self.wait_end(from)?;
+        ensure!(moved["phase"] == "moved", self.hosts[from].emulator().failure(&format!("it did not move: {moved}")));
+        self.hosts[from].wait_gone(vm)?;
+        let state = self.hosts[1 - from].state(vm)?;
+        ensure!(state.as_deref() == Some("running"), "on the target it is {state:?}");
+        Ok(moved)
+    }
+
+    /// Waits until the move that began last has ended.
+    fn wait_end(&mut self, from: usize) -> Result<Value> {
+        let until = self.hosts[from].emulator().elapsed() + MOVE_LIMIT;
+        loop {
+            let status = self.hosts[from].ask("migrate status")?;
+            let last = status[0].clone();
+            if matches!(last["phase"].as_str(), Some("moved" | "stayed" | "lost")) {
+                return Ok(last);
+            }
+            let elapsed = self.hosts[from].emulator().elapsed();
+            ensure!(elapsed < until, self.hosts[from].emulator().failure(&format!("it is still on its way: {last}")));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+fn launch(artifacts: &Artifacts, name: &str, index: usize, socket: &str) -> Result<Launch> {
+    let side = ["a", "b"][index];
+    fs::create_dir_all(&artifacts.logs)?;
+    let configuration = artifacts.logs.join(format!("{name}-{side}.toml"));
+    let address = ADDRESSES[index];
+    fs::write(
+        &configuration,
+        format!("[host]\nname = \"{side}\"\nmanagement = \"static\"\naddress = \"{address}/24\"\n"),
+    )?;
+    let modules =
+        [(artifacts.guest(GUEST)?.to_path_buf(), GUEST.to_owned()), (configuration, "pollux.toml".to_owned())];
+    let launch = Launch::new(&format!("{name}-{side}")).accel(artifacts.accel).memory_mib(512);
+    let launch = launch.multiboot(&artifacts.kernel32, "", &modules)?;
+    Ok(launch
+        .argument("-netdev", format!("socket,id=net0,{socket}"))
+        .argument("-device", format!("virtio-net-pci,netdev=net0,mac=52:54:00:50:4d:0{index},romfile=")))
+}
+
+/// Starts the guest, and waits until it has checked its memory once.
+fn start(host: &mut Host) -> Result<()> {
+    host.ask(&format!("vm create g --kernel {GUEST} --cmdline \"mib=4 rounds=0\" --memory 64M --nic --start"))?;
+    let mut console = host.attach("g")?;
+    console.expect("HASH 1 ", GUEST_BOOT_LIMIT)?;
+    console.leave()
+}
+
+/// Sees the guest go on where it is now: two more rounds, and no page of its memory changed on the way.
+fn check(host: &mut Host) -> Result<u64> {
+    let mut console = host.attach("g")?;
+    console.expect("HASH ", GUEST_BOOT_LIMIT).context("the guest stands still")?;
+    let (which, before) = console.expect_any(&["HASH ", "changed"], GUEST_BOOT_LIMIT)?;
+    ensure!(which == 0 && !before.contains("changed"), console.emulator().failure("the guest's memory changed"));
+    let round = console.expect(" ", GUEST_BOOT_LIMIT)?;
+    console.leave()?;
+    round.trim().parse().with_context(|| format!("{round:?} is no round"))
+}
+
+/// There, back, and there again; then the guest is told to stay where it is by a host that does not know the caller.
+pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
+    let mut pair = Pair::boot(artifacts, "migrate")?;
+    start(&mut pair.hosts[0])?;
+    let mut last = 0;
+    for from in [0, 1, 0] {
+        let moved = pair.migrate(from, "g")?;
+        eprintln!("        {moved}");
+        let round = check(&mut pair.hosts[1 - from])?;
+        ensure!(round > last, "the guest went from round {last} to {round}");
+        last = round;
+    }
+    pair.hosts[0].ask("peer remove b")?;
+    pair.hosts[1].ask(&format!("vm migrate g to a {OPTIONS}"))?;
+    let refused = pair.wait_end(1)?;
+    ensure!(refused["phase"] == "stayed", "a host took a VM from a stranger: {refused}");
+    ensure!(refused["reason"].as_str().is_some_and(|reason| reason.contains("does not trust")), "{refused}");
+    check(&mut pair.hosts[1]).map(|_| ())
+}
+
+/// The link is cut while memory is sent, and the VM stays; a second try succeeds.
+pub fn link_cut(artifacts: &Artifacts) -> Result<()> {
+    let mut pair = Pair::boot(artifacts, "migrate_link_cut")?;
+    start(&mut pair.hosts[0])?;
+    pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 100 --bandwidth 1")?;
+    pair.hosts[0].emulator().monitor("set_link net0 off")?;
+    let stayed = pair.wait_end(0)?;
+    ensure!(stayed["phase"] == "stayed", "without a link it did not stay: {stayed}");
+    check(&mut pair.hosts[0])?;
+    pair.hosts[0].emulator().monitor("set_link net0 on")?;
+    pair.hosts[1].wait_gone("g")?;
+    pair.migrate(0, "g")?;
+    check(&mut pair.hosts[1]).map(|_| ())
+}
