@@ -77,6 +77,8 @@ pub static PROGRAMS: &[Program] = &[
     full("uefi_stick", demo::uefi_stick),
     full("bochs_vmx_hello", bochs::vmx_hello),
     full("bochs_svm_hello", bochs::svm_hello),
+    full("bochs_vmx_linux", bochs::vmx_linux),
+    full("bochs_svm_linux", bochs::svm_linux),
     full("ahci", drivers::ahci),
     full("nvme", drivers::nvme),
     full("migrate", migrate::there_and_back),

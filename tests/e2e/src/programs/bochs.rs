@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{guests, host};
+use super::{guests, host, tiny};
 use crate::{Artifacts, Model};
 
 /// VT-x: the prompt, a bare guest that says hello, and one that looks at CR8, which each vendor's hardware keeps its own way.
@@ -15,11 +15,29 @@ pub fn svm_hello(artifacts: &Artifacts) -> Result<()> {
     hello(artifacts, "bochs_svm_hello", Model::Amd)
 }
 
+/// VT-x: the small Linux guest and the shell share the only CPU; a user logs in, and the guest switches itself off.
+pub fn vmx_linux(artifacts: &Artifacts) -> Result<()> {
+    linux(artifacts, "bochs_vmx_linux", Model::Intel)
+}
+
+/// AMD-V: the same.
+pub fn svm_linux(artifacts: &Artifacts) -> Result<()> {
+    linux(artifacts, "bochs_svm_linux", Model::Amd)
+}
+
 fn hello(artifacts: &Artifacts, name: &str, model: Model) -> Result<()> {
     let mut host = artifacts.boot_bochs(name, model, 2)?;
     host::answers(&mut host, model.backend(), 2)?;
     for guest in ["hello", "cr8"] {
         guests::run(&mut host, guest, "", "").with_context(|| format!("test guest `{guest}`"))?;
     }
+    host.power_off()
+}
+
+fn linux(artifacts: &Artifacts, name: &str, model: Model) -> Result<()> {
+    let mut host = artifacts.boot_bochs(name, model, 1)?;
+    host::answers(&mut host, model.backend(), 1)?;
+    tiny::create(&mut host, "t", "shell=yes", "")?;
+    tiny::log_in_and_shut_down(&mut host, "t")?;
     host.power_off()
 }

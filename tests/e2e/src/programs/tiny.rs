@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, LINUX, SCRATCH_DISK, TINY_INITRD};
+use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, LINUX, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD};
 
 /// For a guest that has powered itself off to be listed as stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -24,6 +24,19 @@ pub fn run_selftest(host: &mut Host, vm: &str, parts: &str, options: &str) -> Re
     let mut console = host.attach(vm)?;
     let (which, _) = console.expect_any(&["SELFTEST ok", "SELFTEST FAILED", "Kernel panic"], GUEST_BOOT_LIMIT)?;
     ensure!(which == 0, console.emulator().failure("the guest's own test failed"));
+    console.leave()?;
+    host.wait_state(vm, "stopped", STOP_LIMIT)
+}
+
+/// Logs in at the console of a guest started with the word `shell=yes`, runs commands, and has the guest switch itself off.
+pub fn log_in_and_shut_down(host: &mut Host, vm: &str) -> Result<()> {
+    let mut console = host.attach(vm)?;
+    console.login("root", TINY_PASSWORD)?;
+    ensure!(console.run("id -un")? == "root", "another user was logged in");
+    ensure!(console.run("uname -sm")? == "Linux x86_64", "another kernel answers");
+    console.run("test -d /proc/1 && test -c /dev/console")?;
+    console.send("poweroff -f\r")?;
+    console.expect("Power down", GUEST_BOOT_LIMIT)?;
     console.leave()?;
     host.wait_state(vm, "stopped", STOP_LIMIT)
 }
