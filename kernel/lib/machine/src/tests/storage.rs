@@ -284,3 +284,22 @@ fn what_lies_outside_memory_is_refused() {
     assert_eq!(bench.load(STATUS, 1), 1);
     assert!(bench.machine.memory().check(Gpa::new(MEMORY_BYTES), 1).is_err());
 }
+
+/// A disk writes into memory unseen: a page that was sent before the transfer ended must be sent again.
+#[test]
+fn where_a_read_went_counts_as_written_when_it_ends() {
+    let mut bench = bench();
+    let mut driver = driver(&mut bench, FLUSH);
+    request(&bench, &mut driver, 0, 0, 40, 8192);
+    driver.kick(&mut bench, 0);
+    bench.machine.start_tracking().unwrap();
+    let dirty = |bench: &Bench| {
+        let mut pages = guestmem::PageSet::new(bench.machine.memory().pages_end()).unwrap();
+        bench.machine.memory().harvest(&mut pages);
+        pages
+    };
+    assert!(dirty(&bench).is_empty(), "the transfer is under way");
+    finish(&mut bench, 1, Outcome::IoError);
+    let written = dirty(&bench);
+    assert!(written.contains(DATA / 4096) && written.contains(DATA / 4096 + 1) && !written.contains(DATA / 4096 + 2));
+}
