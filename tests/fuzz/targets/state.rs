@@ -21,7 +21,8 @@ fuzz_target!(|data: &[u8]| {
         let _ = Header::parse(block, 1 << 30);
     }
     let _ = Contents::parse(data, 1 << 30);
-    let _ = minicbor::decode::<Vec<Frame>>(data).map(|frames| frames.iter().map(|frame| frame.runs().count()).sum::<usize>());
+    let _ = minicbor::decode::<Vec<Frame>>(data)
+        .map(|frames| frames.iter().map(|frame| frame.runs().count()).sum::<usize>());
     let _ = minicbor::decode(data).map(board);
     let _ = minicbor::decode(data).map(lapic);
 });
