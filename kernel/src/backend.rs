@@ -78,6 +78,16 @@ impl Backend {
         }
     }
 
+    /// Whether the second-stage tables note which pages a guest writes. Every processor with nested paging does on AMD's
+    /// side; on Intel's, those before 2013 do not.
+    pub fn notes_writes(&self) -> bool {
+        match self {
+            Self::Svm(_) => true,
+            Self::Vmx(features) => features.contains(vmx::Features::EPT_ACCESSED_DIRTY),
+            Self::None(_) => false,
+        }
+    }
+
     /// What the report calls it.
     pub fn name(&self) -> &'static str {
         match self {

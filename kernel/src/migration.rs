@@ -74,9 +74,16 @@ impl Migrations {
             },
             |key| *key.bytes(),
         );
+        let peers = match no_secrets() {
+            Some((message, _)) if !config.peers.is_empty() => {
+                log::error!("no peer is trusted: {message}");
+                Vec::new()
+            }
+            _ => config.peers.clone(),
+        };
         Self {
             keys: KeyPair::new(private),
-            peers: config.peers.clone(),
+            peers,
             listener: None,
             callers: Vec::new(),
             outgoing: Vec::new(),
@@ -102,6 +109,9 @@ impl Migrations {
 
     /// Trusts another host.
     pub fn add_peer(&mut self, peer: PeerSpec) -> Result<(), Refusal> {
+        if let Some(refusal) = no_secrets() {
+            return Err(refusal);
+        }
         if PublicKey(*peer.key.bytes()) == self.key() {
             return Err(("that is this host's own key".into(), "give the key that the other's `host` shows".into()));
         }
@@ -295,4 +305,10 @@ fn settings(options: MigrateOptions) -> Settings {
         strategy: if options.stop { Strategy::Stop } else { Strategy::Cancel },
         bandwidth_max: options.bandwidth_mib_s.map(|mib| mib << 20),
     }
+}
+
+/// Why this host can keep no secret from others, if so: what its keys are made of could be guessed.
+fn no_secrets() -> Option<Refusal> {
+    let message = "this processor has no random number generator (RDRAND), so its keys could be guessed";
+    cpu::random().is_none().then(|| (message.to_string(), "use a host that has one".to_string()))
 }

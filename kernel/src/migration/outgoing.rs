@@ -96,6 +96,10 @@ impl Outgoing {
 
     /// Begins to note which pages change; gives all that there are.
     fn track(host: &'static Host, running: &Arc<Running>) -> Result<PageSet, Refusal> {
+        if !host.backend.notes_writes() {
+            let message = "this processor does not note which pages a guest writes (EPT accessed and dirty bits)";
+            return Err((message.to_string(), "move it by \"vm save\" and \"vm restore\"".to_string()));
+        }
         let no_room = |_| ("there is no memory to keep track of its pages".to_string(), "stop another VM".to_string());
         let pages = running.machine.memory().all_pages().map_err(no_room)?;
         running.machine.start_tracking().map_err(no_room)?;
