@@ -20,7 +20,7 @@ use config::{Mac, VmSpec};
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use life::Parts;
 pub use life::{DiskIo, Ending, Order, Running, Start};
-use machine::{CpuProfile, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
+use machine::{CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
 pub use memory::{GuestFrames, has_huge_pages};
 use shell::{ConsoleBuffer, VmState};
 use spin::Mutex;
@@ -48,6 +48,8 @@ enum Life {
     Running(Arc<Running>),
     Stopped,
     Saved,
+    /// By its debug exit, with this code.
+    Exited(u32),
     Crashed(String),
 }
 
@@ -113,7 +115,7 @@ impl Vm {
     pub fn running(&self) -> Option<Arc<Running>> {
         match &*self.life.lock() {
             Life::Running(running) => Some(running.clone()),
-            Life::Created | Life::Stopped | Life::Saved | Life::Crashed(_) => None,
+            Life::Created | Life::Stopped | Life::Saved | Life::Exited(_) | Life::Crashed(_) => None,
         }
     }
 
@@ -133,6 +135,7 @@ impl Vm {
             Life::Running(_) => VmState::Running,
             Life::Stopped => VmState::Stopped,
             Life::Saved => VmState::Saved,
+            Life::Exited(code) => VmState::Exited { code: *code },
             Life::Crashed(reason) => VmState::Crashed { reason: reason.clone() },
         }
     }
@@ -272,6 +275,7 @@ impl Vm {
             profile,
             disks: disks.iter().map(|&lent| disk_config(host, lent)).collect(),
             nics: self.macs().iter().map(|mac| NicConfig { mac: mac.bytes(), mtu: 1500 }).collect(),
+            debug: DebugPorts { exit: self.spec.debug_exit, console: self.spec.debug_console },
             wall_unix_ns: host.clock.wall_unix_ns(),
         }));
         let (now_ns, disks) = (host.clock.now_ns(), disks.to_vec());
@@ -343,6 +347,7 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) | Ending::Moved => {
             Life::Stopped
         }
+        Ending::Ended(End::Exit(code)) => Life::Exited(*code),
         Ending::Ended(End::Crash(why)) => Life::Crashed(why.clone()),
     };
     match ending {
@@ -351,6 +356,7 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         // Who saved it said so.
         Ending::Saved => {}
         Ending::Moved => forget(host, vm),
+        Ending::Ended(End::Exit(code)) => log::info!("{} exited with {code}", vm.name()),
         Ending::Ended(End::Crash(why)) => log::error!("{} stopped: {why}", vm.name()),
         Ending::NotStarted((message, remedy)) => log::error!("{} does not start: {message}; {remedy}", vm.name()),
     }

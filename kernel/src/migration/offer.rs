@@ -63,6 +63,8 @@ impl Offer {
             spec.set_command_line(command_line)?;
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;
             spec.set_vcpus(plan.vcpus().into())?;
+            let debug = plan.debug_ports();
+            (spec.debug_exit, spec.debug_console) = (debug.exit, debug.console);
             for disk in disks {
                 spec.add_disk(disk)?;
             }

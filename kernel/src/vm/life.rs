@@ -17,7 +17,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use iommu::Source;
-use machine::{End, ExitCounters, Kernel, Machine, Thread};
+use machine::{End, ExitCounters, Kernel, Machine, Module, Thread};
 use nested::OutOfMemory;
 use spin::{Mutex, MutexGuard, Once};
 use switch::PortId;
@@ -248,9 +248,10 @@ impl Running {
 
     fn kernel<'a>(&'a self, host: &Host) -> Result<Kernel<'a>, Refusal> {
         let spec = &self.vm.spec;
+        let module = |name| super::module(host, name).map(|bytes| Module { name, bytes });
         Ok(Kernel {
-            image: super::module(host, &spec.kernel)?,
-            initrd: spec.initrd.as_deref().map(|name| super::module(host, name)).transpose()?,
+            image: module(&spec.kernel)?,
+            initrd: spec.initrd.as_deref().map(module).transpose()?,
             command_line: &spec.command_line,
         })
     }

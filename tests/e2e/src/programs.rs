@@ -8,6 +8,7 @@ mod guests;
 mod host;
 mod iommu;
 mod migrate;
+mod multiboot;
 mod nics;
 mod platform;
 mod saved;
@@ -57,6 +58,7 @@ pub static PROGRAMS: &[Program] = &[
     full("reset", tiny::reset),
     full("save_restore", saved::save_restore),
     full("power_button", tiny::power_button),
+    full("multiboot_guest", multiboot::guest),
     full("malformed_kernel", tiny::malformed_kernel),
     full("bare_guests", guests::all),
     full("iommu_vtd", iommu::vtd),

@@ -83,6 +83,6 @@ fn carry_out(effect: Effect, board: &mut Chipset, lapic: &mut Lapic, effects: &m
             board.reset(effects);
             lapic.reset();
         }
-        Effect::Console(_) | Effect::PowerOff => {}
+        Effect::Console(_) | Effect::DebugConsole(_) | Effect::PowerOff | Effect::Exit(_) => {}
     }
 }

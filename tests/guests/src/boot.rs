@@ -8,29 +8,69 @@ static MAP: AtomicU64 = AtomicU64::new(0);
 static MAP_ENTRIES: AtomicU64 = AtomicU64::new(0);
 static MAP_STRIDE: AtomicU64 = AtomicU64::new(0);
 static COMMAND_LINE: AtomicU64 = AtomicU64::new(0);
+/// The Multiboot information.
+static MULTIBOOT: AtomicU64 = AtomicU64::new(0);
 
-/// Notes what `information` says: Linux's boot parameters (`protocol` 0) or PVH's start information.
+/// Notes what `information` says: Linux's boot parameters (`protocol` 0), PVH's start information (1) or Multiboot's (2).
 ///
 /// # Safety
 /// It must be the address that the boot protocol passed.
 pub(crate) unsafe fn start(information: u64, protocol: u32) {
-    // SAFETY: the caller's promise; the offsets are those of zero-page.rst and of struct hvm_start_info.
+    // SAFETY: the caller's promise; the offsets are those of zero-page.rst, of struct hvm_start_info and of
+    // Multiboot 0.6.96, 3.3.
     let word = |offset: u64| unsafe { ((information + offset) as *const u32).read_unaligned() };
     let wide = |offset: u64| u64::from(word(offset)) | u64::from(word(offset + 4)) << 32;
-    let (map, entries, stride, line) = if protocol == 0 {
-        (information + 0x2d0, u64::from(word(0x1e8) & 0xff), 20, u64::from(word(0x228)))
-    } else {
-        (wide(40), u64::from(word(48)), 24, wide(24))
+    let (map, entries, stride, line) = match protocol {
+        0 => (information + 0x2d0, u64::from(word(0x1e8) & 0xff), 20, u64::from(word(0x228))),
+        1 => (wide(40), u64::from(word(48)), 24, wide(24)),
+        // Each entry begins with its size, which is 20 without extensions.
+        _ => (u64::from(word(48)) + 4, u64::from(word(44)) / 24, 24, u64::from(word(16))),
     };
+    MULTIBOOT.store(if protocol == 2 { information } else { 0 }, Ordering::Relaxed);
     MAP.store(map, Ordering::Relaxed);
     MAP_ENTRIES.store(entries, Ordering::Relaxed);
     MAP_STRIDE.store(stride, Ordering::Relaxed);
     COMMAND_LINE.store(line, Ordering::Relaxed);
 }
 
+/// A module that a Multiboot loader passed.
+pub struct Module {
+    /// Its bytes.
+    pub bytes: &'static [u8],
+    /// Its name.
+    pub name: &'static str,
+}
+
+/// The first Multiboot module; `None` without one, or where the program was not booted by Multiboot.
+pub fn module() -> Option<Module> {
+    let information = MULTIBOOT.load(Ordering::Relaxed);
+    if information == 0 {
+        return None;
+    }
+    // SAFETY: the loader's structures; nobody writes there.
+    let word = |at: u64| u64::from(unsafe { (at as *const u32).read_unaligned() });
+    if word(information + 20) == 0 {
+        return None;
+    }
+    let entry = word(information + 24);
+    let (start, end) = (word(entry), word(entry + 4));
+    // SAFETY: the loader's module, which nobody writes.
+    let bytes = unsafe { slice::from_raw_parts(start as *const u8, (end - start) as usize) };
+    Some(Module { bytes, name: text(word(entry + 8) as *const u8) })
+}
+
+/// Whether the program was booted by Multiboot.
+pub fn is_multiboot() -> bool {
+    MULTIBOOT.load(Ordering::Relaxed) != 0
+}
+
 /// The command line.
 pub fn command_line() -> &'static str {
-    let start = COMMAND_LINE.load(Ordering::Relaxed) as *const u8;
+    text(COMMAND_LINE.load(Ordering::Relaxed) as *const u8)
+}
+
+/// A loader's text; empty where there is none.
+fn text(start: *const u8) -> &'static str {
     if start.is_null() {
         return "";
     }

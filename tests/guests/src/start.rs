@@ -2,7 +2,9 @@
 //!
 //! At the image's start lies the PVH entry (32-bit, paging off, EBX at the start information; Xen's
 //! docs/misc/pvh.pandoc), 0x200 bytes on the entry of Linux's 64-bit boot protocol (RSI at the boot parameters, the
-//! first 4 GiB mapped). Both end in the same environment: own GDT with Linux's selectors, stack, zeroed .bss.
+//! first 4 GiB mapped). Between them a Multiboot 1 header gives addresses, so that the 64-bit ELF file is a Multiboot
+//! image too, whose entry is as PVH's (0.6.96, 3.1 and 3.2). All end in the same environment: own GDT with Linux's
+//! selectors, stack, zeroed .bss.
 
 use crate::{boot, interrupts, power, println, serial, tap};
 use core::arch::global_asm;
@@ -12,8 +14,29 @@ global_asm!(
     .section .head, "ax"
     .code32
 pvh_entry:
+    mov     ebp, 1
+    jmp     from_32_bits
+multiboot_entry:
+    mov     ebp, 2
+    cmp     eax, 0x2badb002
+    je      from_32_bits
+    ud2
+
+    .balign 4
+multiboot_header:
+    .long   0x1badb002
+    .long   0x10003
+    .long   0xe4514ffb
+    .long   multiboot_header
+    .long   __image_start
+    .long   __data_end
+    .long   __image_end
+    .long   multiboot_entry
+
+from_32_bits:
     cli
     cld
+    mov     esp, offset stack_end
     mov     esi, ebx
     mov     edi, offset page_tables
     xor     eax, eax
@@ -57,7 +80,7 @@ pvh_entry:
     .code64
 pvh_long:
     mov     edi, esi
-    mov     esi, 1
+    mov     esi, ebp
     jmp     common
 
     .org    pvh_entry + 0x200
@@ -120,7 +143,7 @@ unsafe extern "Rust" {
     fn guest_main();
 }
 
-/// Called on the stack, .bss zeroed: `information` is the boot protocol's page, `protocol` 0 for Linux and 1 for PVH.
+/// Called on the stack, .bss zeroed: `information` is the boot protocol's page, `protocol` 0 for Linux, 1 for PVH, 2 for Multiboot.
 #[unsafe(no_mangle)]
 extern "C" fn guest_start(information: u64, protocol: u32) -> ! {
     serial::start();

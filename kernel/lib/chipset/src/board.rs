@@ -3,6 +3,7 @@
 //! The type is [`Chipset`]; it joins the devices of this crate, none of which knows another. ISA interrupts go to both
 //! interrupt controllers: interrupt 0 to IOAPIC pin 2, the others to the pin of their number (GSI).
 
+use crate::debug::DebugPorts;
 use crate::i8042::I8042;
 use crate::ioapic::{self, IoApic};
 use crate::pic::PicPair;
@@ -42,6 +43,7 @@ pub struct Chipset {
     keyboard: I8042,
     ioapic: IoApic,
     power: Power,
+    debug: DebugPorts,
     /// The level of each GSI.
     lines: u32,
     /// The PIC output that the machine was told last.
@@ -58,6 +60,17 @@ impl Chipset {
         Self::around(Rtc::new(wall_unix_ns, low_ram_bytes, ram_bytes - low_ram_bytes), Power::new())
     }
 
+    /// The same with debug ports.
+    #[must_use]
+    pub fn with_debug_ports(self, debug: DebugPorts) -> Self {
+        Self { debug, ..self }
+    }
+
+    /// Which debug ports there are.
+    pub fn debug_ports(&self) -> DebugPorts {
+        self.debug
+    }
+
     /// The reset line: everything as after power-up but the time, the CMOS memory and the free-running timer. Whoever
     /// drives lines from outside ([`set_gsi`](Self::set_gsi)) drives them anew.
     pub fn reset(&mut self, effects: &mut Vec<Effect>) {
@@ -65,6 +78,7 @@ impl Chipset {
         fresh.rtc.reset();
         fresh.power.reset();
         fresh.pic_output = self.pic_output;
+        fresh.debug = self.debug;
         *self = fresh;
         self.note_deadline();
         self.report_pic(effects);
@@ -108,6 +122,7 @@ impl Chipset {
                 None => self.ioapic,
             },
             power: saved.power.as_ref().map_or(Ok(self.power), Power::restore)?,
+            debug: self.debug,
             lines,
             pic_output: saved.pic_output,
             deadline_ns: None,
@@ -125,6 +140,7 @@ impl Chipset {
             keyboard: I8042::new(),
             ioapic: IoApic::new(),
             power,
+            debug: DebugPorts::default(),
             lines: 0,
             pic_output: false,
             deadline_ns: None,
@@ -162,7 +178,9 @@ impl Chipset {
         }
         let bytes = value.to_le_bytes();
         if !self.write_byte(port, size, bytes[0], clock, effects) {
-            return false;
+            let debug = self.debug.write(port, value);
+            effects.extend(debug);
+            return debug.is_some();
         }
         for byte in 1..u16::from(size.min(4)) {
             self.write_byte(port.wrapping_add(byte), size, bytes[usize::from(byte)], clock, effects);
@@ -275,7 +293,7 @@ impl Chipset {
             ports::SYSTEM_CONTROL_A => self.power.read_port_a(),
             // Wider accesses around here are to PCI's configuration ports.
             ports::RESET if size == 1 => self.power.read_reset(),
-            _ => return None,
+            _ => return self.debug.read(port),
         })
     }
 

@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod board;
 mod calendar;
+mod debug;
 mod i8042;
 mod ioapic;
 mod lapic;
@@ -22,6 +23,7 @@ pub mod saved;
 mod uart;
 
 pub use board::{CMOS_LOW_RAM_BYTES_MAX, Chipset};
+pub use debug::DebugPorts;
 pub use ioapic::{BASE as IOAPIC_BASE, PINS as IOAPIC_PINS, WINDOW_BYTES as IOAPIC_BYTES};
 pub use lapic::{Accepted, Address, GeneralProtection, Lapic, Pending, TIMER_HZ as LAPIC_TIMER_HZ};
 pub use message::{DeliveryMode, Message, Target};
@@ -45,6 +47,8 @@ pub const PERIOD_NS_MIN: u64 = 50_000;
 pub enum Effect {
     /// A byte left the UART.
     Console(u8),
+    /// A byte was written to the debug console's port.
+    DebugConsole(u8),
     /// An interrupt message, from the IOAPIC or a local APIC's command register, for every local APIC that it addresses
     /// ([`Address::hears`]); for [`DeliveryMode::LowestPriority`] one of them.
     Interrupt(Message),
@@ -56,6 +60,8 @@ pub enum Effect {
     PowerOff,
     /// The guest pulled its reset line.
     Reset,
+    /// The guest ended its VM by the debug exit's port, with this code.
+    Exit(u32),
 }
 
 /// The moment of an access. Neither field ever goes back from one call to the next on one object.

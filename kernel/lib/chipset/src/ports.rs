@@ -22,6 +22,10 @@ pub const POST: u16 = 0x80;
 pub const SYSTEM_CONTROL_A: u16 = 0x92;
 /// The other port that is written only for the time it takes.
 pub const DELAY: u16 = 0xed;
+/// Debug console, where the VM has it: a byte.
+pub const DEBUG_CONSOLE: u16 = 0xe9;
+/// Debug exit, where the VM has it: four ports, any width.
+pub const DEBUG_EXIT: u16 = 0xf4;
 /// COM1: eight registers.
 pub const COM1: u16 = 0x3f8;
 /// ACPI PM1a event block: status and enable, two bytes each.

@@ -42,6 +42,14 @@ fn level(vector: u8) -> Effect {
 }
 
 #[test]
+fn debug_ports_outlast_a_reset() {
+    let mut chipset = board().with_debug_ports(DebugPorts { exit: true, console: true });
+    chipset.reset(&mut Vec::new());
+    assert_eq!(out(&mut chipset, 0xe9, b'x', at(0)), [Effect::DebugConsole(b'x')]);
+    assert_eq!(out(&mut chipset, 0xf4, 7, at(0)), [Effect::Exit(7)]);
+}
+
+#[test]
 fn console_goes_out_and_comes_in() {
     let mut chipset = board();
     assert_eq!(out(&mut chipset, 0x3f8, b'x', at(0)), [Effect::Console(b'x')]);

@@ -43,6 +43,8 @@ fn reads_everything() {
         pin = [3, 2]
         disks = ["web-root", "web data"]
         nics = [{ mac = "02:00:00:00:00:07" }, {}]
+        debug_exit = true
+        debug_console = true
         autostart = true
 
         [[vm]]
@@ -72,6 +74,8 @@ fn reads_everything() {
         pin: vec![3, 2],
         disks: vec!["web-root".into(), "web data".into()],
         nics: vec![NicSpec { mac }, NicSpec { mac: None }],
+        debug_exit: true,
+        debug_console: true,
         start: true,
     };
     let mut db = VmSpec::new("db".parse().unwrap(), "vmlinuz".into());

@@ -50,6 +50,10 @@ pub struct VmSpec {
     pub disks: Vec<String>,
     /// Its NICs, at most [`NICS_MAX`].
     pub nics: Vec<NicSpec>,
+    /// Whether it has a debug exit: a port by which the guest ends it with a code.
+    pub debug_exit: bool,
+    /// Whether it has a debug console: a port whose bytes go to its console.
+    pub debug_console: bool,
     /// Whether it starts as soon as it exists.
     pub start: bool,
 }
@@ -61,8 +65,21 @@ pub struct NicSpec {
     pub mac: Option<Mac>,
 }
 
-pub(crate) const KEYS: &[&str] =
-    &["name", "kernel", "initrd", "command_line", "memory", "vcpus", "weight", "pin", "disks", "nics", "autostart"];
+pub(crate) const KEYS: &[&str] = &[
+    "name",
+    "kernel",
+    "initrd",
+    "command_line",
+    "memory",
+    "vcpus",
+    "weight",
+    "pin",
+    "disks",
+    "nics",
+    "debug_exit",
+    "debug_console",
+    "autostart",
+];
 
 impl VmSpec {
     /// The least that makes a VM: 256 MiB, one vCPU, nothing else.
@@ -78,6 +95,8 @@ impl VmSpec {
             pin: Vec::new(),
             disks: Vec::new(),
             nics: Vec::new(),
+            debug_exit: false,
+            debug_console: false,
             start: false,
         }
     }
@@ -202,6 +221,8 @@ impl VmSpec {
         let mut vm = Self::new(name, kernel);
         vm.initrd = module(section, "initrd")?;
         vm.start = section.truth("autostart")?.unwrap_or(false);
+        vm.debug_exit = section.truth("debug_exit")?.unwrap_or(false);
+        vm.debug_console = section.truth("debug_console")?.unwrap_or(false);
         let at = |key: &'static str| move |cause| section.error_at(key, cause);
         if let Some(memory) = section.parsed("memory")? {
             vm.set_memory(memory).map_err(at("memory"))?;

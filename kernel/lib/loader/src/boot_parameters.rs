@@ -4,8 +4,8 @@
 //! Documentation/arch/x86/zero-page.rst and boot.rst; the map's form is that of INT 15h, E820h).
 
 use crate::bzimage::{BzImage, HEADER_OFFSET, SetupHeader};
-use crate::{Linux, Places, layout};
-use addr::{Gpa, GpaRange};
+use crate::{Boot, Places, layout, memory_map};
+use addr::Gpa;
 use core::mem::offset_of;
 use guestmem::GuestMemory;
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -44,32 +44,24 @@ struct MapEntry {
     kind: U32,
 }
 
-/// What a range of the memory map is.
-#[derive(Clone, Copy)]
-enum Kind {
-    Memory = 1,
-    Reserved = 2,
-}
-
 impl BootParameters {
-    pub fn new(memory: &GuestMemory, linux: &Linux<'_>, image: &BzImage<'_>, places: Places) -> Self {
+    pub fn new(memory: &GuestMemory, boot: &Boot<'_>, image: &BzImage<'_>, places: Places) -> Self {
         let mut page = Self::new_zeroed();
-        page.acpi_rsdp_addr = linux.rsdp.as_u64().into();
+        page.acpi_rsdp_addr = boot.rsdp.as_u64().into();
         page.header = image.header.clone();
         page.header.type_of_loader = UNREGISTERED_LOADER;
         page.header.loadflags |= LOADED_HIGH;
         page.header.setup_data = 0.into();
         page.header.cmd_line_ptr = address(layout::COMMAND_LINE);
         page.header.ramdisk_image = address(places.initrd);
-        page.header.ramdisk_size = (linux.initrd.map_or(0, <[u8]>::len) as u32).into();
+        page.header.ramdisk_size = (boot.initrd.map_or(0, |module| module.bytes.len()) as u32).into();
         page.map(memory);
         page
     }
 
     /// Fills in the map. Memory in more pieces than it can hold stays unknown to the guest.
     fn map(&mut self, memory: &GuestMemory) {
-        let entries = memory.ranges().flat_map(pieces).flatten();
-        for (slot, (start, end, kind)) in self.e820_table.iter_mut().zip(entries) {
+        for (slot, (start, end, kind)) in self.e820_table.iter_mut().zip(memory_map::entries(memory)) {
             *slot = MapEntry { start: start.into(), bytes: (end - start).into(), kind: (kind as u32).into() };
             self.e820_entries += 1;
         }
@@ -80,15 +72,4 @@ impl BootParameters {
 fn address(at: Gpa) -> U32 {
     let at = u32::try_from(at.as_u64()).expect("the loader places everything below 4 GiB");
     at.into()
-}
-
-/// A range of memory as the guest may use it: what lies under the BIOS area is reserved, for the tables are there.
-fn pieces(range: GpaRange) -> [Option<(u64, u64, Kind)>; 3] {
-    let (start, end) = (range.start().as_u64(), range.end().as_u64());
-    let (low, high) = (layout::LOW_MEMORY_END.as_u64(), layout::HIGH_MEMORY.as_u64());
-    let piece = |from: u64, to: u64, kind| {
-        let (from, to) = (from.max(start), to.min(end));
-        (from < to).then_some((from, to, kind))
-    };
-    [piece(0, low, Kind::Memory), piece(low, high, Kind::Reserved), piece(high, u64::MAX, Kind::Memory)]
 }

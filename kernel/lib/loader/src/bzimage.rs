@@ -109,16 +109,16 @@ impl<'a> BzImage<'a> {
 
 fn header(file: &[u8]) -> Result<SetupHeader, Error> {
     const JUMP_OFFSET: usize = JUMP_END_OFFSET - 1;
-    let jump = usize::from(*file.get(JUMP_OFFSET).ok_or(Error::NotBzImage)?);
+    let jump = usize::from(*file.get(JUMP_OFFSET).ok_or(Error::NotKernel)?);
     let end = (JUMP_END_OFFSET + jump).min(HEADER_END_MAX);
     let mut raw = [0; HEADER_END_MAX - HEADER_OFFSET];
-    let present = file.get(HEADER_OFFSET..end.min(file.len())).ok_or(Error::NotBzImage)?;
+    let present = file.get(HEADER_OFFSET..end.min(file.len())).ok_or(Error::NotKernel)?;
     raw[..present.len()].copy_from_slice(present);
-    let header = SetupHeader::read_from_bytes(&raw).map_err(|_| Error::NotBzImage)?;
+    let header = SetupHeader::read_from_bytes(&raw).map_err(|_| Error::NotKernel)?;
 
     let version = header.version.get();
     if header.boot_flag.get() != BOOT_FLAG || header.header.get() != MAGIC {
-        return Err(Error::NotBzImage);
+        return Err(Error::NotKernel);
     }
     if version < VERSION_MIN {
         return Err(Error::TooOld { version });

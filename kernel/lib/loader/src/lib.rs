@@ -1,14 +1,17 @@
-//! Puts a Linux kernel where a boot loader would and says with which registers its first vCPU starts.
+//! Puts a kernel where a boot loader would and says with which registers its first vCPU starts.
 //!
-//! [`load`] takes a bzImage, an initrd and a command line ([`Linux`]) and follows the kernel's 64-bit boot protocol
-//! (Linux 6.12, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; Documentation/arch/x86/zero-page.rst).
-//! `machine` writes the tables of `firmware` first and passes their root in; [`layout`] says what lies where below 1 MiB.
+//! [`load`] takes a kernel with its initrd and command line ([`Boot`]). A bzImage starts by Linux's 64-bit boot protocol
+//! (Linux 6.12, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; Documentation/arch/x86/zero-page.rst), a
+//! Multiboot 1 image by that specification. `machine` writes the tables of `firmware` first and passes their root in;
+//! [`layout`] says what lies where below 1 MiB for Linux.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod boot_parameters;
 mod bzimage;
 pub mod layout;
+mod memory_map;
+mod multiboot;
 mod places;
 mod start;
 #[cfg(test)]
@@ -23,13 +26,22 @@ use places::Places;
 use vcpu::VcpuState;
 use zerocopy::IntoBytes;
 
+/// A file by its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Module<'a> {
+    /// What a Multiboot kernel is told that it is called.
+    pub name: &'a str,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+}
+
 /// What to boot.
 #[derive(Clone, Copy, Debug)]
-pub struct Linux<'a> {
-    /// The bzImage.
-    pub kernel: &'a [u8],
-    /// The initial RAM disk.
-    pub initrd: Option<&'a [u8]>,
+pub struct Boot<'a> {
+    /// The bzImage or Multiboot image.
+    pub kernel: Module<'a>,
+    /// The initial RAM disk, which is a Multiboot kernel's module.
+    pub initrd: Option<Module<'a>>,
     /// The command line, without the terminating NUL.
     pub command_line: &'a str,
     /// Where the ACPI tables' root pointer lies.
@@ -39,8 +51,8 @@ pub struct Linux<'a> {
 /// Why a guest cannot be booted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
-    /// The kernel has no boot sector with Linux's signatures.
-    NotBzImage,
+    /// The file has neither Linux's signatures nor a Multiboot header.
+    NotKernel,
     /// The kernel speaks an older boot protocol than 2.12.
     TooOld {
         /// Its version: the major number in bits 15:8, the minor one in bits 7:0.
@@ -66,6 +78,20 @@ pub enum Error {
     },
     /// The command line contains a NUL byte.
     CommandLineHasNul,
+    /// A Multiboot image that says neither by addresses nor by an ELF header for 32-bit x86 what to load.
+    NotElf32,
+    /// A Multiboot image requires what this loader does not know.
+    UnknownRequirements {
+        /// The bits of its header's flags.
+        flags: u32,
+    },
+    /// A Multiboot image, or what it is told, must lie where no free memory is.
+    NoMemoryAt {
+        /// The first address.
+        start: u64,
+        /// The end.
+        end: u64,
+    },
     /// An address that must be memory is none.
     Outside(Outside),
 }
@@ -79,7 +105,9 @@ impl From<Outside> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotBzImage => write!(out, "not a Linux kernel: use a bzImage (a file like /boot/vmlinuz-*)"),
+            Self::NotKernel => {
+                write!(out, "not a kernel: use a Linux bzImage (a file like /boot/vmlinuz-*) or a Multiboot 1 image")
+            }
             Self::TooOld { version } => {
                 let (major, minor) = (version >> 8, version & 0xff);
                 write!(out, "the kernel's boot protocol is {major}.{minor}: use Linux 3.8 or newer (protocol 2.12)")
@@ -94,31 +122,54 @@ impl fmt::Display for Error {
             }
             Self::CommandLineTooLong { max } => write!(out, "the command line is too long: use at most {max} bytes"),
             Self::CommandLineHasNul => write!(out, "the command line contains a NUL byte: remove it"),
+            Self::NotElf32 => {
+                write!(
+                    out,
+                    "the Multiboot image is no 32-bit x86 program: link it as ELF32, or set flag 16 and addresses"
+                )
+            }
+            Self::UnknownRequirements { flags } => {
+                write!(out, "the Multiboot image requires what is not known (flags {flags:#x}): build it without")
+            }
+            Self::NoMemoryAt { start, end } => {
+                write!(out, "the kernel needs {start:#x} to {end:#x}, which is not free memory: link it elsewhere, ")?;
+                write!(out, "or give the guest more")
+            }
             Self::Outside(Outside { at }) => write!(out, "the guest has no memory at {at}: give it more memory"),
         }
     }
 }
 
-/// Writes kernel, initrd, command line, boot parameters, page tables and GDT, and returns the first vCPU's state.
+/// Writes the kernel and everything that it is given, and returns the first vCPU's state.
 ///
-/// The vCPU starts at the kernel's 64-bit entry with the first 4 GiB mapped one to one, interrupts off, and RSI at the
-/// boot parameters. The kernel lies where it prefers to, or above where it can be moved; the initrd as high as it may.
+/// A bzImage starts at its 64-bit entry with the first 4 GiB mapped one to one, interrupts off, and RSI at the boot
+/// parameters. It lies where it prefers to, or above where it can be moved; the initrd as high as it may. A Multiboot
+/// image lies where it is linked to and starts in 32-bit protected mode.
 ///
 /// # Errors
 /// Nothing was written when the kernel, the initrd or the command line is refused. Only [`Error::Outside`], which a
 /// guest without memory below 640 KiB gets, may come late.
-pub fn load(memory: &GuestMemory, linux: &Linux<'_>) -> Result<VcpuState, Error> {
-    let image = BzImage::parse(linux.kernel)?;
-    check_command_line(linux.command_line, image.header.cmdline_size.get())?;
-    let places = Places::find(memory, &image, linux.initrd.map_or(0, <[u8]>::len) as u64)?;
-    let parameters = BootParameters::new(memory, linux, &image, places);
+pub fn load(memory: &GuestMemory, boot: &Boot<'_>) -> Result<VcpuState, Error> {
+    match (BzImage::parse(boot.kernel.bytes), multiboot::Header::find(boot.kernel.bytes)) {
+        (Ok(image), _) => load_linux(memory, boot, &image),
+        (Err(Error::NotKernel), Some(header)) => {
+            multiboot::load(memory, boot, &multiboot::Image::parse(boot.kernel.bytes, header)?)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn load_linux(memory: &GuestMemory, boot: &Boot<'_>, image: &BzImage<'_>) -> Result<VcpuState, Error> {
+    check_command_line(boot.command_line, image.header.cmdline_size.get())?;
+    let places = Places::find(memory, image, boot.initrd.map_or(0, |module| module.bytes.len()) as u64)?;
+    let parameters = BootParameters::new(memory, boot, image, places);
 
     memory.write(places.kernel.start(), image.payload)?;
-    if let Some(initrd) = linux.initrd {
-        memory.write(places.initrd, initrd)?;
+    if let Some(initrd) = boot.initrd {
+        memory.write(places.initrd, initrd.bytes)?;
     }
-    memory.write(layout::COMMAND_LINE, linux.command_line.as_bytes())?;
-    memory.store(layout::COMMAND_LINE.wrapping_add(linux.command_line.len() as u64), 1, 0)?;
+    memory.write(layout::COMMAND_LINE, boot.command_line.as_bytes())?;
+    memory.store(layout::COMMAND_LINE.wrapping_add(boot.command_line.len() as u64), 1, 0)?;
     memory.write(layout::BOOT_PARAMS, parameters.as_bytes())?;
     start::write_tables(memory)?;
     Ok(start::state(places.kernel.start()))

@@ -33,8 +33,12 @@ fn kernel() -> Vec<u8> {
     file
 }
 
-fn linux(kernel: &[u8]) -> Linux<'_> {
-    Linux { kernel, initrd: None, command_line: "console=ttyS0", rsdp: Gpa::new(0xe_0000) }
+fn module(bytes: &[u8]) -> Module<'_> {
+    Module { name: "file", bytes }
+}
+
+fn linux(kernel: &[u8]) -> Boot<'_> {
+    Boot { kernel: module(kernel), initrd: None, command_line: "console=ttyS0", rsdp: Gpa::new(0xe_0000) }
 }
 
 fn read(memory: &GuestMemory, at: Gpa, length: usize) -> Vec<u8> {
@@ -104,7 +108,7 @@ fn the_first_4_gib_are_mapped_one_to_one() {
 fn boot_parameters_are_completed() {
     let (memory, file) = (guest_memory(32 * MIB), kernel());
     let initrd = [7; 5000];
-    load(&memory, &Linux { initrd: Some(&initrd), ..linux(&file) }).unwrap();
+    load(&memory, &Boot { initrd: Some(module(&initrd)), ..linux(&file) }).unwrap();
     assert_eq!(parameter(&memory, 0x202, 4), u64::from(u32::from_le_bytes(*b"HdrS")));
     assert_eq!(parameter(&memory, 0x070, 8), 0xe_0000);
     assert_eq!((parameter(&memory, 0x210, 1), parameter(&memory, 0x211, 1)), (0xff, 1));
@@ -158,7 +162,7 @@ fn an_initrd_keeps_below_its_limit_and_off_the_kernel() {
     let (memory, mut file) = (guest_memory(32 * MIB), kernel());
     let at = |file: &[u8], length: u64| {
         let initrd = vec![1; length as usize];
-        load(&memory, &Linux { initrd: Some(&initrd), ..linux(file) }).map(|_| parameter(&memory, 0x218, 4))
+        load(&memory, &Boot { initrd: Some(module(&initrd)), ..linux(file) }).map(|_| parameter(&memory, 0x218, 4))
     };
     put(&mut file, 0x22c, &(24 * MIB as u32 - 1).to_le_bytes());
     assert_eq!(at(&file, MIB), Ok(23 * MIB));
@@ -178,11 +182,11 @@ fn memory_for_init_size_is_required() {
 #[test]
 fn what_is_no_kernel_is_refused() {
     for length in [0, 1, 0x1f1, 0x201, 0x202, 0x26b] {
-        assert!(matches!(refused(&kernel()[..length]), Error::NotBzImage | Error::Truncated), "{length}");
+        assert!(matches!(refused(&kernel()[..length]), Error::NotKernel | Error::Truncated), "{length}");
     }
-    assert_eq!(refused(b"\x7fELF"), Error::NotBzImage);
-    assert_eq!(damaged(0x1fe, &[0]), Error::NotBzImage);
-    assert_eq!(damaged(0x202, b"hdrs"), Error::NotBzImage);
+    assert_eq!(refused(b"\x7fELF"), Error::NotKernel);
+    assert_eq!(damaged(0x1fe, &[0]), Error::NotKernel);
+    assert_eq!(damaged(0x202, b"hdrs"), Error::NotKernel);
     assert_eq!(damaged(0x206, &0x020bu16.to_le_bytes()), Error::TooOld { version: 0x020b });
     assert_eq!(damaged(0x236, &[0]), Error::No64BitEntry);
 }
@@ -218,14 +222,14 @@ fn a_signature_behind_the_kernel_is_left_out() {
 #[test]
 fn a_command_line_is_checked() {
     let (memory, file) = (guest_memory(32 * MIB), kernel());
-    let try_line = |line: &str| load(&memory, &Linux { command_line: line, ..linux(&file) }).map(|_| ());
+    let try_line = |line: &str| load(&memory, &Boot { command_line: line, ..linux(&file) }).map(|_| ());
     assert_eq!(try_line(&"x".repeat(2047)), Ok(()));
     assert_eq!(try_line(&"x".repeat(2048)), Err(Error::CommandLineTooLong { max: 2047 }));
     assert_eq!(try_line("a\0b"), Err(Error::CommandLineHasNul));
     let mut file = kernel();
     put(&mut file, 0x238, &u32::MAX.to_le_bytes());
     let line = "x".repeat(0x1_0000);
-    let long = Linux { command_line: &line, ..linux(&file) };
+    let long = Boot { command_line: &line, ..linux(&file) };
     assert_eq!(load(&memory, &long).unwrap_err(), Error::CommandLineTooLong { max: 0xffff });
 }
 
@@ -274,7 +278,7 @@ proptest! {
         file.truncate(cut.max(0x100));
         let memory = guest_memory(8 * MIB);
         let initrd = vec![0xee; initrd_bytes];
-        if let Ok(state) = load(&memory, &Linux { initrd: Some(&initrd), ..linux(&file) }) {
+        if let Ok(state) = load(&memory, &Boot { initrd: Some(module(&initrd)), ..linux(&file) }) {
             let kernel = state.rip - 0x200;
             prop_assert!((MIB..8 * MIB).contains(&kernel));
             let first = parameter(&memory, 0x218, 4);

@@ -12,7 +12,7 @@ use crate::storage::{Disk, DiskConfig};
 use crate::{End, Host, Machine};
 use addr::Gpa;
 use alloc::vec::Vec;
-use chipset::{Chipset, Clock, DeliveryMode, Effect, Message};
+use chipset::{Chipset, Clock, DebugPorts, DeliveryMode, Effect, Message};
 use guestmem::GuestMemory;
 use pci::{Bdf, ConfigPort, ConfigSpace};
 use virtio::{Function, Rng, Signal};
@@ -64,14 +64,20 @@ pub struct Board {
 }
 
 impl Board {
-    pub fn new(wall_unix_ns: u64, ram_bytes: u64, disks: Vec<DiskConfig>, nics: Vec<NicConfig>) -> Self {
+    pub fn new(
+        wall_unix_ns: u64,
+        ram_bytes: u64,
+        disks: Vec<DiskConfig>,
+        nics: Vec<NicConfig>,
+        debug: DebugPorts,
+    ) -> Self {
         let mut slots = alloc::vec![Slot::Console, Slot::Rng];
         slots.extend((0..disks.len()).map(Slot::Disk));
         slots.extend((0..nics.len()).map(Slot::Card));
         assert!(slots.len() <= FUNCTIONS_MAX, "a machine of {} functions does not fit one bus", slots.len());
         let mut board = Self {
             input_mode: InputMode::Solo,
-            chipset: Chipset::new(wall_unix_ns, ram_bytes),
+            chipset: Chipset::new(wall_unix_ns, ram_bytes).with_debug_ports(debug),
             bridge: pci::host_bridge(),
             config_port: ConfigPort::default(),
             console: Console::new(),
@@ -327,9 +333,11 @@ impl Machine {
         let mut left = 0;
         for index in 0..effects.len() {
             match effects[index] {
-                Effect::Console(byte) => match &mut outbox {
+                effect @ (Effect::Console(byte) | Effect::DebugConsole(byte)) => match &mut outbox {
                     Some(outbox) => {
-                        board.console.note_uart_output();
+                        if matches!(effect, Effect::Console(_)) {
+                            board.console.note_uart_output();
+                        }
                         outbox.push_console(&[byte]);
                     }
                     None => {
@@ -351,6 +359,7 @@ impl Machine {
                 }
                 Effect::PowerOff => board.end = board.end.take().or(Some(End::PowerOff)),
                 Effect::Reset => board.end = board.end.take().or(Some(End::Reset)),
+                Effect::Exit(code) => board.end = board.end.take().or(Some(End::Exit(code))),
             }
         }
         effects.truncate(left);

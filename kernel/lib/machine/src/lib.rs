@@ -34,8 +34,10 @@ mod storage;
 mod tests;
 
 pub use addresses::{VCPUS_MAX, VcpuSet};
+pub use chipset::DebugPorts;
 pub use cpuid::{CpuProfile, Leaf};
 pub use input::{FrameLost, InputMode};
+pub use loader::Module;
 pub use network::{NicConfig, offload_of};
 pub use output::{OutFrame, OutTransfer, Outbox, OutputMode};
 pub use run::{Pause, Thread};
@@ -102,6 +104,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Its network cards.
     pub nics: Vec<NicConfig>,
+    /// Its debug ports.
+    pub debug: DebugPorts,
     /// UTC at the host's moment 0, in nanoseconds since 1970.
     pub wall_unix_ns: u64,
 }
@@ -113,6 +117,8 @@ pub enum End {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest wrote this code to its debug exit.
+    Exit(u32),
     /// A vCPU shut down, to which a PC's board answers with a reset; where that was.
     TripleFault(String),
     /// It cannot go on, and this is why.
@@ -138,9 +144,9 @@ impl Machine {
     /// With no vCPU or too many, and with more disks and cards than one PCI bus takes besides console and random
     /// numbers: 29.
     pub fn new(config: MachineConfig) -> Self {
-        let MachineConfig { id, vcpus, memory, profile, disks, nics, wall_unix_ns } = config;
+        let MachineConfig { id, vcpus, memory, profile, disks, nics, debug, wall_unix_ns } = config;
         assert!((1..=VCPUS_MAX).contains(&(vcpus as usize)), "a machine of {vcpus} vCPUs");
-        let board = Board::new(wall_unix_ns, memory.total_bytes(), disks, nics);
+        let board = Board::new(wall_unix_ns, memory.total_bytes(), disks, nics, debug);
         Self {
             id,
             memory,

@@ -3,16 +3,16 @@
 use crate::Machine;
 use alloc::string::{String, ToString};
 use firmware::{Board as FirmwareBoard, layout};
-use loader::Linux;
+use loader::{Boot, Module};
 use vcpu::VcpuState;
 
 /// What a direct boot starts.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel<'a> {
-    /// A bzImage.
-    pub image: &'a [u8],
-    /// Its initial file system.
-    pub initrd: Option<&'a [u8]>,
+    /// A bzImage or a Multiboot 1 image.
+    pub image: Module<'a>,
+    /// Its initial file system, or Multiboot module.
+    pub initrd: Option<Module<'a>>,
     /// Its command line.
     pub command_line: &'a str,
 }
@@ -33,7 +33,7 @@ impl Machine {
         };
         let rsdp = firmware::write_acpi(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;
         firmware::write_smbios(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;
-        let linux = Linux { kernel: kernel.image, initrd: kernel.initrd, command_line: kernel.command_line, rsdp };
-        loader::load(&self.memory, &linux).map_err(|error| StartError(error.to_string()))
+        let boot = Boot { kernel: kernel.image, initrd: kernel.initrd, command_line: kernel.command_line, rsdp };
+        loader::load(&self.memory, &boot).map_err(|error| StartError(error.to_string()))
     }
 }

@@ -4,6 +4,7 @@ mod bench;
 mod clock;
 mod console;
 mod cpuid;
+mod debug;
 mod driver;
 mod ends;
 mod hostile;

@@ -111,9 +111,9 @@ pub(crate) const CATALOG: &[Spec] = &[
         options: &[
             OptionSpec {
                 occurs: Occurs::Always,
-                ..option("--kernel", "MODULE", Value::Module, "its kernel: a boot module with a Linux bzImage")
+                ..option("--kernel", "MODULE", Value::Module, "its kernel: a bzImage or Multiboot 1 image")
             },
-            option("--initrd", "MODULE", Value::Module, "its initial RAM disk: another boot module"),
+            option("--initrd", "MODULE", Value::Module, "its initial RAM disk, or Multiboot module"),
             option("--cmdline", "TEXT", Value::Free, "its kernel's command line, in quotes"),
             option("--memory", "SIZE", Value::Free, "its memory, 256M when not given"),
             option("--vcpus", "N", Value::Free, "how many vCPUs it has, 1 when not given"),
@@ -127,6 +127,8 @@ pub(crate) const CATALOG: &[Spec] = &[
                 occurs: Occurs::Often,
                 ..option("--nic", "[mac=ADDRESS]", Value::Nic, "a NIC; once for each; mac= can be left out")
             },
+            flag("--debug-exit", "a write to port 0xf4 ends it, with a code"),
+            flag("--debug-console", "bytes to port 0xe9 go to its console"),
             flag("--start", "start it at once"),
         ],
         details: "A VM is forgotten when the host restarts, unless the configuration file has it. `modules` shows what \
@@ -349,6 +351,8 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
     let mut vm = VmSpec::new(arguments.name()?, kernel);
     vm.initrd = arguments.module("--initrd")?;
     vm.start = arguments.has("--start");
+    vm.debug_exit = arguments.has("--debug-exit");
+    vm.debug_console = arguments.has("--debug-console");
     if let Some(line) = arguments.value("--cmdline") {
         vm.set_command_line(line.into())?;
     }

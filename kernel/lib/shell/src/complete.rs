@@ -175,6 +175,8 @@ pub(crate) mod tests {
             "--pin",
             "--disk",
             "--nic",
+            "--debug-exit",
+            "--debug-console",
             "--start",
             "--json",
         ];
@@ -182,7 +184,7 @@ pub(crate) mod tests {
         assert_eq!(found("vm create "), all);
         assert_eq!(found("vm create x --me"), ["--memory"]);
         assert_eq!(
-            found("vm create x --disk web-root --nic mac=02:00:00:00:00:01 --memory 1G --kernel vmlinuz --d"),
+            found("vm create x --disk web-root --nic mac=02:00:00:00:00:01 --memory 1G --kernel vmlinuz --di"),
             ["--disk"]
         );
         assert!(found("vm create x --memory 1G --me").is_empty());

@@ -206,6 +206,7 @@ fn render_devices(heading: &str, devices: &[Device]) -> String {
 
 fn state(state: &VmState) -> String {
     match state {
+        VmState::Exited { code } => format!("{} with {code}", state.name()),
         VmState::Crashed { reason } => format!("{}: {reason}", state.name()),
         VmState::Created
         | VmState::Running

@@ -245,6 +245,11 @@ pub enum VmState {
     Stopped,
     /// It is on a disk, and can go on from there.
     Saved,
+    /// It ended itself by its debug exit.
+    Exited {
+        /// What it wrote there.
+        code: u32,
+    },
     /// It ended by a fault.
     Crashed {
         /// Which.
@@ -516,6 +521,7 @@ impl VmState {
             Self::Paused => "paused",
             Self::Arriving => "arriving",
             Self::Stopped => "stopped",
+            Self::Exited { .. } => "exited",
             Self::Saved => "saved",
             Self::Crashed { .. } => "crashed",
         }

@@ -5,7 +5,7 @@
 
 use super::listed;
 use crate::cpuid::SavedProfile;
-use crate::{CpuProfile, Machine};
+use crate::{CpuProfile, DebugPorts, Machine};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -27,6 +27,18 @@ pub struct Plan {
     nics: Vec<Nic>,
     #[n(4)]
     profile: SavedProfile,
+    /// Missing where there are none.
+    #[n(5)]
+    debug: Option<Ports>,
+}
+
+/// Its debug ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+struct Ports {
+    #[n(0)]
+    exit: bool,
+    #[n(1)]
+    console: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -68,6 +80,8 @@ pub enum Unlike {
     Vendor(&'static str, &'static str),
     /// The processor lacks these features, which the guest was offered.
     Features(Vec<String>),
+    /// Debug ports that one of them lacks.
+    DebugPorts,
     /// CPUID differs though the features are there.
     Profile,
     /// The TSC has another rate, and the guest no clock that could be told.
@@ -83,12 +97,14 @@ impl Machine {
     /// What it is made of.
     pub fn plan(&self) -> Plan {
         let board = self.board.lock();
+        let debug = board.chipset.debug_ports();
         Plan {
             vcpus: self.vcpus() as u32,
             memory_bytes: self.memory.total_bytes(),
             disks: board.disks.iter().map(|disk| disk.plan()).collect(),
             nics: board.cards.iter().map(|card| card.plan()).collect(),
             profile: self.profile.save(),
+            debug: (debug != DebugPorts::default()).then_some(Ports { exit: debug.exit, console: debug.console }),
         }
     }
 }
@@ -102,6 +118,11 @@ impl Plan {
     /// How much memory.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes
+    }
+
+    /// The debug ports.
+    pub fn debug_ports(&self) -> DebugPorts {
+        self.debug.map_or(DebugPorts::default(), |ports| DebugPorts { exit: ports.exit, console: ports.console })
     }
 
     /// The addresses of the network cards.
@@ -139,6 +160,7 @@ impl Plan {
             check(saved.mac == here.mac, Unlike::Nic(index, "has another address"))?;
             check(saved.mtu == here.mtu, Unlike::Nic(index, "has another MTU"))?;
         }
+        check(self.debug == here.debug, Unlike::DebugPorts)?;
         check(self.profile == here.profile, Unlike::Profile)
     }
 }
@@ -163,6 +185,7 @@ impl fmt::Display for Unlike {
             Self::Nic(index, how) => write!(out, "network card {index} {how}"),
             Self::Vendor(saved, here) => write!(out, "it was saved on {saved}, and this is {here}"),
             Self::Features(missing) => write!(out, "this processor lacks {}", listed(missing)),
+            Self::DebugPorts => write!(out, "its debug ports are others than this VM's"),
             Self::Profile => write!(out, "its CPUID is another than this VM's"),
             Self::TscRate { saved_khz, here_khz } => write!(
                 out,

@@ -151,6 +151,16 @@ impl Bench {
 
     /// A machine on a processor with this CPUID.
     pub fn on(host_leaf: fn(u32, u32) -> Leaf, disks: Vec<DiskConfig>, nics: Vec<NicConfig>) -> Self {
+        Self::with_debug_ports(host_leaf, disks, nics, DebugPorts::default())
+    }
+
+    /// The same with debug ports.
+    pub fn with_debug_ports(
+        host_leaf: fn(u32, u32) -> Leaf,
+        disks: Vec<DiskConfig>,
+        nics: Vec<NicConfig>,
+        debug: DebugPorts,
+    ) -> Self {
         let (time, shared) = (Arc::new(AtomicU64::new(1_000)), Arc::new(StdMutex::new(Shared::default())));
         let machine = Arc::new(Machine::new(MachineConfig {
             id: 1,
@@ -159,6 +169,7 @@ impl Bench {
             profile: CpuProfile::new(host_leaf, 1, TSC_KHZ),
             disks: disks.clone(),
             nics: nics.clone(),
+            debug,
             wall_unix_ns: WALL_UNIX_NS,
         }));
         let vcpu = MockVcpu::new(shared.clone());
@@ -191,6 +202,7 @@ impl Bench {
             profile: plan.profile_on(&here).unwrap(),
             disks: self.disks.clone(),
             nics: self.nics.clone(),
+            debug: self.machine.board.lock().chipset.debug_ports(),
             wall_unix_ns,
         })
     }

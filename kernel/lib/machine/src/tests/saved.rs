@@ -160,7 +160,16 @@ fn what_differs_is_named() {
     let profile = || CpuProfile::new(amd, 1, TSC_KHZ);
     let with = |disks: Vec<DiskConfig>, nics: Vec<NicConfig>, profile| {
         let wall_unix_ns = WALL_UNIX_NS;
-        let config = |memory| MachineConfig { id: 2, vcpus: 1, memory, profile, disks, nics, wall_unix_ns };
+        let config = |memory| MachineConfig {
+            id: 2,
+            vcpus: 1,
+            memory,
+            profile,
+            disks,
+            nics,
+            debug: DebugPorts::default(),
+            wall_unix_ns,
+        };
         unlike(bench.restore_with(&saved, 1000, config))
     };
     assert_eq!(with(vec![], vec![nic()], profile()), "it was saved with 1 disks, and this VM has 0");
@@ -207,7 +216,16 @@ fn another_tsc_rate_needs_a_clock_that_can_be_told() {
     let here = CpuProfile::new(amd, 1, TSC_KHZ + TSC_KHZ / 100);
     let profile = bench.machine.plan().profile_on(&here).unwrap();
     let config = |profile| {
-        move |memory| MachineConfig { id: 2, vcpus: 1, memory, profile, disks: vec![], nics: vec![], wall_unix_ns: 0 }
+        move |memory| MachineConfig {
+            id: 2,
+            vcpus: 1,
+            memory,
+            profile,
+            disks: vec![],
+            nics: vec![],
+            debug: DebugPorts::default(),
+            wall_unix_ns: 0,
+        }
     };
     let saved = bench.save().unwrap();
     let refused = unlike(bench.restore_with(&saved, 1000, config(profile.clone())));
@@ -226,6 +244,7 @@ fn every_vcpu_keeps_what_it_does() {
         profile: CpuProfile::new(amd, 3, TSC_KHZ),
         disks: vec![],
         nics: vec![],
+        debug: DebugPorts::default(),
         wall_unix_ns: WALL_UNIX_NS,
     };
     let now = Moment { ns: 1_000, tsc: host_tsc(1_000) };

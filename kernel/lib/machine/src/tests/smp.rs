@@ -32,6 +32,7 @@ impl Smp {
             profile: CpuProfile::new(amd, vcpus as u32, TSC_KHZ),
             disks: vec![],
             nics: vec![],
+            debug: DebugPorts::default(),
             wall_unix_ns: WALL_UNIX_NS,
         });
         let shared: Vec<Arc<StdMutex<Shared>>> = (0..vcpus).map(|_| Arc::default()).collect();

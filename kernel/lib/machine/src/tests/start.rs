@@ -1,7 +1,7 @@
 //! A made-up kernel from its file to its first instruction.
 
 use super::bench::*;
-use crate::{Kernel, StartError};
+use crate::{Kernel, Module, StartError};
 use addr::Gpa;
 
 const MIB: u64 = 1 << 20;
@@ -30,7 +30,11 @@ fn kernel() -> Vec<u8> {
 #[test]
 fn a_kernel_is_placed_with_the_tables_that_it_finds() {
     let (bench, file) = (Bench::new(), kernel());
-    let kernel = Kernel { image: &file, initrd: Some(b"initrd"), command_line: "console=ttyS0" };
+    let kernel = Kernel {
+        image: Module { name: "linux", bytes: &file },
+        initrd: Some(Module { name: "initrd", bytes: b"initrd" }),
+        command_line: "console=ttyS0",
+    };
     let state = bench.machine.load(&kernel).unwrap();
     assert_eq!(state.rip, 2 * MIB + 0x200);
     assert_eq!(bench.load(state.rip, 1), 0xf4, "its first instruction");
@@ -47,7 +51,10 @@ fn a_kernel_is_placed_with_the_tables_that_it_finds() {
 #[test]
 fn what_cannot_start_says_so() {
     let bench = Bench::new();
-    let refused = |image: &[u8]| bench.machine.load(&Kernel { image, initrd: None, command_line: "" }).unwrap_err();
+    let refused = |bytes: &[u8]| {
+        let image = Module { name: "file", bytes };
+        bench.machine.load(&Kernel { image, initrd: None, command_line: "" }).unwrap_err()
+    };
     let StartError(why) = refused(b"ELF");
     assert!(why.contains("bzImage"), "{why}");
     let mut big = kernel();

@@ -1,0 +1,42 @@
+//! Kernels that start by Multiboot 1, and the debug ports that such kernels use.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Artifacts, GUEST_BOOT_LIMIT, PROMPT};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A bare kernel that says by addresses where it lies, and one that is an ELF32 file: Pollux itself, to its prompt.
+pub fn guest(artifacts: &Artifacts) -> Result<()> {
+    // The ELF file that the Linux kernel was made from.
+    let bare = artifacts.guest("multiboot")?.with_extension("");
+    let modules = [(bare.as_path(), "multiboot"), (artifacts.kernel32.as_path(), "pollux")];
+    let mut host = artifacts.boot(&artifacts.bare_with("multiboot_guest", &modules)?)?;
+
+    let image = "--kernel multiboot --initrd multiboot --memory 128M";
+    host.ask(&format!("vm create bare {image} --cmdline \"debug=42\" --debug-exit --debug-console --start"))?;
+    let mut console = host.attach("bare")?;
+    let (which, _) = console.expect_any(&["# by the debug console", "not ok ", "Bail out!"], GUEST_BOOT_LIMIT)?;
+    ensure!(which == 0, console.emulator().failure("it did not get what Multiboot promises"));
+    console.leave()?;
+    host.wait_state("bare", "exited", LIMIT)?;
+    let list = host.ask("vm list")?;
+    let code = list.as_array().and_then(|list| list.first()).map(|vm| &vm["code"]).context("no VM is listed")?;
+    ensure!(*code == 42, "it exited with {code}");
+
+    // Unasked, the ports are not there.
+    host.ask(&format!("vm create plain {image} --cmdline \"debug=42\" --start"))?;
+    host.attach("plain")?.expect("not ok 6 - the debug console answers", GUEST_BOOT_LIMIT)?;
+    host.emulator().send("\x1d")?;
+    host.emulator().expect(PROMPT, LIMIT)?;
+    host.wait_state("plain", "stopped", LIMIT)?;
+
+    host.ask("vm create inner --kernel pollux --cmdline \"\" --memory 256M --start")?;
+    let mut console = host.attach("inner")?;
+    console.expect("Pollux", GUEST_BOOT_LIMIT)?;
+    console.expect(PROMPT, GUEST_BOOT_LIMIT)?;
+    console.leave()?;
+    host.power_off()
+}
