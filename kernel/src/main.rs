@@ -11,6 +11,7 @@ mod cpu_loop;
 mod epitaph;
 mod host;
 mod host_console;
+mod isa;
 mod log_ring;
 mod management;
 mod migration;
@@ -73,7 +74,8 @@ fn set_up(boot: Result<BootInfo, &'static str>) -> &'static Host {
     assert!(backend.enable(0), "what was detected a moment ago is there");
     let config = probe::read_config(&boot);
     confinement::start(&platform);
-    let (storage, network) = probe::devices(clock);
+    isa::mask_all(&platform);
+    let (storage, network) = probe::devices(&platform, clock);
     serial::choose(&platform);
     let has_smp_room = smp::has_room(&boot);
     let host = host::init(Host::new(boot, platform, clock, backend, config, storage, network));

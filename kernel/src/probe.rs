@@ -3,6 +3,7 @@
 use crate::backend::Backend as HostBackend;
 use crate::confinement;
 use crate::host::Host;
+use crate::isa;
 use crate::network::Network;
 use crate::serial;
 use crate::storage::Storage;
@@ -15,10 +16,11 @@ use block::{Datastore, Health};
 use boot::BootInfo;
 use config::Config;
 use drivers::pci::interrupt::Message;
-use drivers::{Probed, pci, probe, read_partitions};
+use drivers::{Interrupts, Probed, pci, probe, read_partitions};
 use interrupts::local_apic;
 use iommu::Source;
 use memory::Dma;
+use platform::Platform;
 use shell::{Backend, Device, DeviceStatus, Feature};
 use spin::Mutex;
 
@@ -43,22 +45,17 @@ pub fn read_config(boot: &BootInfo) -> Config {
 }
 
 /// Starts the drivers of everything on the PCI bus.
-pub fn devices(clock: Clock) -> (Storage, Network) {
+pub fn devices(platform: &Platform, clock: Clock) -> (Storage, Network) {
     let (mut storage, mut network) = (Storage::default(), Network::new());
-    let own = local_apic::id();
     for function in pci::enumerate() {
         let Some(function) = serial::offer(function) else { continue };
         let place = function.to_string();
-        let mut vector = None;
-        let message = || {
-            let taken = interrupts::take_device_vector()?;
-            let (address, data) = local_apic::msi(own, taken)?;
-            vector = Some(taken);
-            Some(Message { address, data })
-        };
+        let mut line = Line { platform, vector: None };
         let address = function.address();
         let source = Source::new(address.bus(), address.device(), address.function());
-        match confinement::driving(source, || probe::<Dma>(function, message, &|| clock.now_ns())) {
+        let probed = confinement::driving(source, || probe::<Dma>(function, &mut line, &|| clock.now_ns()));
+        let vector = line.vector;
+        match probed {
             Probed::Disks(disks) => disks.into_iter().for_each(|disk| add_disk(&mut storage, disk, source, vector)),
             Probed::Nic(nic) => {
                 let mac = config::Mac::new(nic.mac()).map_or_else(|| "no address".into(), |mac| mac.to_string());
@@ -71,6 +68,32 @@ pub fn devices(clock: Clock) -> (Storage, Network) {
         }
     }
     (storage, network)
+}
+
+/// A device's interrupt: one vector at this processor, however it comes there.
+struct Line<'a> {
+    platform: &'a Platform,
+    vector: Option<u8>,
+}
+
+impl Line<'_> {
+    fn vector(&mut self) -> Option<u8> {
+        if self.vector.is_none() {
+            self.vector = interrupts::take_device_vector();
+        }
+        self.vector
+    }
+}
+
+impl Interrupts for Line<'_> {
+    fn message(&mut self) -> Option<Message> {
+        let (address, data) = local_apic::msi(local_apic::id(), self.vector()?)?;
+        Some(Message { address, data })
+    }
+
+    fn isa(&mut self, irq: u8) -> bool {
+        self.vector().is_some_and(|vector| isa::route(self.platform, irq, vector))
+    }
 }
 
 /// Writes the start-up report.

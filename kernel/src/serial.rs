@@ -2,13 +2,13 @@
 //!
 //! [`choose`] decides once at start-up; the console, and a dying host, [`open`] it.
 
+use crate::isa;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use drivers::pci::Function;
 use drivers::uart::{Line, Place, SerialPort};
 use firmware::spcr;
-use interrupts::local_apic;
 use memory::Dma;
 use platform::Platform;
 use spin::{Mutex, Once};
@@ -66,7 +66,6 @@ pub fn offer(function: Function) -> Option<Function> {
 /// Finds the console's UART, and brings its interrupt to this processor where it has one. Called once, after the PCI bus
 /// was looked at and before other processors start.
 pub fn choose(platform: &Platform) {
-    platform.io_apics.iter().for_each(|apic| apic.mask_all());
     let found = declared(platform)
         .map(|(line, irq)| (line, irq, Source::Firmware))
         .or_else(|| legacy().map(|(line, irq)| (line, Some(irq), Source::Legacy)))
@@ -144,13 +143,8 @@ fn on_pci() -> Option<(Line, String)> {
     })
 }
 
-/// Brings an ISA interrupt to this processor, if it is an edge: the handler does not take a level's cause away.
+/// Brings its interrupt to this processor, where there is one to be had.
 fn route(platform: &Platform, irq: u8) -> bool {
-    let Some((apic, input)) = platform.isa_input(irq).filter(|(_, input)| !input.level) else { return false };
-    let Some(vector) = interrupts::take_device_vector() else { return false };
-    let reaches = apic.route(input.gsi, local_apic::id(), vector, input.level, input.active_low);
-    if !reaches {
-        log::warn!("the serial line's interrupt cannot reach the processor with APIC ID {}", local_apic::id());
-    }
-    reaches
+    platform.isa_input(irq).is_some()
+        && interrupts::take_device_vector().is_some_and(|vector| isa::route(platform, irq, vector))
 }

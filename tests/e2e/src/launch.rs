@@ -71,15 +71,37 @@ pub enum DiskBus {
     Nvme,
     /// A port of the machine's AHCI controller.
     Ahci,
+    /// A channel of the IDE controller of [`Machine::Pc`].
+    Ata,
 }
 
 impl DiskBus {
-    /// The value of `-device` for the disk on drive `id`.
-    fn device(self, id: &str) -> String {
+    /// The value of `-device` for the disk on drive `id`, the machine's `number`th.
+    fn device(self, id: &str, number: usize) -> String {
         match self {
             Self::Virtio => format!("virtio-blk-pci,drive={id}"),
             Self::Nvme => format!("nvme,drive={id},serial={id}"),
             Self::Ahci => format!("ide-hd,drive={id},serial={id}"),
+            Self::Ata => format!("ide-hd,bus=ide.{},unit={},drive={id},serial={id}", number / 2, number % 2),
+        }
+    }
+}
+
+/// The board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Machine {
+    /// PCI Express and an AHCI controller, as of 2009.
+    Q35,
+    /// PCI and an IDE controller, as of 1996.
+    Pc,
+}
+
+impl Machine {
+    /// What QEMU calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Pc => "pc",
         }
     }
 }
@@ -133,11 +155,12 @@ impl NicModel {
     }
 }
 
-/// An emulated machine that has not been switched on: machine type q35, serial line on standard input and output, no
+/// An emulated machine that has not been switched on: machine type q35 unless chosen otherwise, serial line on standard input and output, no
 /// display, no default devices, no reboot.
 #[derive(Debug, Clone)]
 pub struct Launch {
     name: String,
+    machine: Machine,
     accel: Accel,
     cpu_model: Option<String>,
     serial: Serial,
@@ -156,6 +179,7 @@ impl Launch {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            machine: Machine::Q35,
             accel: Accel::Tcg,
             cpu_model: None,
             serial: Serial::Com1,
@@ -167,6 +191,13 @@ impl Launch {
             drives: 0,
             nics: 0,
         }
+    }
+
+    /// Chooses the board.
+    #[must_use]
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = machine;
+        self
     }
 
     /// Chooses what executes instructions.
@@ -275,7 +306,7 @@ impl Launch {
 
     fn drive(mut self, image: &Path, option: &str) -> Self {
         let id = format!("disk{}", self.drives);
-        let device = self.disk_bus.device(&id);
+        let device = self.disk_bus.device(&id, self.drives);
         self.drives += 1;
         self.argument("-drive", format!("if=none,id={id},format=raw,{option},file={}", escape(image)))
             .argument("-device", device)
@@ -336,7 +367,7 @@ impl Launch {
 
     fn base(&self) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
+        command.args(["-machine", self.machine.name(), "-nodefaults", "-display", "none", "-no-reboot"]);
         command.args(self.accel.arguments());
         command.arg("-cpu").arg(self.cpu_model.as_deref().unwrap_or(self.accel.cpu()));
         command.arg("-m").arg(format!("{}M", self.memory_mib)).arg("-smp").arg(self.cpus.to_string());

@@ -22,7 +22,7 @@ pub use bochs::{Bochs, Model, Pc, Release};
 pub use console::{Console, GUEST_BOOT_LIMIT, GUEST_COMMAND_LIMIT};
 pub use emulator::Emulator;
 pub use host::{BOOT_LIMIT, COMMAND_LIMIT, Host, PROMPT, strip_escapes};
-pub use launch::{Accel, DiskBus, Launch, Medium, NicModel, Serial};
+pub use launch::{Accel, DiskBus, Launch, Machine, Medium, NicModel, Serial};
 pub use permit::EMULATORS_MAX;
 pub use programs::smoke::smoke_on;
 pub use programs::{PROGRAMS, Program};

@@ -82,6 +82,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_svm_linux", bochs::svm_linux),
     full("ahci", drivers::ahci),
+    full("ata", drivers::ata),
     full("nvme", drivers::nvme),
     full("migrate", migrate::there_and_back),
     full("migrate_link_cut", migrate::link_cut),

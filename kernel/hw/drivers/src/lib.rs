@@ -12,6 +12,7 @@ mod ata;
 mod dma;
 #[cfg(any(test, feature = "heap"))]
 pub mod heap;
+mod ide;
 pub mod intel_nic;
 mod mmio;
 pub mod nvme;
@@ -25,4 +26,4 @@ mod virtio_blk;
 mod virtio_net;
 
 pub use partitions::read_partitions;
-pub use probe::{Probed, probe};
+pub use probe::{Interrupts, Probed, probe};

@@ -288,6 +288,14 @@ impl Function {
         });
     }
 
+    /// Lets the function decode its I/O BARs and do DMA, and silences it unless it may interrupt.
+    pub(crate) fn enable_ports(&mut self, interrupts: bool) {
+        PciHeader::new(self.address).update_command(self.access, |mut command| {
+            command.set(CommandRegister::INTERRUPT_DISABLE, !interrupts);
+            command | CommandRegister::IO_ENABLE | CommandRegister::BUS_MASTER_ENABLE
+        });
+    }
+
     /// Takes DMA from the function, whatever state it is in. MSI-X goes with it.
     pub(crate) fn stop_dma(&mut self) {
         PciHeader::new(self.address)

@@ -3,6 +3,7 @@
 //! The main function is [`probe`]; the start-up report prints what it says of each function.
 
 use crate::ahci;
+use crate::ide;
 use crate::intel_nic::{self, Model};
 use crate::nvme;
 use crate::pci::Function;
@@ -23,6 +24,18 @@ const AHCI: [u8; 3] = [0x01, 0x06, 0x01];
 /// The class of NVMe controllers with the I/O command set.
 const NVME: [u8; 3] = [0x01, 0x08, 0x02];
 
+/// The class of IDE controllers, whose interface says where their ports are.
+const IDE: [u8; 2] = [0x01, 0x01];
+
+/// Who gives a device its interrupt. All of a device's are one to the host, whatever it raises.
+pub trait Interrupts {
+    /// The message that the device shall send; `None` where there is none to be had.
+    fn message(&mut self) -> Option<Message>;
+
+    /// Brings an ISA interrupt, which the device raises as an edge, to a processor; says whether that was possible.
+    fn isa(&mut self, irq: u8) -> bool;
+}
+
 /// What a function turned out to be.
 pub enum Probed {
     /// A disk controller's disks, ready: none, one or several, with one interrupt for all.
@@ -40,15 +53,22 @@ pub enum Probed {
 
 /// Starts the driver of a function, if it is a disk's or a network card's.
 ///
-/// `message` is asked for the interrupt that the device shall raise, once, and only for a device with a driver; a
-/// device that cannot raise it, or gets none, is polled (`has_interrupt`). All queues of a device raise the same one.
+/// `interrupts` is asked for what the device shall raise only for a device with a driver; a device that cannot raise it,
+/// or gets none, is polled (`has_interrupt`). All queues of a device raise the same one.
 /// BARs are mapped by `H::mmio_phys_to_virt`. Devices are waited for by the clock `now_ns`.
 pub fn probe<H: Hal + 'static>(
     function: Function,
-    message: impl FnOnce() -> Option<Message>,
+    interrupts: &mut dyn Interrupts,
     now_ns: &dyn Fn() -> u64,
 ) -> Probed {
     let place = function.to_string();
+    if function.class()[..2] == IDE {
+        return match ide::start::<H>(function, interrupts, now_ns) {
+            Ok(disks) => Probed::Disks(disks),
+            Err(fault) => Probed::Unsupported { what: format!("IDE controller at {place}: {fault}") },
+        };
+    }
+    let message = || interrupts.message();
     if function.class() == AHCI {
         return match ahci::start::<H>(function, message, now_ns) {
             Ok(disks) => Probed::Disks(disks),
@@ -91,7 +111,6 @@ fn kind(function: &Function) -> Option<String> {
         ([0x01, ..], VIRTIO_VENDOR, 0x1004 | 0x1048) => "virtio-scsi",
         ([0x01, 0x08, _], ..) => "NVMe controller",
         ([0x01, 0x06, _], ..) => "SATA controller without AHCI",
-        ([0x01, 0x01, _], ..) => "IDE controller",
         ([0x01, 0x04, _], ..) => "RAID controller",
         ([0x01, 0x07, _], ..) => "SAS controller",
         ([0x01, 0x00, _], ..) => "SCSI controller",

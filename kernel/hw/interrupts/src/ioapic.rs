@@ -1,4 +1,5 @@
-//! The host's I/O APICs, as far as Pollux needs them: everything masked, and the one line of the serial console routed.
+//! The host's I/O APICs, as far as Pollux needs them: everything masked, and the edges of the serial
+//! console and of legacy disk channels routed.
 //!
 //! 82093AA data sheet. Devices on PCI use message-signalled interrupts and pass by the I/O APIC.
 

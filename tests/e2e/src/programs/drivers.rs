@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::tiny;
 use crate::{
-    Artifacts, Console, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, DiskBus, Host, LINUX, Launch, SCRATCH_DISK,
+    Artifacts, Console, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, DiskBus, Host, LINUX, Launch, Machine,
+    SCRATCH_DISK,
 };
 
 /// Four writers at once, each of its own place past the cache, then all of it read again: prints the checksum of what was
@@ -26,6 +28,21 @@ pub fn ahci(artifacts: &Artifacts) -> Result<()> {
         .argument("-drive", format!("if=none,id=other,format=raw,snapshot=on,file={}", artifacts.datastore.display()))
         .argument("-device", "ide-hd,bus=pulled.0,drive=other,serial=PULLED");
     survives_a_pull(artifacts, &launch)
+}
+
+/// ATA disks on a PIIX3: one guest's root and its load share a channel, another guest has a disk on the other, beside an
+/// optical drive, which is told of.
+pub fn ata(artifacts: &Artifacts) -> Result<()> {
+    let launch = debian_launch(artifacts, "ata")?.machine(Machine::Pc).disk_bus(DiskBus::Ata);
+    let launch = (0..3).fold(launch, |launch, _| launch.disk(&artifacts.datastore));
+    let mut host = artifacts.boot(&launch.argument("-device", "ide-cd,bus=ide.1,unit=1"))?;
+    let log = host.command("log")?;
+    ensure!(log.contains("an optical drive (ATAPI), which is not driven"), "the log tells of no optical drive: {log}");
+    let mut console = start_debian(&mut host, "disk0", "disk1")?;
+    check_load(&mut console)?;
+    console.leave()?;
+    tiny::run_selftest(&mut host, "t", "disk", &format!("--disk {SCRATCH_DISK}@disk2"))?;
+    host.power_off()
 }
 
 /// NVMe disks: the guest's root on one, the load on another, which is then pulled.
