@@ -20,13 +20,36 @@ enum Demonstration {
     Boot,
     /// Two hosts: a VM moves there and back, and stays where the link is cut
     Migrate,
+    /// What other hardware has: its disks, network cards, IOMMUs, firmware, and Intel's VT-x
+    Hardware,
 }
+
+/// What `Boot` shows, by the names of emulator tests.
+const BOOT: &[&str] = &["bios_cd", "bios_usb", "uefi_usb", "bios_stick", "uefi_stick", "pings", "kill_loop"];
+/// What `Migrate` shows.
+const MIGRATE: &[&str] = &["migrate", "migrate_link_cut"];
+/// What `Hardware` shows.
+const HARDWARE: &[&str] = &[
+    "nvme",
+    "ahci",
+    "e1000",
+    "e1000e",
+    "igb",
+    "iommu_vtd",
+    "iommu_amdvi",
+    "bios_stick",
+    "uefi_stick",
+    "bochs_vmx_hello",
+    "bochs_vmx_linux",
+    "bochs_svm_hello",
+];
 
 /// Runs the demonstration.
 pub fn command(options: &Options) -> Result<()> {
-    let programs: &[&str] = match options.demonstration {
-        Demonstration::Boot => &["bios_cd", "bios_usb", "uefi_usb", "bios_stick", "uefi_stick", "pings", "kill_loop"],
-        Demonstration::Migrate => &["migrate", "migrate_link_cut"],
+    let programs = match options.demonstration {
+        Demonstration::Boot => BOOT,
+        Demonstration::Migrate => MIGRATE,
+        Demonstration::Hardware => HARDWARE,
     };
     setup::setup()?;
     let artifacts = artifacts::build(Accel::detect())?;
@@ -37,4 +60,16 @@ pub fn command(options: &Options) -> Result<()> {
     ensure!(report.passed == programs.len(), "the demonstration failed: {}", report.summary());
     println!("{}", report.summary());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_program_of_a_demonstration_exists_once() {
+        for name in [BOOT, MIGRATE, HARDWARE].into_iter().flatten() {
+            assert_eq!(e2e::PROGRAMS.iter().filter(|program| program.name == *name).count(), 1, "{name}");
+        }
+    }
 }
