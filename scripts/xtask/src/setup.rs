@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail};
 use crate::steps;
 
 /// Everything that xtask calls, by Debian package.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 20] = [
     "qemu-system-x86",
     "seabios",
     "bochsbios",
+    "xz-utils",
     "make",
     "ovmf",
     "grub-pc-bin",
