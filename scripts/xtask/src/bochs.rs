@@ -26,11 +26,24 @@ const CONFIGURE: &str = "--with-nogui --disable-docbook --enable-all-optimizatio
                          --enable-large-ramfile --enable-a20-pin --disable-show-ips";
 const FLAGS: &str = "-O2 -pipe";
 
-/// A mistake in `main.cc` that is mended before it is built. These variables live across setjmp: where they are in registers
-/// each exception or VM exit sets them back, so that with several CPUs the first hardly runs while another's guest exits,
-/// and time stands almost still.
-const MENDED: &str = "Bit32u executed = 0, processor = 0;\n        bool run = true;";
-const MEND: &str = "volatile Bit32u executed = 0, processor = 0;\n        volatile bool run = true;";
+/// Mistakes that are mended before it is built: a file, what stands there once, and what shall. Both are in the loop for
+/// several CPUs; with one, another loop runs.
+const MENDS: [(&str, &str, &str); 2] = [
+    // These variables live across setjmp: where they are in registers each exception or VM exit sets them back, so that
+    // the first CPU hardly runs while another's guest exits, and time stands almost still.
+    (
+        "main.cc",
+        "Bit32u executed = 0, processor = 0;\n        bool run = true;",
+        "volatile Bit32u executed = 0, processor = 0;\n        volatile bool run = true;",
+    ),
+    // An exception leaves `prev_rip` at the instruction that raised it. A VM exit before its handler's first instruction
+    // would give that as the guest's RIP, with the exception's frame on the guest's stack.
+    (
+        "cpu/cpu.cc",
+        "void BX_CPU_C::cpu_run_trace(void)\n{\n",
+        "void BX_CPU_C::cpu_run_trace(void)\n{\n  prev_rip = RIP;\n  speculative_rsp = false;\n\n",
+    ),
+];
 
 /// Debian's packages: version 2, and the BIOS that both run.
 const PACKAGED: &str = "/usr/bin/bochs";
@@ -53,7 +66,8 @@ pub fn find() -> Result<Bochs> {
 }
 
 fn recipe() -> String {
-    [SOURCE_SHA256, CONFIGURE, FLAGS, MEND].join("\n")
+    let mends = MENDS.map(|(_, _, after)| after).join("\n");
+    [SOURCE_SHA256, CONFIGURE, FLAGS, &mends].join("\n")
 }
 
 /// The package, installed when that can be done.
@@ -70,7 +84,9 @@ fn build(folder: &Path) -> Result<()> {
     download(&archive)?;
     steps::output(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(folder)).context("unpacking Bochs")?;
     let tree = folder.join("bochs-3.0");
-    mend(&tree.join("main.cc"))?;
+    for (file, before, after) in MENDS {
+        mend(&tree.join(file), before, after)?;
+    }
     let mut configure = Command::new("./configure");
     configure.current_dir(&tree).env("CFLAGS", FLAGS).env("CXXFLAGS", FLAGS).args(CONFIGURE.split_whitespace());
     steps::logged("configuring Bochs", "bochs-configure", &mut configure)?;
@@ -83,10 +99,10 @@ fn build(folder: &Path) -> Result<()> {
     fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
 }
 
-fn mend(path: &Path) -> Result<()> {
+fn mend(path: &Path, before: &str, after: &str) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    ensure!(text.matches(MENDED).count() == 1, "{} is not as expected", path.display());
-    fs::write(path, text.replace(MENDED, MEND)).with_context(|| format!("writing {}", path.display()))
+    ensure!(text.matches(before).count() == 1, "{} is not as expected", path.display());
+    fs::write(path, text.replace(before, after)).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Downloads the source by APT's own helper, which knows this machine's proxy and checks the hash.

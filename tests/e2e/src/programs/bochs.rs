@@ -25,6 +25,18 @@ pub fn svm_linux(artifacts: &Artifacts) -> Result<()> {
     linux(artifacts, "bochs_svm_linux", Model::Amd)
 }
 
+/// VT-x: two guests on two CPUs boot side by side, one of them beside the shell. Both are logged in to.
+pub fn vmx_two_guests(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot_bochs("bochs_vmx_two_guests", Model::Intel, 2)?;
+    for vm in ["left", "right"] {
+        tiny::create(&mut host, vm, "shell=yes", "")?;
+    }
+    for vm in ["left", "right"] {
+        tiny::log_in_and_shut_down(&mut host, vm).with_context(|| format!("guest `{vm}`"))?;
+    }
+    host.power_off()
+}
+
 fn hello(artifacts: &Artifacts, name: &str, model: Model) -> Result<()> {
     let mut host = artifacts.boot_bochs(name, model, 2)?;
     host::answers(&mut host, model.backend(), 2)?;
