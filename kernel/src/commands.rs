@@ -5,6 +5,7 @@ use crate::cpu_loop::InputHost;
 use crate::host::{self, Host};
 use crate::log_ring::{self, Message};
 use crate::management;
+use crate::measure::{self, Outcome};
 use crate::probe;
 use crate::processor;
 use crate::saved::{self, Begun};
@@ -37,6 +38,8 @@ pub enum Answer {
     Start(Arc<Start>, Weak<Running>, Reply, bool),
     /// This reply once a save has succeeded and its life has ended, or a restore; or why not.
     Saved(Begun, Reply, bool),
+    /// What a disk was measured to do, or why it was not.
+    Measure(Arc<Outcome>, bool),
     /// This reply once a life has ended and everything of it is free.
     End(Weak<Running>, Reply, bool),
     /// This reply once a paused VM has come to rest, or is no more.
@@ -94,6 +97,10 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
         }
         Command::DiskList => Reply::Disks(disks(host)),
         Command::DiskShow { name } => disk(host, &name),
+        Command::DiskMeasure { name } => match measure::begin(host, &name) {
+            Ok(outcome) => return Answer::Measure(outcome, json),
+            Err(refusal) => refused(refusal),
+        },
         Command::NetList => Reply::Ports(ports(host)),
         Command::Log { lines } => Reply::Log(log_ring::last(lines).iter().map(log_line).collect()),
         Command::Trace { cpu, lines, vm } => trace(host, cpu, lines, vm),
@@ -118,6 +125,10 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
             Ok(()) => (begun.life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
             Err(refusal) => Some(Answer::Reply(refused(refusal), *json)),
         },
+        Answer::Measure(outcome, json) => {
+            let reply = outcome.take()?.map_or_else(refused, Reply::Measured);
+            Some(Answer::Reply(reply, *json))
+        }
         Answer::End(life, reply, json) => (life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
         Answer::Rest(life, reply, json) => {
             let rests = life.upgrade().is_none_or(|running| !running.has_started() || running.is_quiescent());

@@ -58,6 +58,10 @@ impl Names for HostNames<'_> {
                 let partitions = storage.datastores().iter().flat_map(block::Datastore::partitions);
                 partitions.map(|(partition, _)| partition.name.clone()).collect()
             }
+            NameKind::HostDisk => {
+                let storage = self.0.storage.lock();
+                storage.datastores().iter().map(|datastore| datastore.name().into()).collect()
+            }
             NameKind::Module => self.0.modules().iter().map(|module| module.name.to_string()).collect(),
         }
     }
@@ -148,7 +152,14 @@ impl HostConsole {
                 self.mode = Mode::Prompt;
                 self.editor.show(&mut self.output);
             }
-            Some(Answer::Start(..) | Answer::Saved(..) | Answer::End(..) | Answer::Rest(..) | Answer::Power { .. }) => {
+            Some(
+                Answer::Start(..)
+                | Answer::Saved(..)
+                | Answer::Measure(..)
+                | Answer::End(..)
+                | Answer::Rest(..)
+                | Answer::Power { .. },
+            ) => {
                 unreachable!("proceed answers when it is over")
             }
         }
@@ -160,6 +171,7 @@ impl HostConsole {
             Mode::Waiting(answer) if matches!(**answer, Answer::Power { .. }) => {
                 "^C\nthe host stays on; its guests were asked to shut down\n"
             }
+            Mode::Waiting(answer) if matches!(**answer, Answer::Measure(..)) => "^C\nthe measurement ends\n",
             _ => "^C\nthis goes on; see \"log\" and \"vm list\"\n",
         };
         shell::to_terminal(text, &mut self.output);

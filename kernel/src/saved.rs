@@ -1,11 +1,10 @@
 //! VMs on their way to a partition and back: what `vm save` and `vm restore` started, in steps that block nobody.
 //!
 //! The main type is [`Jobs`], which the services poll; [`save`] and [`restore`] begin a job. A job owns its partition
-//! ([`slot`]) and holds its VM: what would disturb it is refused until it is over, but a kill, which ends it.
+//! ([`crate::slot`]) and holds its VM: what would disturb it is refused until it is over, but a kill, which ends it.
 
 mod restore;
 mod save;
-mod slot;
 
 use crate::host::Host;
 use crate::vm::{Refusal, Running, Start, Vm};

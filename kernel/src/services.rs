@@ -5,6 +5,7 @@ use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::host_console::HostConsole;
 use crate::management::Management;
+use crate::measure::{self, Measurements};
 use crate::network::Forwarder;
 use crate::saved::{self, Jobs};
 use crate::vm::{self, Ending, Order, Running};
@@ -53,6 +54,7 @@ pub struct Services {
     /// When the disks' drivers look after their devices next.
     disks_due_ns: Option<u64>,
     jobs: Jobs,
+    measurements: Measurements,
     cards: Devices,
     /// When the cards are looked after next; none without one.
     cards_due_ns: Option<u64>,
@@ -99,6 +101,7 @@ pub fn has_work() -> bool {
     [&CONSOLE, &MANAGEMENT, &TRANSFERS, &FRAMES].into_iter().any(Work::waits)
         || !ENDED.lock().is_empty()
         || saved::has_work()
+        || measure::has_work()
 }
 
 /// Whether some of that should be done before the present slice would end.
@@ -158,6 +161,7 @@ impl Services {
             disks,
             disks_due_ns: Some(0),
             jobs: Jobs::default(),
+            measurements: Measurements::default(),
             cards,
             cards_due_ns,
             started: false,
@@ -185,6 +189,7 @@ impl Services {
         let ending_due_ns = self.take_down_ended();
         // Behind everything that may note the end of a transfer.
         let jobs_due_ns = self.jobs.poll(host);
+        let measurements_due_ns = self.measurements.poll(host);
         CONSOLE.take();
         let console_due_ns = self.console.poll(host);
         let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
@@ -198,7 +203,8 @@ impl Services {
             ending_due_ns,
             faults_due_ns,
         ];
-        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns, jobs_due_ns, migration_due_ns]);
+        let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns];
+        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]).chain(jobs_due_ns);
         due.flatten().min()
     }
 

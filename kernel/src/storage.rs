@@ -57,7 +57,8 @@ impl Storage {
     /// Adds a disk, behind the device at `source`, that raises `vector`.
     pub fn add(&mut self, datastore: Datastore, source: Source, vector: Option<u8>) {
         self.catalog.add(&datastore);
-        self.owners.push((0..datastore.partitions().count()).map(|_| None).collect());
+        // One more for the disk as a whole.
+        self.owners.push((0..=datastore.partitions().count()).map(|_| None).collect());
         self.datastores.push(datastore);
         self.sources.push(source);
         self.vectors.extend(vector);
@@ -99,6 +100,24 @@ impl Storage {
         Ok(lent)
     }
 
+    /// Takes the whole host disk called `name` for the host itself to read, or says in one line why not and what to do.
+    pub fn claim_disk_for_host(&mut self, name: &str) -> Result<Lent, (String, &'static str)> {
+        let place = self.datastores.iter().position(|datastore| datastore.name() == name);
+        let Some(index) = place else {
+            return Err((alloc::format!("the host has no disk {name}"), "see \"host\""));
+        };
+        let datastore = &mut self.datastores[index];
+        match datastore.health() {
+            Health::Ready => {}
+            Health::Recovering => return Err((alloc::format!("{name} is being reset"), "try again in a moment")),
+            Health::Failed => return Err((alloc::format!("{name} has failed"), "see \"log\"")),
+        }
+        let disk = datastore.claim_whole();
+        let disk = disk.map_err(|_| (alloc::format!("{name} is being measured already"), "wait for that"))?;
+        self.owners[index][disk.partition()] = Some(Owner::Host);
+        Ok(Lent { datastore: index, disk })
+    }
+
     /// Hands a transfer of the host's own to its disk.
     pub fn submit_for_host(&mut self, lent: Lent, transfer: &Transfer<'_>) -> Result<(), SubmitError> {
         self.datastores[lent.datastore].submit(lent.disk, transfer)
@@ -123,6 +142,11 @@ impl Storage {
     /// The size and abilities of a virtual disk.
     pub fn geometry(&self, lent: Lent) -> block::Geometry {
         self.datastores[lent.datastore].virtual_geometry(lent.disk).expect("the claim is held")
+    }
+
+    /// What and where the device behind a virtual disk is, for people.
+    pub fn device_name(&self, lent: Lent) -> String {
+        self.datastores[lent.datastore].geometry().name.clone()
     }
 
     /// The device that reaches a VM's memory for a virtual disk.

@@ -2,9 +2,9 @@
 //! before the guest runs, so that nobody restores it twice.
 
 use super::Next;
-use super::slot::{Full, Slot, Staging, io_error, push_runs};
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
+use crate::slot::{Full, Slot, Staging, io_error, push_runs};
 use crate::vm::{Ending, Order, Refusal, Running, Start, Vm};
 use addr::Hpa;
 use alloc::format;

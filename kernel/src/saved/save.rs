@@ -2,8 +2,8 @@
 //! must not run again.
 
 use super::Next;
-use super::slot::{Full, Slot, Staging, io_error, push_runs};
 use crate::host::Host;
+use crate::slot::{Full, Slot, Staging, io_error, push_runs};
 use crate::vm::{Ending, Order, Refusal, Running, Start, Vm};
 use addr::{Gpa, Hpa};
 use alloc::format;

@@ -4,7 +4,7 @@
 //! what is too long for the disk, queues what the disk has no room for, and joins the completions. Above it is
 //! `machine/storage`, below it a [`Disk`].
 
-use crate::gpt::Partition;
+use crate::gpt::{Guid, Partition};
 use crate::pieces::{Cursor, dataless_sectors, join_runs};
 use crate::{Disk, Geometry, Health, HostRun, IoError, Op, Outcome, SECTOR_BYTES, SubmitError, Transfer};
 use alloc::boxed::Box;
@@ -108,6 +108,7 @@ enum Issue {
 pub struct Datastore {
     name: String,
     disk: Box<dyn Disk>,
+    /// The partitions, and last the whole disk, read-only.
     lots: Vec<Lot>,
     requests: Vec<Request>,
     free: Vec<u16>,
@@ -125,12 +126,22 @@ impl Datastore {
     /// A datastore called `name` on `disk`, whose partition table held `partitions`.
     pub fn new(name: String, disk: Box<dyn Disk>, partitions: Vec<Partition>) -> Self {
         let sectors = disk.geometry().sectors;
+        let whole = Partition {
+            number: 0,
+            name: name.clone(),
+            first_sector: 0,
+            sectors,
+            type_guid: Guid::default(),
+            unique_guid: Guid::default(),
+            read_only: true,
+        };
         // The table reader checked this; the window check below relies on it.
         let lots = partitions
             .into_iter()
             .filter(|partition| partition.end_sector().is_some_and(|end| end <= sectors))
+            .take(usize::from(u16::MAX) - 1)
+            .chain(core::iter::once(whole))
             .map(|partition| Lot { partition, claimed: false, generation: 0, outstanding: 0 })
-            .take(usize::from(u16::MAX))
             .collect();
         Self {
             name,
@@ -158,18 +169,17 @@ impl Datastore {
 
     /// The partitions and whether a VM has each.
     pub fn partitions(&self) -> impl Iterator<Item = (&Partition, bool)> {
-        self.lots.iter().map(|lot| (&lot.partition, lot.claimed))
+        self.lots[..self.whole()].iter().map(|lot| (&lot.partition, lot.claimed))
     }
 
     /// Lends the partition at `position` of [`Datastore::partitions`] to one VM.
     pub fn claim(&mut self, position: usize) -> Result<VirtualDisk, ClaimError> {
-        let lot = self.lots.get_mut(position).ok_or(ClaimError::Missing)?;
-        if lot.claimed {
-            return Err(ClaimError::InUse);
-        }
-        lot.claimed = true;
-        // `new` keeps fewer partitions than fit into 16 bits.
-        Ok(VirtualDisk { partition: position as u16, generation: lot.generation })
+        if position == self.whole() { Err(ClaimError::Missing) } else { self.claim_lot(position) }
+    }
+
+    /// Lends the whole disk for reading, whoever has its partitions. Its position is the one behind theirs.
+    pub fn claim_whole(&mut self) -> Result<VirtualDisk, ClaimError> {
+        self.claim_lot(self.whole())
     }
 
     /// Takes a partition back. Nothing of it may be outstanding: [`Datastore::cancel`], then drain
@@ -304,6 +314,21 @@ impl Datastore {
     /// See [`Disk::health`].
     pub fn health(&self) -> Health {
         self.disk.health()
+    }
+
+    /// Where the whole disk is in the list.
+    fn whole(&self) -> usize {
+        self.lots.len() - 1
+    }
+
+    fn claim_lot(&mut self, position: usize) -> Result<VirtualDisk, ClaimError> {
+        let lot = self.lots.get_mut(position).ok_or(ClaimError::Missing)?;
+        if lot.claimed {
+            return Err(ClaimError::InUse);
+        }
+        lot.claimed = true;
+        // `new` keeps fewer partitions than fit into 16 bits.
+        Ok(VirtualDisk { partition: position as u16, generation: lot.generation })
     }
 
     fn lot(&self, disk: VirtualDisk) -> Option<&Lot> {

@@ -10,10 +10,12 @@ extern crate alloc;
 mod catalog;
 mod datastore;
 pub mod gpt;
+mod load;
 mod pieces;
 
 pub use catalog::{Catalog, FindError, Place};
 pub use datastore::{ClaimError, Completion, Datastore, ReleaseError, VirtualDisk};
+pub use load::{Load, Order, Pattern, Rate, Read};
 
 use addr::Hpa;
 use alloc::string::String;

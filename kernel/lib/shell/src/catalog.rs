@@ -76,6 +76,8 @@ pub(crate) enum Value {
     Vm,
     /// A virtual disk that exists.
     Disk,
+    /// A disk of the host that exists.
+    HostDisk,
     /// A boot module that exists.
     Module,
     /// Something that nobody can guess.
@@ -273,6 +275,15 @@ pub(crate) const CATALOG: &[Spec] = &[
         examples: &["disk show web-root"],
         ..plain(&["disk", "show"], "show one virtual disk", |arguments| {
             Ok(Command::DiskShow { name: arguments.operand()?.into() })
+        })
+    },
+    Spec {
+        operand: Some(Operand { title: "NAME", value: Value::HostDisk, required: true, words_max: 1 }),
+        details: "Reads all over the whole disk for some seconds and writes nothing. VMs go on, and what they do on it \
+                  slows the figures as these reads slow them.",
+        examples: &["disk measure disk0"],
+        ..plain(&["disk", "measure"], "measure how fast a disk of the host reads", |arguments| {
+            Ok(Command::DiskMeasure { name: arguments.operand()?.into() })
         })
     },
     Spec {

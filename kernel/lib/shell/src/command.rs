@@ -90,6 +90,11 @@ pub enum Command {
         /// The name of its partition.
         name: String,
     },
+    /// `disk measure`: how fast a disk of the host reads.
+    DiskMeasure {
+        /// The name of the host's disk.
+        name: String,
+    },
     /// `net list`.
     NetList,
     /// `log`: the host's last messages.

@@ -24,6 +24,8 @@ pub enum NameKind {
     Vm,
     /// A virtual disk.
     Disk,
+    /// A disk of the host.
+    HostDisk,
     /// A boot module.
     Module,
 }
@@ -111,6 +113,7 @@ fn existing(value: Value, before: &[Word], names: &dyn Names) -> Vec<String> {
         },
         Value::Vm => names.names(NameKind::Vm),
         Value::Disk => names.names(NameKind::Disk),
+        Value::HostDisk => names.names(NameKind::HostDisk),
         Value::Module => names.names(NameKind::Module),
         Value::Free | Value::Nic => Vec::new(),
     }
@@ -128,6 +131,7 @@ pub(crate) mod tests {
             let names: &[&str] = match kind {
                 NameKind::Vm => &["web", "web-2"],
                 NameKind::Disk => &["web-root", "my disk", "pärt", "es\x1bc"],
+                NameKind::HostDisk => &["disk0", "disk1"],
                 NameKind::Module => &["vmlinuz", "initrd.img"],
             };
             names.iter().map(|&name| name.into()).collect()
@@ -143,7 +147,7 @@ pub(crate) mod tests {
         assert_eq!(found("h"), ["help", "host"]);
         assert_eq!(found("  vm c"), ["create", "console"]);
         assert_eq!(found("vm s"), ["show", "start", "stop", "save"]);
-        assert_eq!(found("disk "), ["list", "show"]);
+        assert_eq!(found("disk "), ["list", "show", "measure"]);
         assert_eq!(found("disk --"), ["--json"]);
         assert_eq!(found("").len(), first_words().count());
         assert!(found("vm strat w").is_empty());
@@ -156,6 +160,7 @@ pub(crate) mod tests {
         assert_eq!(found("vm start web --"), ["--json"]);
         assert_eq!(found("disk show "), ["web-root", "my disk"]);
         assert_eq!(found("disk show \"my d"), ["my disk"]);
+        assert_eq!(found("disk measure "), ["disk0", "disk1"]);
         assert_eq!(found("vm create x --kernel "), ["vmlinuz", "initrd.img"]);
         assert_eq!(found("vm create x --disk w"), ["web-root"]);
         assert_eq!(found("stat "), ["web", "web-2", "--json"]);

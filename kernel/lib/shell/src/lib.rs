@@ -38,6 +38,7 @@ pub use parse::{ParseError, parse};
 pub use render::{render, to_terminal};
 pub use reply::{
     Backend, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply, ErrorReply,
-    ExitStat, Feature, HardwareErrors, HostReport, LogLine, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply,
-    Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary, Weakness, WeaknessStatus,
+    ExitStat, Feature, HardwareErrors, HostReport, LoadOrder, LogLine, Measured, MeasuredLoad, Memory, ModuleInfo,
+    NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary, Weakness,
+    WeaknessStatus,
 };

@@ -4,8 +4,8 @@ use alloc::{format, string::String, vec::Vec};
 
 use crate::{
     Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help, HostReport,
-    LogLine, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary,
-    WeaknessStatus,
+    LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat,
+    VmState, VmSummary, WeaknessStatus,
     moves::{render_moves, render_peers},
     table::{
         Side::{Left, Right},
@@ -26,6 +26,7 @@ pub fn render(reply: &Reply, json: bool) -> String {
         Reply::Vms(vms) => render_vms(vms),
         Reply::Vm(vm) => render_vm(vm),
         Reply::Disks(disks) => render_disks(disks),
+        Reply::Measured(measured) => render_measured(measured),
         Reply::Ports(ports) => render_ports(ports),
         Reply::Log(lines) => lines.iter().map(log_line).collect(),
         Reply::Trace(lines) => render_trace(lines),
@@ -413,6 +414,24 @@ fn render_exits(exits: &[ExitStat]) -> String {
     }
     table.row(["total".into(), count(total), duration(total_ns), duration(total_ns / total.max(1))]);
     table.render()
+}
+
+fn render_measured(measured: &Measured) -> String {
+    let mut table = Table::new([("READS", Left), ("DEPTH", Right), ("MB/S", Right), ("IOPS", Right)]);
+    for load in &measured.loads {
+        let order = match load.order {
+            LoadOrder::Sequential => "sequential",
+            LoadOrder::Random => "random",
+        };
+        let tenths = load.bytes_per_second / 100_000;
+        table.row([
+            format!("{} {order}", bytes(load.read_bytes.into())),
+            count(load.depth.into()),
+            format!("{}.{}", count(tenths / 10), tenths % 10),
+            count(load.reads_per_second),
+        ]);
+    }
+    format!("{}: {}\n{}", measured.disk, measured.device, table.render())
 }
 
 fn render_modules(modules: &[ModuleInfo]) -> String {

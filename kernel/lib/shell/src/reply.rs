@@ -25,6 +25,8 @@ pub enum Reply {
     Vm(VmDetail),
     /// To `disk list`, and with one element to `disk show`.
     Disks(Vec<DiskInfo>),
+    /// To `disk measure`.
+    Measured(Measured),
     /// To `net list`.
     Ports(Vec<PortInfo>),
     /// To `log`, oldest first.
@@ -324,6 +326,46 @@ pub enum DiskState {
     Recovering,
     /// It is gone or stays broken.
     Failed,
+}
+
+/// How fast a disk of the host reads.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Measured {
+    /// Its name.
+    pub disk: String,
+    /// What and where it is: "virtio-blk at 00:04.0".
+    pub device: String,
+    /// Each load that it was put under.
+    pub loads: Vec<MeasuredLoad>,
+}
+
+/// Reads of one kind, and how fast they were.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct MeasuredLoad {
+    /// Where they were.
+    pub order: LoadOrder,
+    /// Bytes in one read.
+    pub read_bytes: u32,
+    /// How many were under way at once.
+    pub depth: u32,
+    /// How many there were.
+    pub reads: u64,
+    /// How long they took together.
+    pub time_ns: u64,
+    /// Bytes read in a second.
+    pub bytes_per_second: u64,
+    /// Reads in a second.
+    pub reads_per_second: u64,
+}
+
+/// Where the reads of a load are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadOrder {
+    /// One behind the other.
+    Sequential,
+    /// All over the disk.
+    Random,
 }
 
 /// A port of the switch.

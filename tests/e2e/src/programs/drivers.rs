@@ -58,6 +58,7 @@ pub fn nvme(artifacts: &Artifacts) -> Result<()> {
 /// Debian on two disks under load, of which the second is pulled: its transfers fail, and nothing else does.
 fn survives_a_pull(artifacts: &Artifacts, launch: &Launch) -> Result<()> {
     let mut host = artifacts.boot(launch)?;
+    check_measured(&mut host, "disk0")?;
     let mut console = start_debian(&mut host, "disk0", "disk1")?;
     check_load(&mut console)?;
     console.run("{ while dd if=/dev/vdb of=/dev/null bs=64k iflag=direct; do :; done > /dev/null 2>&1 & }")?;
@@ -66,7 +67,21 @@ fn survives_a_pull(artifacts: &Artifacts, launch: &Launch) -> Result<()> {
     console.run("dd if=/dev/vda of=/dev/null bs=1M count=8 iflag=direct status=none").context("the other disk")?;
     console.leave()?;
     check_failed(&mut host, "disk1")?;
+    host.refusal("disk measure disk1")?;
+    host.refusal("disk measure nothing")?;
     host.power_off()
+}
+
+/// The host measures a disk under every load.
+fn check_measured(host: &mut Host, disk: &str) -> Result<()> {
+    let measured = host.ask(&format!("disk measure {disk}"))?;
+    let loads = measured["loads"].as_array().map_or(&[][..], Vec::as_slice);
+    let depths: Vec<_> = loads.iter().filter_map(|load| load["depth"].as_u64()).collect();
+    ensure!(depths == [8, 1, 32], "not all was measured: {measured}");
+    for load in loads {
+        ensure!(load["reads"].as_u64() >= load["depth"].as_u64(), "a load read too little: {measured}");
+    }
+    Ok(())
 }
 
 /// A machine with the Debian guest's files and no disk.

@@ -93,6 +93,28 @@ fn a_partition_has_one_user() {
 }
 
 #[test]
+fn the_whole_disk_can_be_read_beside_its_users() {
+    let (mut datastore, root, script) = datastore();
+    assert_eq!(datastore.partitions().count(), 3);
+    assert_eq!(datastore.claim(3), Err(ClaimError::Missing));
+    let whole = datastore.claim_whole().unwrap();
+    assert_eq!(datastore.claim_whole(), Err(ClaimError::InUse));
+    assert_eq!((whole.partition(), datastore.virtual_geometry(whole).unwrap().sectors), (3, 1 << 20));
+    let block = [run(0x5000, 512)];
+    datastore.submit(whole, &transfer(1, Op::Read, 150, 1, &block)).unwrap();
+    assert_eq!(script.lock().unwrap().complete(Ok(())).sector, 150);
+    assert_eq!(datastore.completed(), Some(Completion { disk: whole, id: 1, outcome: Ok(()) }));
+    for op in [Op::Write, Op::Discard, Op::WriteZeroes] {
+        let runs = if op == Op::Write { &block[..] } else { &[] };
+        assert_eq!(datastore.submit(whole, &transfer(2, op, 150, 1, runs)), Err(SubmitError::Refused));
+    }
+    assert_eq!(datastore.submit(whole, &transfer(3, Op::Read, 1 << 20, 1, &block)), Err(SubmitError::Refused));
+    datastore.release(whole).unwrap();
+    assert_eq!(datastore.submit(whole, &transfer(4, Op::Read, 0, 1, &block)), Err(SubmitError::Refused));
+    datastore.submit(root, &transfer(5, Op::Write, 0, 1, &block)).unwrap();
+}
+
+#[test]
 fn a_virtual_disk_looks_like_a_disk() {
     let (mut datastore, root, _) = datastore();
     let geometry = datastore.virtual_geometry(root).unwrap();

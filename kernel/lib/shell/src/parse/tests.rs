@@ -36,6 +36,7 @@ fn short_commands() {
     assert_eq!(command("vm console web"), Command::VmConsole { name: name("web") });
     assert_eq!(command("disk"), Command::DiskList);
     assert_eq!(command("disk list"), Command::DiskList);
+    assert_eq!(command("disk measure disk0"), Command::DiskMeasure { name: "disk0".into() });
     assert_eq!(command("disk show 'my disk'"), Command::DiskShow { name: "my disk".into() });
     assert_eq!(command("net"), Command::NetList);
     assert_eq!(command("net list"), Command::NetList);
@@ -129,7 +130,7 @@ fn mistyped_commands_get_the_remedy() {
             "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, save, restore, console, delete, migrate, such as `vm list`",
         ),
         ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
-        ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show"),
+        ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show, measure"),
         ("help vm strat", "unknown command `vm strat`: did you mean `vm start`?"),
         ("help xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
     ] {

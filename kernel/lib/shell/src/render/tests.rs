@@ -4,8 +4,8 @@ use config::{Mac, Name};
 
 use super::*;
 use crate::{
-    CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, Memory, NicIo, Speculation, Weakness, WeaknessStatus,
-    help, parse,
+    CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, MeasuredLoad, Memory, NicIo, Speculation, Weakness,
+    WeaknessStatus, help, parse,
 };
 
 fn name(text: &str) -> Name {
@@ -232,6 +232,31 @@ fn the_other_lists() {
 }
 
 #[test]
+fn how_fast_a_disk_reads() {
+    let load = |order, read_bytes, depth, bytes_per_second, reads_per_second| {
+        let (reads, time_ns) = (reads_per_second, 1_000_000_000);
+        MeasuredLoad { order, read_bytes, depth, reads, time_ns, bytes_per_second, reads_per_second }
+    };
+    let loads = vec![
+        load(LoadOrder::Sequential, 1 << 20, 8, 1_258_291_200, 1200),
+        load(LoadOrder::Random, 4096, 32, 40_960, 10),
+    ];
+    let reply = Reply::Measured(Measured { disk: "disk0".into(), device: "NVMe at 00:04.0".into(), loads });
+    assert_eq!(
+        render(&reply, false),
+        "disk0: NVMe at 00:04.0\n\
+         READS             DEPTH     MB/S   IOPS\n\
+         1 MiB sequential      8  1,258.2  1,200\n\
+         4 KiB random         32      0.0     10\n"
+    );
+    let json = render(&reply, true);
+    assert!(
+        json.contains(r#"{"order":"random","read_bytes":4096,"depth":32,"reads":10,"time_ns":1000000000,"#),
+        "{json}"
+    );
+}
+
+#[test]
 fn what_was_done_and_what_was_not() {
     assert_eq!(render(&Reply::done("web is running"), false), "web is running\n");
     assert_eq!(render(&Reply::done("web is running"), true), "{\"done\":{\"message\":\"web is running\"}}\n");
@@ -272,7 +297,7 @@ fn help_for_all_and_for_one() {
     assert!(one.contains("\n  --memory SIZE        its memory, 256M when not given\n"));
     assert!(one.contains("\nexamples\n  vm create web --kernel"));
     let value: serde_json::Value = serde_json::from_str(&render(&help("disk"), true)).unwrap();
-    assert_eq!(value["help"]["commands"].as_array().unwrap().len(), 2);
+    assert_eq!(value["help"]["commands"].as_array().unwrap().len(), 3);
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! A partition that a saved VM is written to or read from, and memory for what is no guest's.
+//! A partition or disk that the host itself transfers to or from, and memory for what is no guest's.
 
 use crate::host::Host;
-use crate::storage::Lent;
+use crate::services;
+use crate::storage::{Lent, Storage};
 use crate::vm::{GuestFrames, Refusal, Running};
 use addr::{Gpa, LARGE_PAGE_BYTES};
 use alloc::format;
@@ -12,12 +13,14 @@ use guestmem::GuestMemory;
 use iommu::Source;
 use nested::OutOfMemory;
 
+/// The services run on this CPU, and so do those who have slots.
+const SERVICE_CPU: usize = 0;
 /// Transfers that a job has under way at most.
 const IN_FLIGHT_MAX: u32 = 4;
 /// The longest run handed to a disk at once.
 const RUN_BYTES_MAX: u64 = 1 << 20;
 
-/// A partition, and what is under way on it.
+/// A partition or disk, and what is under way on it.
 pub struct Slot {
     name: String,
     lent: Lent,
@@ -43,10 +46,21 @@ impl Slot {
     pub fn claim(host: &Host, name: &str) -> Result<Self, Refusal> {
         let mut storage = host.storage.lock();
         let lent = storage.claim_for_host(name).map_err(|(message, remedy)| (message, remedy.to_string()))?;
+        Ok(Self::new(&storage, name, lent))
+    }
+
+    /// Takes the whole host disk called `name`, for reading.
+    pub fn claim_disk(host: &Host, name: &str) -> Result<Self, Refusal> {
+        let mut storage = host.storage.lock();
+        let lent = storage.claim_disk_for_host(name).map_err(|(message, remedy)| (message, remedy.to_string()))?;
+        Ok(Self::new(&storage, name, lent))
+    }
+
+    fn new(storage: &Storage, name: &str, lent: Lent) -> Self {
         let geometry = storage.geometry(lent);
         let bytes = geometry.sectors * u64::from(SECTOR_BYTES);
         let device = storage.source(lent);
-        Ok(Self { name: name.into(), lent, device, bytes, flushes: geometry.flush, in_flight: 0, failed: false })
+        Self { name: name.into(), lent, device, bytes, flushes: geometry.flush, in_flight: 0, failed: false }
     }
 
     /// Lets the disk reach the memory of a VM.
@@ -57,6 +71,11 @@ impl Slot {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What and where the device behind it is, for people.
+    pub fn device_name(&self, host: &Host) -> String {
+        host.storage.lock().device_name(self.lent)
     }
 
     /// Its size.
@@ -81,6 +100,13 @@ impl Slot {
 
     /// Starts a transfer of whole sectors at a place; what the disk refuses counts as failed.
     pub fn submit(&mut self, host: &Host, id: u64, op: Op, at_bytes: u64, runs: &[HostRun]) -> Result<(), Full> {
+        let result = self.queue(host, id, op, at_bytes, runs);
+        self.kick(host);
+        result
+    }
+
+    /// As [`Slot::submit`], but the disk may begin only with [`Slot::kick`].
+    pub fn queue(&mut self, host: &Host, id: u64, op: Op, at_bytes: u64, runs: &[HostRun]) -> Result<(), Full> {
         let bytes: u64 = runs.iter().map(|run| u64::from(run.bytes)).sum();
         let unit = u64::from(SECTOR_BYTES);
         let transfer = Transfer { id, op, sector: at_bytes / unit, sectors: (bytes / unit) as u32, runs };
@@ -90,8 +116,16 @@ impl Slot {
             Err(SubmitError::Full) => return Err(Full),
             Err(SubmitError::Refused) => self.failed = true,
         }
-        storage.kick();
         Ok(())
+    }
+
+    /// Tells the disk of what was queued.
+    pub fn kick(&self, host: &Host) {
+        let mut storage = host.storage.lock();
+        storage.kick();
+        if storage.has_ended() {
+            services::note_transfers(host, SERVICE_CPU);
+        }
     }
 
     /// Has everything that was written be durable, where that is not so anyway.
@@ -136,9 +170,14 @@ impl Staging {
 
     /// The memory of its first `bytes` bytes, for a disk.
     pub fn runs(&self, bytes: u64) -> Vec<HostRun> {
+        self.runs_at(0, bytes)
+    }
+
+    /// The memory of `bytes` bytes from an offset on, for a disk.
+    pub fn runs_at(&self, offset: u64, bytes: u64) -> Vec<HostRun> {
         let mut runs = Vec::new();
         self.memory
-            .each_run(Gpa::new(0), bytes, |run| push_runs(&mut runs, run.start, run.bytes))
+            .each_run(Gpa::new(offset), bytes, |run| push_runs(&mut runs, run.start, run.bytes))
             .expect("it is there");
         runs
     }
