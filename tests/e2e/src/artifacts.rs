@@ -104,8 +104,17 @@ impl Artifacts {
     /// # Errors
     /// If the prompt does not come; [`Skipped`] where there is no Bochs.
     pub fn boot_bochs(&self, name: &str, model: Model, cpus: u32) -> Result<Host> {
+        self.boot_bochs_with(name, model, cpus, None)
+    }
+
+    /// The same with a disk.
+    ///
+    /// # Errors
+    /// As [`Artifacts::boot_bochs`].
+    pub fn boot_bochs_with(&self, name: &str, model: Model, cpus: u32, disk: Option<&Path>) -> Result<Host> {
         let bochs = self.bochs.as_ref().map_err(|why| Skipped(why.clone()))?;
-        let pc = Pc { name: name.to_owned(), model, cpus, image: self.test_image.clone() };
+        let disk = disk.map(Path::to_path_buf);
+        let pc = Pc { name: name.to_owned(), model, cpus, image: self.test_image.clone(), disk };
         Host::wait_for_prompt(bochs.start(&pc, &self.logs)?)
     }
 

@@ -62,7 +62,7 @@ impl Model {
     }
 }
 
-/// A machine that has not been switched on: i440FX, 1 GiB, an image in its CD drive, no disk, no NIC.
+/// A machine that has not been switched on: i440FX, 1 GiB, an image in its CD drive, no NIC.
 #[derive(Debug, Clone)]
 pub struct Pc {
     /// Names its log files.
@@ -73,6 +73,8 @@ pub struct Pc {
     pub cpus: u32,
     /// What it boots.
     pub image: PathBuf,
+    /// The disk on its first ATA channel, if it has one. Its writes are forgotten.
+    pub disk: Option<PathBuf>,
 }
 
 impl Bochs {
@@ -113,6 +115,10 @@ impl Bochs {
         };
         let Self { bios, video_bios, .. } = self;
         let (bios, video_bios, image, log) = (bios.display(), video_bios.display(), pc.image.display(), log.display());
+        let disk = pc
+            .disk
+            .as_ref()
+            .map_or(String::new(), |disk| format!("ata0-master: type=disk, path={}, mode=volatile\n", disk.display()));
         format!(
             "config_interface: textconfig\n{display}\
              cpu: model={}, count={}, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1, exclude_features=\"rdrand,rdseed\"\n\
@@ -123,7 +129,7 @@ impl Bochs {
              pci: enabled=1, chipset=i440fx\n\
              clock: sync=none, time0=1790000000, rtc_sync=0\n\
              mouse: enabled=0\n\
-             ata1-master: type=cdrom, path={image}, status=inserted\n\
+             {disk}ata1-master: type=cdrom, path={image}, status=inserted\n\
              boot: cdrom\n\
              com1: enabled=1, mode=socket-client, dev=localhost:{serial_port}\n\
              log: {log}\n\
@@ -142,7 +148,7 @@ mod tests {
     fn the_configuration_names_the_machine() {
         let bochs =
             |release| Bochs { program: "bochs".into(), release, bios: "/bios".into(), video_bios: "/vga".into() };
-        let pc = Pc { name: "t".into(), model: Model::Amd, cpus: 2, image: "/image".into() };
+        let pc = Pc { name: "t".into(), model: Model::Amd, cpus: 2, image: "/image".into(), disk: None };
         let text = bochs(Release::Three).configuration(&pc, 1234, Path::new("/log"));
         for line in
             ["model=ryzen, count=2", "file=/bios,", "path=/image,", "dev=localhost:1234\n", "nogui", "log: /log\n"]

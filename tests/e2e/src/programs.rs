@@ -82,6 +82,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),
     full("bochs_svm_linux", bochs::svm_linux),
+    full("bochs_ata", bochs::ata),
     full("ahci", drivers::ahci),
     full("ata", drivers::ata),
     full("nvme", drivers::nvme),

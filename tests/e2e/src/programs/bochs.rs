@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::{guests, host, tiny};
-use crate::{Artifacts, Model};
+use crate::{Artifacts, Model, SCRATCH_DISK};
 
 /// VT-x: the prompt, a bare guest that says hello, and one that looks at CR8, which each vendor's hardware keeps its own way.
 pub fn vmx_hello(artifacts: &Artifacts) -> Result<()> {
@@ -34,6 +34,13 @@ pub fn vmx_two_guests(artifacts: &Artifacts) -> Result<()> {
     for vm in ["left", "right"] {
         tiny::log_in_and_shut_down(&mut host, vm).with_context(|| format!("guest `{vm}`"))?;
     }
+    host.power_off()
+}
+
+/// VT-x, with a disk on an ATA channel: the small guest checks a virtual disk on it.
+pub fn ata(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot_bochs_with("bochs_ata", Model::Intel, 1, Some(&artifacts.datastore))?;
+    tiny::run_selftest(&mut host, "t", "disk", &format!("--disk {SCRATCH_DISK}"))?;
     host.power_off()
 }
 
