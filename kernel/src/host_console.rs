@@ -69,7 +69,7 @@ impl Names for HostNames<'_> {
 
 impl HostConsole {
     /// The console, its prompt shown.
-    pub fn new(host: &Host) -> Self {
+    pub fn new() -> Self {
         let mut line = serial::open();
         if let Some(line) = line.as_mut().filter(|_| serial::has_interrupt()) {
             line.enable_receive_interrupt();
@@ -84,7 +84,6 @@ impl HostConsole {
         console.print_log();
         console.editor.show(&mut console.output);
         console.send();
-        let _ = host;
         console
     }
 

@@ -139,7 +139,7 @@ impl Devices {
 impl Services {
     /// The services of a host.
     pub fn new(host: &'static Host) -> Self {
-        let (console, management) = (HostConsole::new(host), Management::new(host));
+        let (console, management) = (HostConsole::new(), Management::new(host));
         let disks = {
             let storage = host.storage.lock();
             Devices { vectors: storage.vectors().to_vec(), polls: storage.polls() }

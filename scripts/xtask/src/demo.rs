@@ -32,6 +32,7 @@ const MIGRATE: &[&str] = &["migrate", "migrate_link_cut"];
 const HARDWARE: &[&str] = &[
     "nvme",
     "ahci",
+    "ata",
     "e1000",
     "e1000e",
     "igb",

@@ -45,6 +45,8 @@ fn card(artifacts: &Artifacts, name: &str, model: NicModel, cpus: u32) -> Result
     for counter in ["received", "transmitted"] {
         ensure!(counters[counter].as_u64().is_some_and(|frames| frames > 1000), "the card counted {uplink}");
     }
+    // It would let the host wait for its power button's time to run out.
+    host.ask("vm kill t")?;
     host.power_off()
 }
 
