@@ -1,7 +1,7 @@
 //! One session over one stream of the management address.
 
 use crate::management::Management;
-use peer::{End, Event, KeyPair, Role, Session};
+use peer::{End, Event, KeyPair, MakeSealer, Role, Session};
 use smoltcp::iface::SocketHandle;
 
 /// The stream of a session that migration messages are on.
@@ -21,7 +21,7 @@ pub struct Link {
 impl Link {
     /// A session over a stream that is open or being opened.
     pub fn new(handle: SocketHandle, role: Role, keys: &KeyPair) -> Self {
-        let session = Session::new(role, keys, &mut crate::cpu_loop::random);
+        let session = Session::new(role, keys, aes(), &mut crate::cpu_loop::random);
         Self { handle, session, given: 0, is_over: false }
     }
 
@@ -136,6 +136,11 @@ impl Link {
         management.forget(self.handle);
         true
     }
+}
+
+/// The processor's own cipher. All sessions are of the CPU that asks.
+fn aes() -> Option<MakeSealer> {
+    gcm::maker().filter(|_| cpu::fpu::is_enabled())
 }
 
 /// Whether a stream got through to the other end at all, so that its closed half means an end.

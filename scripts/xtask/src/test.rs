@@ -62,7 +62,7 @@ pub fn command(options: &Options) -> Result<()> {
 fn crates(report: &mut Report) {
     report.cargo_test("testing the pure crates and tidy", "test-crates", cargo().args(["test", "--no-fail-fast"]));
     report.cargo_test("testing the test harness", "test-e2e", cargo().args(["test", "--package", "e2e"]));
-    let drivers = ["test", "--package", "drivers", "--package", "iommu"];
+    let drivers = ["test", "--package", "drivers", "--package", "gcm", "--package", "iommu"];
     report.cargo_test("testing the drivers", "test-drivers", cargo().args(drivers));
     let mut lint = |title: &str, log: &str, command: &mut Command| {
         report.step(title, || steps::logged(title, log, command));

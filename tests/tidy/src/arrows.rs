@@ -49,6 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("smp", &["addr", "boot", "cpu", "interrupts", "memory"]),
     ("svm", &["addr", "cpu", "vcpu"]),
     ("vmx", &["addr", "cpu", "vcpu"]),
+    ("gcm", &["cpu", "peer"]),
     ("drivers", &["addr", "block", "cpu", "guestmem", "interrupts", "memory", "switch"]),
     // Tools and tests.
     ("e2e", &[]),

@@ -1,5 +1,5 @@
-//! The guest's floating-point state. It stays in the processor's registers while Pollux runs, which uses none of them,
-//! and is saved only when another guest needs them.
+//! The guest's floating-point state. It stays in the processor's registers while Pollux runs, which uses none of them but
+//! in `gcm`, which puts back what it used, and is saved only when another guest needs them.
 //!
 //! SDM volume 1, chapter 13; APM volume 2, 11.5. Every component that the processor has is switched, whatever the guest
 //! enabled, so that nothing of one guest is left for another to find.
@@ -81,6 +81,14 @@ pub fn enable() {
         asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, in(reg) CR4_OSFXSR_OSXMMEXCPT_OSXSAVE,
             options(nostack));
     }
+}
+
+/// Whether SSE instructions run on this processor now, as they do since [`enable`].
+pub fn is_enabled() -> bool {
+    let (cr0, cr4): (u64, u64);
+    // SAFETY: reads two registers.
+    unsafe { asm!("mov {0}, cr0", "mov {1}, cr4", out(reg) cr0, out(reg) cr4, options(nomem, nostack)) }
+    cr0 & CR0_EM_TS == 0 && cr4 & CR4_OSFXSR_OSXMMEXCPT_OSXSAVE == CR4_OSFXSR_OSXMMEXCPT_OSXSAVE
 }
 
 /// XCR0, already checked: bit 0 set, and only components that the processor has.

@@ -2,6 +2,7 @@
 //!
 //! `snow` panics on nothing that a peer sends; every error of it ends the session.
 
+use crate::cipher::{Gcm, MakeSealer};
 use crate::key::{KeyPair, PublicKey};
 use alloc::boxed::Box;
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
@@ -9,8 +10,10 @@ use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, Error, HandshakeState};
 
-/// The handshake and its algorithms (Noise revision 34, chapter 8).
-const PATTERN: &str = "Noise_XX_25519_ChaChaPoly_BLAKE2s";
+/// The handshake and its algorithms (Noise revision 34, chapter 8): with the cipher of every host, and with that of
+/// processors which have instructions for it.
+const CHACHA_PATTERN: &str = "Noise_XX_25519_ChaChaPoly_BLAKE2s";
+const AES_PATTERN: &str = "Noise_XX_25519_AESGCM_BLAKE2s";
 
 /// Where random bytes come from. One session takes 32 of them.
 pub trait Entropy {
@@ -27,6 +30,7 @@ impl<F: FnMut(&mut [u8])> Entropy for F {
 /// The default algorithms, and random bytes that were drawn before.
 struct Resolver {
     seed: [u8; 32],
+    aes: Option<MakeSealer>,
 }
 
 /// The ephemeral key of one handshake, which is all the randomness that it asks for.
@@ -51,21 +55,25 @@ impl CryptoResolver for Resolver {
         DefaultResolver.resolve_hash(choice)
     }
     fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
-        DefaultResolver.resolve_cipher(choice)
+        match (choice, self.aes) {
+            (CipherChoice::AESGCM, Some(make)) => Some(Box::new(Gcm::new(make))),
+            _ => DefaultResolver.resolve_cipher(choice),
+        }
     }
 }
 
-/// The start of a handshake that both ends bind to `prologue`.
+/// The start of a handshake that both ends bind to `prologue`. With `aes`, both ends have that cipher.
 pub fn handshake(
     keys: &KeyPair,
     prologue: &[u8],
     initiates: bool,
+    aes: Option<MakeSealer>,
     entropy: &mut dyn Entropy,
 ) -> Result<HandshakeState, Error> {
     let mut seed = [0; 32];
     entropy.fill(&mut seed);
-    let params: NoiseParams = PATTERN.parse()?;
-    let builder = Builder::with_resolver(params, Box::new(Resolver { seed }));
+    let params: NoiseParams = if aes.is_some() { AES_PATTERN } else { CHACHA_PATTERN }.parse()?;
+    let builder = Builder::with_resolver(params, Box::new(Resolver { seed, aes }));
     let builder = builder.local_private_key(keys.private())?.prologue(prologue)?;
     if initiates { builder.build_initiator() } else { builder.build_responder() }
 }

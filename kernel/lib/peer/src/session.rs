@@ -1,9 +1,10 @@
 //! One end of a session: handshake, trust, messages, end.
 //!
-//! A session begins with eight bytes each way, in the clear: what this is, and which versions of it the host speaks. The
-//! handshake binds both, so that nobody can talk two hosts down to an older one unnoticed. A host that ends a session
-//! says why in its last frame, where it still can.
+//! A session begins with eight bytes each way, in the clear: what this is, which version of it the host speaks, and which
+//! ciphers it has. The handshake binds both, so that nobody can talk two hosts down to less unnoticed. A host that ends a
+//! session says why in its last frame, where it still can.
 
+use crate::cipher::{MakeSealer, TAG_BYTES};
 use crate::frames::{FRAME_BYTES_MAX, Incoming, close};
 use crate::key::{KeyPair, PublicKey};
 use crate::noise::{Entropy, handshake, remote_key};
@@ -16,9 +17,10 @@ use snow::{HandshakeState, TransportState};
 /// The first bytes of a session.
 const MAGIC: [u8; 6] = *b"POLLUX";
 /// The version of what follows.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const GREETING_BYTES: usize = 8;
-const TAG_BYTES: usize = 16;
+/// In the greeting's last byte: the host has AES-256-GCM.
+const HAS_AES: u8 = 1;
 /// The longest message of one stream.
 pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - TAG_BYTES - 1;
 /// After so many frames one way the key of that way changes (Noise revision 34, 11.3): at most 1 GiB under one key.
@@ -98,6 +100,7 @@ pub struct Session {
     role: Role,
     keys: KeyPair,
     ephemeral: [u8; 32],
+    aes: Option<MakeSealer>,
     stage: Stage,
     remote: Option<PublicKey>,
     incoming: Incoming,
@@ -109,18 +112,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session over a stream that was just opened.
-    pub fn new(role: Role, keys: &KeyPair, entropy: &mut dyn Entropy) -> Self {
+    /// A session over a stream that was just opened. With `aes`, this host has that cipher, and prefers it.
+    pub fn new(role: Role, keys: &KeyPair, aes: Option<MakeSealer>, entropy: &mut dyn Entropy) -> Self {
         let mut ephemeral = [0; 32];
         entropy.fill(&mut ephemeral);
         Self {
             role,
             keys: keys.clone(),
             ephemeral,
+            aes,
             stage: Stage::Greeting,
             remote: None,
             incoming: Incoming::default(),
-            outgoing: greeting().to_vec(),
+            outgoing: greeting(aes.is_some()).to_vec(),
             plain: alloc::vec![0; FRAME_BYTES_MAX],
             sent_frames: 0,
             received_frames: 0,
@@ -233,16 +237,19 @@ impl Session {
 
     fn greet(&mut self) -> Result<Option<Progress>, End> {
         let Some(theirs) = self.incoming.take(GREETING_BYTES) else { return Ok(None) };
+        let own = greeting(self.aes.is_some());
         if theirs[..MAGIC.len()] != MAGIC {
             return Err(End::NotPollux);
         }
-        if theirs[6] != greeting()[6] {
+        if theirs[6] != own[6] {
             return Err(End::Version(theirs[6]));
         }
         let initiates = matches!(self.role, Role::Initiator(_));
+        let prologue = if initiates { [&own, theirs].concat() } else { [theirs, &own].concat() };
+        let aes = self.aes.filter(|_| theirs[7] & HAS_AES != 0);
         let ephemeral = core::mem::take(&mut self.ephemeral);
-        let state =
-            handshake(&self.keys, &greeting(), initiates, &mut |into: &mut [u8]| into.copy_from_slice(&ephemeral));
+        let mut entropy = |into: &mut [u8]| into.copy_from_slice(&ephemeral);
+        let state = handshake(&self.keys, &prologue, initiates, aes, &mut entropy);
         self.stage = Stage::Handshake(Box::new(state.map_err(|_| End::Forged)?));
         if initiates {
             self.write_handshake()?;
@@ -318,11 +325,12 @@ enum Progress {
     Frame,
 }
 
-fn greeting() -> [u8; GREETING_BYTES] {
+fn greeting(has_aes: bool) -> [u8; GREETING_BYTES] {
     let mut greeting = [0; GREETING_BYTES];
     greeting[..MAGIC.len()].copy_from_slice(&MAGIC);
     // A benchmark's build without cipher must never meet one with it.
     greeting[6] = if cfg!(feature = "plain") { 0x80 | VERSION } else { VERSION };
+    greeting[7] = if has_aes { HAS_AES } else { 0 };
     greeting
 }
 

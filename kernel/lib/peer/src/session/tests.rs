@@ -10,8 +10,12 @@ fn seeded(seed: u8) -> impl FnMut(&mut [u8]) {
 }
 
 fn pair(expected: PublicKey) -> (Session, Session) {
-    let caller = Session::new(Role::Initiator(expected), &keys(1), &mut seeded(11));
-    (caller, Session::new(Role::Responder, &keys(2), &mut seeded(22)))
+    pair_with(expected, [None; 2])
+}
+
+fn pair_with(expected: PublicKey, aes: [Option<MakeSealer>; 2]) -> (Session, Session) {
+    let caller = Session::new(Role::Initiator(expected), &keys(1), aes[0], &mut seeded(11));
+    (caller, Session::new(Role::Responder, &keys(2), aes[1], &mut seeded(22)))
 }
 
 type Messages = Vec<(u8, Vec<u8>)>;
@@ -31,7 +35,11 @@ fn feed(to: &mut Session, bytes: &[u8]) -> (Vec<Event>, Messages) {
 }
 
 fn open() -> (Session, Session) {
-    let (mut caller, mut called) = pair(keys(2).public());
+    open_with([None; 2])
+}
+
+fn open_with(aes: [Option<MakeSealer>; 2]) -> (Session, Session) {
+    let (mut caller, mut called) = pair_with(keys(2).public(), aes);
     pass(&mut caller, &mut called);
     pass(&mut called, &mut caller);
     pass(&mut caller, &mut called);
@@ -51,6 +59,47 @@ fn messages_arrive_whole_on_their_streams_both_ways() {
     called.send(1, &[b"yes"]);
     assert_eq!(pass(&mut called, &mut caller).1, [(1, b"yes".to_vec())]);
     assert_eq!((caller.remote(), called.remote()), (Some(keys(2).public()), Some(keys(1).public())));
+}
+
+/// No cipher: it adds the key's first byte to each, and a tag that depends on the nonce. It notes that it was used.
+struct Shift(u8);
+
+impl crate::Sealer for Shift {
+    fn seal(&self, nonce: &[u8; 12], _: &[u8], plain: &[u8], out: &mut [u8]) {
+        let (text, tag) = out.split_at_mut(plain.len());
+        text.iter_mut().zip(plain).for_each(|(out, byte)| *out = byte.wrapping_add(self.0));
+        tag.fill(0xaa ^ nonce[11]);
+    }
+    fn open(&self, nonce: &[u8; 12], _: &[u8], sealed: &[u8], out: &mut [u8]) -> bool {
+        let (text, tag) = sealed.split_at(sealed.len() - TAG_BYTES);
+        out.iter_mut().zip(text).for_each(|(out, byte)| *out = byte.wrapping_sub(self.0));
+        tag.iter().all(|&byte| byte == 0xaa ^ nonce[11])
+    }
+}
+
+const SHIFT: Option<MakeSealer> = Some(|key| Box::new(Shift(key[0])));
+
+#[test]
+fn the_cipher_is_aes_where_both_have_it() {
+    for (aes, uses_it) in [([SHIFT; 2], true), ([SHIFT, None], false), ([None, SHIFT], false), ([None; 2], false)] {
+        let (mut caller, mut called) = open_with(aes);
+        caller.send(1, &[b"hello"]);
+        let frame = caller.outgoing();
+        assert_eq!(frame.ends_with(&[frame[frame.len() - 1]; TAG_BYTES]), uses_it);
+        assert_eq!(pass(&mut caller, &mut called).1, [(1, b"hello".to_vec())]);
+    }
+}
+
+#[test]
+fn nobody_talks_two_hosts_out_of_aes() {
+    let (mut caller, mut called) = pair_with(keys(2).public(), [SHIFT; 2]);
+    for greeting in [caller.outgoing(), called.outgoing()] {
+        assert_eq!(core::mem::replace(&mut greeting[7], 0), HAS_AES);
+    }
+    pass(&mut caller, &mut called);
+    pass(&mut called, &mut caller);
+    pass(&mut caller, &mut called);
+    assert_eq!(pass(&mut called, &mut caller).0, [Event::Ended(End::Forged)]);
 }
 
 #[test]
@@ -135,7 +184,7 @@ proptest! {
     fn a_hostile_stream_ends_or_waits(bytes in proptest::collection::vec(any::<u8>(), 0..400), greeted: bool, opened: bool) {
         let mut session = if opened { open().1 } else { pair(keys(2).public()).1 };
         if greeted && !opened {
-            feed(&mut session, &greeting());
+            feed(&mut session, &greeting(false));
         }
         let (events, messages) = feed(&mut session, &bytes);
         prop_assert!(messages.is_empty());
