@@ -18,7 +18,7 @@ pub struct Options {
 enum Demonstration {
     /// BIOS and UEFI, CD and USB stick; two guests that ping each other; one killed fifty times
     Boot,
-    /// Two hosts: a VM moves there and back, and stays where the link is cut
+    /// Two hosts: VMs move there and back, one under a client on a disk of both, and stay where something fails
     Migrate,
     /// What other hardware has: its disks, network cards, IOMMUs, firmware, and Intel's VT-x
     Hardware,
@@ -27,7 +27,7 @@ enum Demonstration {
 /// What `Boot` shows, by the names of emulator tests.
 const BOOT: &[&str] = &["bios_cd", "bios_usb", "uefi_usb", "bios_stick", "uefi_stick", "pings", "kill_loop"];
 /// What `Migrate` shows.
-const MIGRATE: &[&str] = &["migrate", "migrate_link_cut"];
+const MIGRATE: &[&str] = &["migrate", "migrate_link_cut", "migrate_traffic", "migrate_faults"];
 /// What `Hardware` shows.
 const HARDWARE: &[&str] = &[
     "nvme",

@@ -304,6 +304,18 @@ impl Launch {
         self.drive(image, "snapshot=off")
     }
 
+    /// Adds a virtio disk whose writes go to the image at once, and which other machines have too.
+    #[must_use]
+    pub fn shared_disk(mut self, image: &Path) -> Self {
+        let id = format!("disk{}", self.drives);
+        self.drives += 1;
+        self.argument(
+            "-drive",
+            format!("if=none,id={id},format=raw,file.locking=off,cache=writethrough,file={}", escape(image)),
+        )
+        .argument("-device", format!("virtio-blk-pci,drive={id},share-rw=on"))
+    }
+
     fn drive(mut self, image: &Path, option: &str) -> Self {
         let id = format!("disk{}", self.drives);
         let device = self.disk_bus.device(&id, self.drives);

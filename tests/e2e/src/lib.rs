@@ -5,6 +5,7 @@
 mod artifacts;
 mod bochs;
 mod bus;
+mod client;
 mod console;
 mod emulator;
 mod host;
@@ -14,6 +15,7 @@ mod permit;
 mod programs;
 mod skipped;
 mod transcript;
+mod wire;
 
 pub use artifacts::{
     Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINUX, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD,

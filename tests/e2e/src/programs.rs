@@ -14,6 +14,7 @@ mod platform;
 mod saved;
 mod smp;
 mod tiny;
+mod traffic;
 
 use anyhow::Result;
 
@@ -88,6 +89,8 @@ pub static PROGRAMS: &[Program] = &[
     full("nvme", drivers::nvme),
     full("migrate", migrate::there_and_back),
     full("migrate_link_cut", migrate::link_cut),
+    full("migrate_traffic", traffic::under_traffic),
+    full("migrate_faults", traffic::faults),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
 ];

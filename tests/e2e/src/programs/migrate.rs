@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,23 +22,38 @@ const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 /// Two hosts, each called as the other knows it: `a` and `b`.
 pub struct Pair {
     /// The hosts.
-    pub hosts: [Host; 2],
+    pub hosts: Vec<Host>,
 }
 
 impl Pair {
     /// Switches two hosts on whose cards are joined, and lets them trust each other.
     pub fn boot(artifacts: &Artifacts, name: &str) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let a = artifacts.boot(&launch(artifacts, name, 0, &format!("listen=127.0.0.1:{port}"))?)?;
-        let b = artifacts.boot(&launch(artifacts, name, 1, &format!("connect=127.0.0.1:{port}"))?)?;
-        let mut pair = Self { hosts: [a, b] };
-        for index in 0..2 {
-            let report = pair.hosts[1 - index].ask("host")?;
-            let key = report["key"].as_str().context("`host` shows no key")?.to_owned();
-            let (peer, address) = (["b", "a"][index], ADDRESSES[1 - index]);
-            pair.hosts[index].ask(&format!("peer add {peer} {address} {key}"))?;
-        }
+        let guest = [(artifacts.guest(GUEST)?.to_path_buf(), GUEST.to_owned())];
+        let sockets =
+            [format!("socket,id=net0,listen=127.0.0.1:{port}"), format!("socket,id=net0,connect=127.0.0.1:{port}")];
+        Self::boot_with(
+            |index| Ok(machine(artifacts, name, index, &guest, &sockets[index])?.memory_mib(512)),
+            artifacts,
+        )
+    }
+
+    /// The same with machines of the caller's.
+    pub fn boot_with(machine: impl Fn(usize) -> Result<Launch>, artifacts: &Artifacts) -> Result<Self> {
+        let a = artifacts.boot(&machine(0)?)?;
+        let b = artifacts.boot(&machine(1)?)?;
+        let mut pair = Self { hosts: vec![a, b] };
+        pair.introduce(0)?;
+        pair.introduce(1)?;
         Ok(pair)
+    }
+
+    /// Lets a host trust the other as it is now.
+    pub fn introduce(&mut self, index: usize) -> Result<()> {
+        let report = self.hosts[1 - index].ask("host")?;
+        let key = report["key"].as_str().context("`host` shows no key")?.to_owned();
+        let (peer, address) = (["b", "a"][index], ADDRESSES[1 - index]);
+        self.hosts[index].ask(&format!("peer add {peer} {address} {key}")).map(drop)
     }
 
     /// Moves a VM from the host with this number to the other; gives what the source says of it.
@@ -53,7 +69,7 @@ impl Pair {
     }
 
     /// Waits until the move that began last has ended.
-    fn wait_end(&mut self, from: usize) -> Result<Value> {
+    pub fn wait_end(&mut self, from: usize) -> Result<Value> {
         let until = self.hosts[from].emulator().elapsed() + MOVE_LIMIT;
         loop {
             let status = self.hosts[from].ask("migrate status")?;
@@ -68,7 +84,14 @@ impl Pair {
     }
 }
 
-fn launch(artifacts: &Artifacts, name: &str, index: usize, socket: &str) -> Result<Launch> {
+/// A host of the pair: its configuration, these boot modules, and a card on that network.
+pub fn machine(
+    artifacts: &Artifacts,
+    name: &str,
+    index: usize,
+    modules: &[(PathBuf, String)],
+    netdev: &str,
+) -> Result<Launch> {
     let side = ["a", "b"][index];
     fs::create_dir_all(&artifacts.logs)?;
     let configuration = artifacts.logs.join(format!("{name}-{side}.toml"));
@@ -77,12 +100,12 @@ fn launch(artifacts: &Artifacts, name: &str, index: usize, socket: &str) -> Resu
         &configuration,
         format!("[host]\nname = \"{side}\"\nmanagement = \"static\"\naddress = \"{address}/24\"\n"),
     )?;
-    let modules =
-        [(artifacts.guest(GUEST)?.to_path_buf(), GUEST.to_owned()), (configuration, "pollux.toml".to_owned())];
-    let launch = Launch::new(&format!("{name}-{side}")).accel(artifacts.accel).memory_mib(512);
-    let launch = launch.multiboot(&artifacts.kernel32, "", &modules)?;
+    let mut modules = modules.to_vec();
+    modules.push((configuration, "pollux.toml".to_owned()));
+    let launch = Launch::new(&format!("{name}-{side}")).accel(artifacts.accel);
     Ok(launch
-        .argument("-netdev", format!("socket,id=net0,{socket}"))
+        .multiboot(&artifacts.kernel32, "", &modules)?
+        .argument("-netdev", netdev)
         .argument("-device", format!("virtio-net-pci,netdev=net0,mac=52:54:00:50:4d:0{index},romfile=")))
 }
 
