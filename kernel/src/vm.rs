@@ -17,7 +17,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{Mac, VmSpec};
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use life::Parts;
 pub use life::{DiskIo, Ending, Order, Running, Start};
 use machine::{CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
@@ -41,6 +41,8 @@ pub struct Vm {
     macs: Mutex<Vec<Mac>>,
     life: Mutex<Life>,
     is_restoring: AtomicBool,
+    /// How many lives in a row were short and ended with a reset.
+    resets_in_a_row: AtomicU32,
 }
 
 enum Life {
@@ -82,10 +84,7 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
     }
     let start = spec.start;
     let macs = spec.nics.iter().map(|nic| nic.mac.unwrap_or_else(choose_mac)).collect();
-    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let console = Mutex::new(ConsoleBuffer::new());
-    let (macs, life) = (Mutex::new(macs), Mutex::new(Life::Created));
-    let vm = Arc::new(Vm { id, spec, console, macs, life, is_restoring: AtomicBool::new(false) });
+    let vm = Vm::new(spec, macs);
     host.vms.lock().push(vm.clone());
     if !start {
         return Ok(None);
@@ -106,6 +105,19 @@ pub fn delete(host: &Host, vm: &Arc<Vm>) -> Result<(), Refusal> {
 }
 
 impl Vm {
+    /// A VM that has had no life yet.
+    fn new(spec: VmSpec, macs: Vec<Mac>) -> Arc<Self> {
+        Arc::new(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            spec,
+            console: Mutex::new(ConsoleBuffer::new()),
+            macs: Mutex::new(macs),
+            life: Mutex::new(Life::Created),
+            is_restoring: AtomicBool::new(false),
+            resets_in_a_row: AtomicU32::new(0),
+        })
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.spec.name
@@ -352,7 +364,7 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     };
     match ending {
         Ending::Ended(End::PowerOff) => log::info!("{} is off", vm.name()),
-        Ending::Ended(End::Reset | End::TripleFault(_)) => log::info!("{} resets", vm.name()),
+        Ending::Ended(End::Reset | End::TripleFault(_)) => report_reset(vm, host.clock.now_ns() - running.started_ns),
         // Who saved it said so.
         Ending::Saved => {}
         Ending::Moved => forget(host, vm),
@@ -364,6 +376,20 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         forget(host, vm);
     }
     true
+}
+
+/// Says that a life ended with a reset, `age_ns` after it began. A guest that does nothing but reset shall not fill the
+/// console: of a row of short lives, those are reported whose number is a power of two.
+fn report_reset(vm: &Vm, age_ns: u64) {
+    const SHORT_NS: u64 = 10_000_000_000;
+    let before = if age_ns < SHORT_NS { vm.resets_in_a_row.load(Ordering::Relaxed) } else { 0 };
+    let count = before.saturating_add(1);
+    vm.resets_in_a_row.store(count, Ordering::Relaxed);
+    match count {
+        1 => log::info!("{} resets", vm.name()),
+        _ if count.is_power_of_two() => log::info!("{} resets, {count} times in a row", vm.name()),
+        _ => {}
+    }
 }
 
 /// Starts a VM again whose life ended with a reset.

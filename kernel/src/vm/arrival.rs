@@ -10,10 +10,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{Mac, VmSpec};
-use core::sync::atomic::{AtomicBool, Ordering};
 use machine::Plan;
-use shell::ConsoleBuffer;
-use spin::Mutex;
 
 /// Makes a machine by `plan` for a VM of this definition, or says in one line why this host cannot take it.
 pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -> Result<Arc<Running>, Refusal> {
@@ -24,10 +21,7 @@ pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -
     }
     let unlike = |unlike: machine::Unlike| (unlike.to_string(), "move it to a host like its own".to_string());
     let profile = plan.profile_on(&super::profile(host, spec.vcpus.into())).map_err(unlike)?;
-    let id = super::NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let console = Mutex::new(ConsoleBuffer::new());
-    let (macs, life) = (Mutex::new(macs), Mutex::new(Life::Created));
-    let vm = Arc::new(Vm { id, spec, console, macs, life, is_restoring: AtomicBool::new(false) });
+    let vm = Vm::new(spec, macs);
     let mut disks = Vec::new();
     let running = claim_disks(host, &vm.spec.disks, &mut disks).and_then(|()| {
         let running = vm.build(host, &disks, Origin::Saved(Box::new(profile)))?;

@@ -80,6 +80,7 @@ pub static PROGRAMS: &[Program] = &[
     full("uefi_stick", demo::uefi_stick),
     full("bochs_vmx_hello", bochs::vmx_hello),
     full("bochs_svm_hello", bochs::svm_hello),
+    full("bochs_vmx_guests", bochs::vmx_guests),
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),
     full("bochs_svm_linux", bochs::svm_linux),

@@ -44,6 +44,17 @@ pub fn ata(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
+/// VT-x: every bare guest beside a Linux guest that must not notice.
+pub fn vmx_guests(artifacts: &Artifacts) -> Result<()> {
+    guests_beside_linux(artifacts, "bochs_vmx_guests", Model::Intel)
+}
+
+fn guests_beside_linux(artifacts: &Artifacts, name: &str, model: Model) -> Result<()> {
+    let mut host = artifacts.boot_bochs(name, model, 2)?;
+    guests::all_on(&mut host, artifacts, guests::Where::Bochs)?;
+    host.power_off()
+}
+
 fn hello(artifacts: &Artifacts, name: &str, model: Model) -> Result<()> {
     let mut host = artifacts.boot_bochs(name, model, 2)?;
     host::answers(&mut host, model.backend(), 2)?;
