@@ -114,15 +114,49 @@ pub type Build = fn(&Path, &Contents, &Path) -> Result<()>;
 pub fn build(kernel: &Path, contents: &Contents, out: &Path) -> Result<()> {
     let tree = paths::target().join("image-tree");
     lay_out(&tree, kernel, contents)?;
+    make_hybrid(&tree, GRUB_MODULES, out)
+}
+
+/// A guest that GRUB boots itself.
+pub enum Guest<'a> {
+    /// A program with a Multiboot 1 header.
+    Multiboot(&'a Path),
+    /// Linux with an initial RAM disk.
+    Linux { kernel: &'a Path, initrd: &'a Path },
+}
+
+/// Makes the image `out` that boots a guest without Pollux, with `words` on its command line: for emulators that load
+/// nothing themselves.
+pub fn build_bare(guest: &Guest<'_>, words: &str, out: &Path) -> Result<()> {
+    let tree = paths::target().join("bare-tree");
+    let boot = tree.join("boot");
+    fs::create_dir_all(boot.join("grub")).with_context(|| format!("creating {}", boot.display()))?;
+    let commands = match guest {
+        Guest::Multiboot(program) => {
+            copy(program, &boot.join("kernel"))?;
+            format!("multiboot /boot/kernel {words}\n")
+        }
+        Guest::Linux { kernel, initrd } => {
+            copy(kernel, &boot.join("kernel"))?;
+            copy(initrd, &boot.join("initrd"))?;
+            format!("linux /boot/kernel {words}\ninitrd /boot/initrd\n")
+        }
+    };
+    fs::write(boot.join("grub/grub.cfg"), format!("{commands}boot\n")).context("writing GRUB's orders")?;
+    make_hybrid(&tree, "multiboot linux normal configfile iso9660 part_msdos part_gpt search search_fs_file", out)
+}
+
+/// Makes the hybrid image `out` of the files in `tree`, with these modules of GRUB's.
+fn make_hybrid(tree: &Path, modules: &str, out: &Path) -> Result<()> {
     let epoch = epoch();
     let mut command = Command::new("grub-mkrescue");
     command
         .env("SOURCE_DATE_EPOCH", &epoch)
         .args(["--fonts=", "--locales=", "--themes=", "--compress=xz", "--product-name=Pollux"])
-        .arg(format!("--install-modules={GRUB_MODULES}"))
+        .arg(format!("--install-modules={modules}"))
         .arg("-o")
         .arg(out)
-        .arg(&tree)
+        .arg(tree)
         .args(["--", "-volid", "POLLUX", "-volume_date", "uuid", &volume_date(&epoch)?])
         .args(["-volume_date", "all_file_dates", &format!("={epoch}")]);
     steps::logged("building the image", "grub-mkrescue", &mut command)?;

@@ -78,6 +78,9 @@ pub struct Pc {
 }
 
 impl Bochs {
+    /// How many instructions make a second there, and the rate of the time stamp counter: nothing else takes time.
+    pub const INSTRUCTIONS_PER_SECOND: u64 = 100_000_000;
+
     /// Switches the machine on, its logs in `log_directory`: `NAME.log` what the serial line said, `NAME.bochs.log` and
     /// `NAME.devices.log` what Bochs itself said.
     ///
@@ -121,7 +124,7 @@ impl Bochs {
             .map_or(String::new(), |disk| format!("ata0-master: type=disk, path={}, mode=volatile\n", disk.display()));
         format!(
             "config_interface: textconfig\n{display}\
-             cpu: model={}, count={}, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1, exclude_features=\"rdrand,rdseed\"\n\
+             cpu: model={}, count={}, ips={}, reset_on_triple_fault=0, ignore_bad_msrs=1, exclude_features=\"rdrand,rdseed\"\n\
              memory: guest=1024, host=1024\n\
              romimage: file={bios}, options=fastboot\n\
              vgaromimage: file={video_bios}\n\
@@ -136,6 +139,7 @@ impl Bochs {
              panic: action=fatal\nerror: action=report\ninfo: action=report\ndebug: action=ignore\n",
             pc.model.name(),
             pc.cpus,
+            Self::INSTRUCTIONS_PER_SECOND,
         )
     }
 }

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use e2e::{Accel, Artifacts, Console, Emulator, Launch, NicModel, SCRATCH_DISK, TINY_INITRD};
+use anyhow::{Context, Result, anyhow, ensure};
+use e2e::{Accel, Artifacts, Bochs, Console, Emulator, Launch, Model, NicModel, Pc, SCRATCH_DISK, TINY_INITRD};
 
 use super::Figures;
 use super::kvm_host::KvmHost;
 use super::server::Server;
+use crate::image::{self, Guest};
 use crate::{artifacts, guest, paths, steps};
 
 /// For a guest to have measured everything, under the slowest system on a loaded machine.
@@ -20,6 +21,8 @@ const DISK_MIB: u64 = 130;
 /// Memory of the guest under every system, and of the host around it.
 const GUEST_MIB: u32 = 512;
 const HOST_MIB: u32 = 2048;
+/// Memory of the guest in Bochs, whose machines have 1 GiB.
+const BOCHS_GUEST_MIB: u32 = 256;
 
 /// What a guest runs under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,6 +130,43 @@ impl Rig {
             System::Bare => self.alone(&Launch::new(&log).accel(accel).memory_mib(GUEST_MIB).argument("-kernel", elf)),
             System::Kvm => self.under_kvm(&log, accel, &Nested { guest: name, kernel: &elf, vcpus }, ""),
         }
+    }
+
+    /// The costs of VT-x in Bochs, whose time is the instructions that were executed: exits, and the boot of the small
+    /// Linux guest.
+    pub fn vmx(&self, system: System) -> Result<Figures> {
+        let exits = self.artifacts.guest("exits")?.with_extension("");
+        // It believes CPUID leaf 15h otherwise, which is that of the real processor.
+        let khz = Bochs::INSTRUCTIONS_PER_SECOND / 1000;
+        let words = format!("console=ttyS0 quiet panic=-1 tsc_early_khz={khz} bench=boot");
+        let mut figures = match system {
+            System::Pollux => self.vmx_pollux("exits", "--kernel exits")?,
+            System::Bare => self.vmx_bare("exits", &Guest::Multiboot(&exits), "exits")?,
+            System::Kvm => return Ok(Figures::new()),
+        };
+        let linux = Guest::Linux { kernel: &self.artifacts.linux, initrd: &self.artifacts.tiny_initrd };
+        let mut boot = match system {
+            System::Bare => self.vmx_bare("boot", &linux, &words)?,
+            _ => self.vmx_pollux("boot", &format!("--kernel linux --initrd {TINY_INITRD} --cmdline \"{words}\""))?,
+        };
+        let seconds = boot.remove("boot_to_user_s").context("the guest did not say how long it took to boot")?;
+        figures.insert("boot_to_user".into(), seconds * Bochs::INSTRUCTIONS_PER_SECOND as f64);
+        Ok(figures)
+    }
+
+    fn vmx_pollux(&self, name: &str, options: &str) -> Result<Figures> {
+        let mut host = self.artifacts.boot_bochs(&format!("bench-pollux-vmx-{name}"), Model::Intel, 1)?;
+        host.ask(&format!("vm create b {options} --memory {BOCHS_GUEST_MIB}M --start"))?;
+        collect(host.attach("b")?.emulator())
+    }
+
+    fn vmx_bare(&self, name: &str, guest: &Guest<'_>, words: &str) -> Result<Figures> {
+        let name = format!("bench-bare-vmx-{name}");
+        let image = self.folder.join(format!("{name}.img"));
+        image::build_bare(guest, words, &image)?;
+        let bochs = self.artifacts.bochs.as_ref().map_err(|why| anyhow!("{why}"))?;
+        let pc = Pc { name, model: Model::Intel, cpus: 1, image, disk: None };
+        collect(Console::new(&mut bochs.start(&pc, &self.artifacts.logs)?).emulator())
     }
 
     /// Pollux's own memory without and with a VM, and how long it took from its first instruction to the prompt.
