@@ -112,10 +112,24 @@ impl Artifacts {
     /// # Errors
     /// As [`Artifacts::boot_bochs`].
     pub fn boot_bochs_with(&self, name: &str, model: Model, cpus: u32, disk: Option<&Path>) -> Result<Host> {
-        let bochs = self.bochs.as_ref().map_err(|why| Skipped(why.clone()))?;
         let disk = disk.map(Path::to_path_buf);
-        let pc = Pc { name: name.to_owned(), model, cpus, image: self.test_image.clone(), disk };
-        Host::wait_for_prompt(bochs.start(&pc, &self.logs)?)
+        let image = self.test_image.clone();
+        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: false })
+    }
+
+    /// The same with a disk that keeps what is written to it.
+    ///
+    /// # Errors
+    /// As [`Artifacts::boot_bochs`].
+    pub fn boot_bochs_keeping(&self, name: &str, model: Model, disk: &Path) -> Result<Host> {
+        let image = self.test_image.clone();
+        let disk = Some(disk.to_path_buf());
+        self.boot_pc(&Pc { name: name.to_owned(), model, cpus: 1, image, disk, keeps_disk: true })
+    }
+
+    fn boot_pc(&self, pc: &Pc) -> Result<Host> {
+        let bochs = self.bochs.as_ref().map_err(|why| Skipped(why.clone()))?;
+        Host::wait_for_prompt(bochs.start(pc, &self.logs)?)
     }
 
     /// The file of a bare test guest.

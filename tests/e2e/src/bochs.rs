@@ -73,8 +73,10 @@ pub struct Pc {
     pub cpus: u32,
     /// What it boots.
     pub image: PathBuf,
-    /// The disk on its first ATA channel, if it has one. Its writes are forgotten.
+    /// The disk on its first ATA channel, if it has one.
     pub disk: Option<PathBuf>,
+    /// What is written to it is still there when the machine is off.
+    pub keeps_disk: bool,
 }
 
 impl Bochs {
@@ -118,10 +120,11 @@ impl Bochs {
         };
         let Self { bios, video_bios, .. } = self;
         let (bios, video_bios, image, log) = (bios.display(), video_bios.display(), pc.image.display(), log.display());
+        let mode = if pc.keeps_disk { "flat" } else { "volatile" };
         let disk = pc
             .disk
             .as_ref()
-            .map_or(String::new(), |disk| format!("ata0-master: type=disk, path={}, mode=volatile\n", disk.display()));
+            .map_or(String::new(), |disk| format!("ata0-master: type=disk, path={}, mode={mode}\n", disk.display()));
         format!(
             "config_interface: textconfig\n{display}\
              cpu: model={}, count={}, ips={}, reset_on_triple_fault=0, ignore_bad_msrs=1, exclude_features=\"rdrand,rdseed\"\n\
@@ -152,7 +155,8 @@ mod tests {
     fn the_configuration_names_the_machine() {
         let bochs =
             |release| Bochs { program: "bochs".into(), release, bios: "/bios".into(), video_bios: "/vga".into() };
-        let pc = Pc { name: "t".into(), model: Model::Amd, cpus: 2, image: "/image".into(), disk: None };
+        let pc =
+            Pc { name: "t".into(), model: Model::Amd, cpus: 2, image: "/image".into(), disk: None, keeps_disk: false };
         let text = bochs(Release::Three).configuration(&pc, 1234, Path::new("/log"));
         for line in
             ["model=ryzen, count=2", "file=/bios,", "path=/image,", "dev=localhost:1234\n", "nogui", "log: /log\n"]

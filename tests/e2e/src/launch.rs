@@ -18,7 +18,7 @@ pub enum Accel {
     Tcg,
     /// The same with virtual time that counts instructions, one nanosecond each, so that a run repeats itself exactly.
     Counting,
-    /// The machine's own AMD-V, nested.
+    /// The machine's own AMD-V or VT-x, nested.
     Kvm,
 }
 
@@ -27,10 +27,24 @@ impl Accel {
     /// exists on machines whose CPU shows no virtualisation at all.
     #[must_use]
     pub fn detect() -> Self {
-        let opens = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-        let nests = fs::read_to_string("/sys/module/kvm_amd/parameters/nested")
-            .is_ok_and(|value| matches!(value.trim(), "1" | "Y"));
-        if opens && nests { Self::Kvm } else { Self::Tcg }
+        if Self::nested_backend() == Ok("svm") { Self::Kvm } else { Self::Tcg }
+    }
+
+    /// What `host` calls the back end that Pollux has under this machine's own KVM, or why KVM cannot nest it.
+    ///
+    /// # Errors
+    /// Where there is no KVM, or it hides virtualisation from its guests.
+    pub fn nested_backend() -> Result<&'static str, String> {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+            return Err(format!("/dev/kvm: {error}"));
+        }
+        let nests = |module: &str| {
+            let path = format!("/sys/module/{module}/parameters/nested");
+            fs::read_to_string(path).is_ok_and(|value| matches!(value.trim(), "1" | "Y"))
+        };
+        let backends = [("kvm_amd", "svm"), ("kvm_intel", "vmx")];
+        let found = backends.into_iter().find(|(module, _)| nests(module)).map(|(_, backend)| backend);
+        found.ok_or_else(|| "this machine's KVM does not nest virtualisation".to_owned())
     }
 
     fn arguments(self) -> &'static [&'static str] {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{Artifacts, Host};
+use crate::{Accel, Artifacts, Host, Medium, Skipped};
 
 /// The prompt comes, `help` and `host` answer, and the host switches itself off.
 pub fn prompt(artifacts: &Artifacts) -> Result<()> {
@@ -30,6 +30,15 @@ fn ready(devices: &Value) -> Result<()> {
     let ready = devices.as_array().is_some_and(|list| list.iter().any(|device| device["status"] == "ready"));
     ensure!(ready, "none is ready: {devices}");
     Ok(())
+}
+
+/// The image on this machine's own processor, nested in its KVM: to a login, as in emulation.
+pub fn nested_kvm(artifacts: &Artifacts) -> Result<()> {
+    let backend = Accel::nested_backend().map_err(Skipped)?;
+    let launch = artifacts.imaged("nested_kvm", Medium::Usb, false).accel(Accel::Kvm);
+    let mut host = artifacts.boot(&launch)?;
+    answers(&mut host, backend, 2)?;
+    super::smoke::log_in_and_shut_down(host)
 }
 
 /// One CPU carries the shell and a guest.

@@ -10,13 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 
 use super::tiny;
-use crate::{Artifacts, GUEST_BOOT_LIMIT, Host};
+use crate::{Accel, Artifacts, GUEST_BOOT_LIMIT, Host, Model};
 
 /// For the guest to print a line: it waits for a ping's answer first.
 const LINE_LIMIT: Duration = Duration::from_secs(120);
 /// How far the guest's clock may be from this machine's: the emulated clock chips count whole seconds, and the machine
 /// may be loaded.
 const CLOCK_TOLERANCE_S: u64 = 20;
+/// The guest that is saved for another vendor's processor.
+const GUEST: &str = "spin";
 /// What it is made of.
 const OPTIONS: &str = "--memory 192M --vcpus 2 --disk scratch --nic";
 /// Where the first partition of the disk begins, and a byte of a saved page in it.
@@ -25,7 +27,7 @@ const PAGE_AT: u64 = PARTITION_AT + 4096 + 100;
 
 /// Saves a guest and restores it, here and after the host restarted.
 pub fn save_restore(artifacts: &Artifacts) -> Result<()> {
-    let disk = make_disk(&artifacts.logs)?;
+    let disk = make_disk(&artifacts.logs, "save_restore")?;
     let mut host = boot(artifacts, &disk)?;
     tiny::create(&mut host, "t", "watch=yes", OPTIONS)?;
     host.attach("t")?.expect(" up\r", GUEST_BOOT_LIMIT)?;
@@ -44,6 +46,44 @@ pub fn save_restore(artifacts: &Artifacts) -> Result<()> {
     let before = save(&mut host)?;
     host.power_off()?;
     after_restart(artifacts, &disk, before).context("on the host after it restarted")
+}
+
+/// A guest that was saved on AMD-V is refused on VT-x, and the other way round: in words, and what is saved stays.
+pub fn other_vendor(artifacts: &Artifacts) -> Result<()> {
+    let disk = make_disk(&artifacts.logs, "other_vendor")?;
+    let kernel = artifacts.guest(GUEST)?;
+    // Whatever this machine's processor is, TCG plays one of AMD's.
+    let launch = |name: &str| -> Result<_> {
+        Ok(artifacts.bare_with(name, &[(kernel, GUEST)])?.accel(Accel::Tcg).kept_disk(&disk))
+    };
+    let amd = artifacts.boot(&launch("other_vendor_amd")?)?;
+    save_spinning(amd, "amd", "slot").context("on AMD-V")?;
+    let mut intel = artifacts.boot_bochs_keeping("other_vendor_intel", Model::Intel, &disk)?;
+    refuse_vendor(&mut intel, "amd", "slot", "it was saved on AMD (SVM), and this is Intel (VT-x)")?;
+    save_spinning(intel, "intel", "other").context("on VT-x")?;
+    let mut amd = artifacts.boot(&launch("other_vendor_back")?)?;
+    refuse_vendor(&mut amd, "intel", "other", "it was saved on Intel (VT-x), and this is AMD (SVM)")?;
+    amd.power_off()
+}
+
+/// Saves a guest that spins, and switches the host off.
+fn save_spinning(mut host: Host, vm: &str, slot: &str) -> Result<()> {
+    host.ask(&format!("vm create {vm} --kernel {GUEST} --memory 32M --start"))?;
+    host.attach(vm)?.expect("spinning", GUEST_BOOT_LIMIT)?;
+    host.emulator().send("\x1d")?;
+    host.command("")?;
+    host.ask(&format!("vm save {vm} --to {slot}"))?;
+    host.power_off()
+}
+
+fn refuse_vendor(host: &mut Host, vm: &str, slot: &str, why: &str) -> Result<()> {
+    host.ask(&format!("vm create {vm} --kernel {GUEST} --memory 32M"))?;
+    // The second time shows that the first left it alone.
+    for _ in 0..2 {
+        let refusal = host.refusal(&format!("vm restore {vm} --from {slot}"))?;
+        ensure!(refusal.contains(why), "{refusal}");
+    }
+    Ok(())
 }
 
 /// Mistakes in saving: the guest runs on.
@@ -133,9 +173,9 @@ fn boot(artifacts: &Artifacts, disk: &Path) -> Result<Host> {
 }
 
 /// A disk with room for a saved VM, another one, and one that is too small.
-fn make_disk(folder: &Path) -> Result<PathBuf> {
+fn make_disk(folder: &Path, name: &str) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    let path = folder.join("save_restore.img");
+    let path = folder.join(format!("{name}.img"));
     File::create(&path)?.set_len(600 << 20)?;
     let mut command = Command::new("sgdisk");
     command.args(["--clear", "--set-alignment=2048"]);

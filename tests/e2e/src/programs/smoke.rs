@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Accel, Artifacts, Console, DEBIAN_PASSWORD, Launch, Medium};
+use crate::{Accel, Artifacts, Console, DEBIAN_PASSWORD, Host, Launch, Medium};
 
 /// For a Debian guest to shut down.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
@@ -23,7 +23,11 @@ pub fn smoke(artifacts: &Artifacts) -> Result<()> {
 /// # Errors
 /// With the first thing that did not work.
 pub fn smoke_on(artifacts: &Artifacts, launch: &Launch) -> Result<()> {
-    let mut host = artifacts.boot(launch)?;
+    log_in_and_shut_down(artifacts.boot(launch)?)
+}
+
+/// Logs in to the Debian guest of a host that started it, checks it, and switches both off.
+pub fn log_in_and_shut_down(mut host: Host) -> Result<()> {
     let mut console = host.attach("debian")?;
     console.login("root", DEBIAN_PASSWORD)?;
     check_guest(&mut console)?;
