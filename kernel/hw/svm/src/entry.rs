@@ -2,6 +2,7 @@
 
 use crate::enable::{Features, Host, host};
 use crate::exit;
+use crate::nmi::Nmis;
 use crate::vmcb::{Vmcb, clean, misc1, misc2, virtual_interrupt};
 use addr::Hpa;
 use alloc::boxed::Box;
@@ -24,8 +25,7 @@ pub struct Svm {
     pub(crate) interrupted: Option<u64>,
     /// This processor delivers a virtual interrupt of the very priority that CR8 has, as it should not (15.21.3).
     pub(crate) equal_priority_passes: bool,
-    /// The guest is in an NMI's handler: the next NMI waits for its IRET.
-    pub(crate) in_nmi: bool,
+    pub(crate) nmis: Nmis,
     /// The physical processor whose registers hold this guest's VMLOAD state, between `run` and `park`.
     entered: Option<&'static Host>,
     /// Where the ASID is valid: processor and round of its ASIDs.
@@ -172,7 +172,7 @@ impl Svm {
             tsc_aux: 0,
             interrupted: None,
             equal_priority_passes: false,
-            in_nmi: false,
+            nmis: Nmis::default(),
             entered: None,
             asid_of: None,
             trainer: Trainer::another(),
@@ -198,6 +198,7 @@ impl Svm {
         if let Some(interrupted) = self.interrupted.take() {
             self.vmcb.control.event_injection = interrupted;
         }
+        self.begin_step();
         self.vmcb.save.rax = self.gprs[Gpr::Rax as usize];
         self.vmcb.save.rsp = self.gprs[Gpr::Rsp as usize];
         // SAFETY: interrupts cannot be taken (GIF is clear), the guest's VMLOAD state and floating-point state are in
@@ -281,7 +282,7 @@ impl Svm {
     pub(crate) fn unload_fpu(&mut self) {
         if self.fpu_loaded {
             self.fpu.save();
-            self.save_debug_registers();
+            self.dr = self.debug_registers();
             self.fpu_loaded = false;
         }
     }
@@ -289,14 +290,6 @@ impl Svm {
     /// Marks parts of the block as changed.
     pub(crate) fn changed(&mut self, parts: u32) {
         self.vmcb.control.clean &= !parts;
-    }
-
-    /// Notes whether an NMI's handler runs; its IRET then exits.
-    pub(crate) fn block_nmis(&mut self, blocked: bool) {
-        self.in_nmi = blocked;
-        let intercepts = &mut self.vmcb.control.intercept_misc[0];
-        *intercepts = *intercepts & !misc1::IRET | if blocked { misc1::IRET } else { 0 };
-        self.changed(clean::INTERCEPTS);
     }
 
     /// The injection field for an event.
@@ -329,12 +322,17 @@ impl Svm {
         }
     }
 
-    fn save_debug_registers(&mut self) {
-        // SAFETY: reads registers.
-        unsafe {
-            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) self.dr[0], out(reg) self.dr[1],
-                out(reg) self.dr[2], out(reg) self.dr[3], options(nostack));
+    /// The same, as the guest has them now.
+    pub(crate) fn debug_registers(&self) -> [u64; 4] {
+        let mut dr = self.dr;
+        if self.fpu_loaded {
+            // SAFETY: reads registers.
+            unsafe {
+                asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) dr[0], out(reg) dr[1],
+                    out(reg) dr[2], out(reg) dr[3], options(nostack));
+            }
         }
+        dr
     }
 }
 

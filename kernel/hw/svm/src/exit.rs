@@ -1,7 +1,7 @@
 //! From an exit code and its two words of information to a vendor-free [`Exit`] (15.7 to 15.14, appendix C).
 
 use crate::entry::{Svm, event};
-use crate::vmcb::{clean, misc1, virtual_interrupt};
+use crate::vmcb::virtual_interrupt;
 use addr::Gpa;
 use cpu::machine_check::{self, Verdict};
 use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, Vcpu, Window};
@@ -44,6 +44,10 @@ mod code {
 
 /// The exit that the block describes; `None` for one that the vCPU has dealt with itself, so that the guest goes on.
 pub fn exit(svm: &mut Svm) -> Option<Exit> {
+    if svm.end_step(svm.vmcb.control.exit_code == code::EXCEPTION_DEBUG) {
+        // What waits can be delivered.
+        return Some(Exit::InterruptWindow);
+    }
     let control = &svm.vmcb.control;
     let info = control.exit_info_1;
     Some(match control.exit_code {
@@ -60,16 +64,18 @@ pub fn exit(svm: &mut Svm) -> Option<Exit> {
         code::WBINVD | code::INVD => Exit::CacheFlush,
         code::SHUTDOWN => Exit::TripleFault,
         code::TASK_SWITCH => Exit::TaskSwitch,
-        code::IRET => return end_of_nmi(svm),
+        code::IRET => {
+            svm.end_of_nmi();
+            return None;
+        }
         code::EXCEPTION_DEBUG => return reflect(svm, Exception::DEBUG),
         code::EXCEPTION_ALIGNMENT => return reflect(svm, Exception::ALIGNMENT),
         code::EXCEPTION_MACHINE_CHECK => return machine_check(),
-        code::VMRUN..=code::CLGI
-        | code::SKINIT
-        | code::INVLPGA
-        | code::RDPMC
-        | code::MONITOR..=code::MWAIT_ARMED
-        | code::RDPRU => Exit::Unoffered,
+        code::VMRUN..=code::CLGI | code::SKINIT | code::INVLPGA | code::MONITOR..=code::MWAIT_ARMED | code::RDPRU => {
+            Exit::Unoffered(Exception::UNDEFINED)
+        }
+        // No counter is there to be read.
+        code::RDPMC => Exit::Unoffered(Exception::PROTECTION),
         code::FERR_FREEZE => Exit::Fatal("a frozen x87 error (FERR)"),
         code::INVALID => Exit::InvalidState(rule_broken(svm)),
         other => Exit::Unexpected(other),
@@ -145,14 +151,6 @@ fn interrupt_window(svm: &mut Svm) -> Option<Exit> {
         svm.want_interrupt_window(Window::Below(class));
         return None;
     }
-    Some(Exit::InterruptWindow)
-}
-
-/// The guest leaves an NMI's handler: IRET itself runs now (15.13.3), and what waits for it can be delivered.
-fn end_of_nmi(svm: &mut Svm) -> Option<Exit> {
-    svm.in_nmi = false;
-    svm.vmcb.control.intercept_misc[0] &= !misc1::IRET;
-    svm.changed(clean::INTERCEPTS);
     Some(Exit::InterruptWindow)
 }
 

@@ -6,12 +6,12 @@ use crate::vmcb::{VmcbSegment, clean, misc1, virtual_interrupt};
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
-    Blocking, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable, Vcpu, VcpuState,
-    Window, efer, rflags,
+    Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable,
+    Vcpu, VcpuState, Window, dr6_after_trap, efer, rflags,
 };
 
-/// DR6.BS: a single step.
-const DR6_SINGLE_STEP: u64 = 1 << 14;
+/// DR7.GD, which every debug exception clears.
+const DR7_GENERAL_DETECT: u64 = 1 << 13;
 
 impl Vcpu for Svm {
     fn run(&mut self) -> Exit {
@@ -60,13 +60,19 @@ impl Vcpu for Svm {
         }
     }
 
-    fn retire(&mut self, next_rip: u64) {
+    fn breakpoints(&self) -> Option<Breakpoints> {
+        Breakpoints::new(self.vmcb.save.dr7, || self.debug_registers())
+    }
+
+    fn retire(&mut self, next_rip: u64, met: u64) {
         let save = &mut self.vmcb.save;
         save.rip = next_rip;
         save.rflags &= !rflags::RF;
         self.vmcb.control.interrupt_shadow = 0;
-        if save.rflags & rflags::TF != 0 {
-            save.dr6 |= DR6_SINGLE_STEP;
+        let steps = save.rflags & rflags::TF != 0;
+        if steps || met != 0 {
+            save.dr6 = dr6_after_trap(save.dr6, met, steps);
+            save.dr7 &= !DR7_GENERAL_DETECT;
             self.changed(clean::DEBUG);
             self.inject(Event::Exception(Exception::DEBUG));
         }
@@ -109,7 +115,7 @@ impl Vcpu for Svm {
     }
 
     fn nmi_blocked(&self) -> bool {
-        self.in_nmi
+        self.holds_nmis()
     }
 
     fn want_interrupt_window(&mut self, window: Window) {
@@ -183,7 +189,7 @@ impl Vcpu for Svm {
             tsc_aux: self.tsc_aux,
             blocking: Blocking {
                 sti: self.vmcb.control.interrupt_shadow & 1 != 0,
-                nmi: self.in_nmi,
+                nmi: self.in_nmi(),
                 ..Blocking::default()
             },
             waiting: self.waiting(),

@@ -9,7 +9,7 @@ use crate::entry::Vmx;
 use crate::host_state;
 use crate::vmcs::{Field, access_rights, entering};
 use core::ptr;
-use vcpu::{Event, Exception, Exit, SegmentName, Vcpu, cr0, cr4, efer};
+use vcpu::{Event, Exception, Exit, SegmentName, Vcpu, cr0, cr4, efer, rflags};
 
 const CR0_EM: u64 = 1 << 2;
 const CR0_AM: u64 = 1 << 18;
@@ -100,8 +100,11 @@ impl Vmx {
             _ => return Some(Exit::Unexpected(self.reason.0.into())),
         };
         match (done, self.next_rip()) {
-            (Ok(()), Some(next_rip)) => self.retire(next_rip),
-            _ => self.inject(Event::Exception(Exception::PROTECTION)),
+            (Ok(()), Some(next_rip)) => self.retire(next_rip, 0),
+            _ => {
+                self.hot.rflags |= rflags::RF;
+                self.inject(Event::Exception(Exception::PROTECTION));
+            }
         }
         None
     }

@@ -114,14 +114,15 @@ pub fn exit(vmx: &mut Vmx) -> Option<Exit> {
             return vmx.control_register_exit(qualification);
         }
         reason::GETSEC
-        | reason::RDPMC
         | reason::RSM
         | reason::VMCLEAR..=reason::VMXON
         | reason::MWAIT
         | reason::MONITOR
         | reason::INVEPT
         | reason::INVVPID
-        | reason::VMFUNC => Exit::Unoffered,
+        | reason::VMFUNC => Exit::Unoffered(Exception::UNDEFINED),
+        // No counter is there to be read.
+        reason::RDPMC => Exit::Unoffered(Exception::PROTECTION),
         reason::EPT_MISCONFIGURATION => Exit::Fatal("an EPT entry that breaks the rules (EPT misconfiguration)"),
         other => Exit::Unexpected(other.into()),
     })
@@ -170,11 +171,9 @@ fn debug_exception(vmx: &mut Vmx) -> Option<Exit> {
     /// B0 to B3: each says what this exception met; the other bits only ever add up.
     const BREAKPOINTS: u64 = 0xf;
     const REASONS: u64 = BREAKPOINTS | 1 << 13 | 1 << 14;
-    const DR7_GENERAL_DETECT: u64 = 1 << 13;
     let met = qualification(vmx) & REASONS;
     vmx.change_dr6(|dr6| dr6 & !BREAKPOINTS | met);
-    let dr7 = vmx.vmcs.read(Field::GUEST_DR7);
-    vmx.vmcs.write(Field::GUEST_DR7, dr7 & !DR7_GENERAL_DETECT);
+    vmx.forget_general_detect();
     reflect(vmx, Exception::DEBUG)
 }
 

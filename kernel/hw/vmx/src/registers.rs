@@ -1,7 +1,7 @@
 //! The guest's registers that no field of the VMCS holds: they are in the processor while the vCPU is.
 
 use crate::entry::Vmx;
-use crate::vmcs::secondary;
+use crate::vmcs::{Field, secondary};
 use core::arch::asm;
 use cpu::msr;
 
@@ -40,8 +40,29 @@ impl Vmx {
                 saved.tsc_aux = msr::read(msr::TSC_AUX);
             }
             asm!("mov {}, cr2", "mov {}, dr6", out(reg) saved.cr2, out(reg) saved.dr6, options(nostack));
-            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) saved.dr[0],
-                out(reg) saved.dr[1], out(reg) saved.dr[2], out(reg) saved.dr[3], options(nostack));
+        }
+        self.saved.dr = self.debug_registers();
+    }
+
+    /// The breakpoints' addresses.
+    pub(crate) fn debug_registers(&self) -> [u64; 4] {
+        let mut dr = self.saved.dr;
+        if self.loaded {
+            // SAFETY: reads registers.
+            unsafe {
+                asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) dr[0], out(reg) dr[1],
+                    out(reg) dr[2], out(reg) dr[3], options(nostack));
+            }
+        }
+        dr
+    }
+
+    /// A debug exception clears DR7.GD (19.2.4).
+    pub(crate) fn forget_general_detect(&mut self) {
+        const GENERAL_DETECT: u64 = 1 << 13;
+        let dr7 = self.vmcs.read(Field::GUEST_DR7);
+        if dr7 & GENERAL_DETECT != 0 {
+            self.vmcs.write(Field::GUEST_DR7, dr7 & !GENERAL_DETECT);
         }
     }
 

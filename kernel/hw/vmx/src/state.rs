@@ -6,12 +6,10 @@ use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
-    Blocking, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable, Vcpu, VcpuState,
-    Window, cr0, efer, rflags,
+    Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable,
+    Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
 };
 
-/// DR6.BS: a single step.
-const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// DR6 and DR7: the bits that always read 1.
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR7_FIXED: u64 = 0x400;
@@ -60,12 +58,19 @@ impl Vcpu for Vmx {
         self.next_rip
     }
 
-    fn retire(&mut self, next_rip: u64) {
+    fn breakpoints(&self) -> Option<Breakpoints> {
+        let dr7 = if self.loaded { self.vmcs.read(Field::GUEST_DR7) } else { self.saved.dr7 };
+        Breakpoints::new(dr7, || self.debug_registers())
+    }
+
+    fn retire(&mut self, next_rip: u64, met: u64) {
         self.hot.rip = next_rip;
         self.hot.rflags &= !rflags::RF;
         self.hot.interruptibility &= !(interruptibility::STI | interruptibility::MOV_SS);
-        if self.hot.rflags & rflags::TF != 0 {
-            self.change_dr6(|dr6| dr6 | DR6_SINGLE_STEP);
+        let steps = self.hot.rflags & rflags::TF != 0;
+        if steps || met != 0 {
+            self.change_dr6(|dr6| dr6_after_trap(dr6, met, steps));
+            self.forget_general_detect();
             self.inject(Event::Exception(Exception::DEBUG));
         }
     }

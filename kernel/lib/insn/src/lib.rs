@@ -14,7 +14,7 @@
 //! Anything else is [`Fault::Unsupported`]: SSE and AVX moves, x87, CMPXCHG16B, BMI, MUL and DIV, and branches
 //! through memory.
 //!
-//! What it leaves to others: instruction breakpoints, RFLAGS.RF and the single-step trap (`Vcpu::retire`), the I/O
+//! What it leaves to others: breakpoints, RFLAGS.RF and the single-step trap (`Vcpu::retire`), the I/O
 //! permission bitmap (the processor checks it before a string-I/O exit), supervisor protection keys, linear-address
 //! masking and shadow stacks (CR4.PKS, CR4.LAM_SUP and CR4.CET: not to be offered to a guest).
 #![cfg_attr(not(test), no_std)]
@@ -33,7 +33,7 @@ mod string;
 mod testing;
 
 use addr::Gpa;
-use vcpu::{Exception, Gpr, Paging, Segment, SegmentName};
+use vcpu::{Access, Exception, Gpr, Paging, Segment, SegmentName};
 
 pub use fetch::warm_up;
 pub use length::{CodePage, Opcode, next_rip};
@@ -109,6 +109,15 @@ pub trait Context {
 
     /// Writes a port, 1, 2 or 4 bytes wide.
     fn port_out(&mut self, port: u16, size: u8, value: u32);
+
+    /// Notes an operand in memory, by linear address: all its checks are passed, and unless another operand faults, it is
+    /// read or written. For breakpoints on data.
+    fn touch(&mut self, _linear: u64, _size: u8, _access: Access) {}
+
+    /// Whether the instruction has met a breakpoint, which ends a repeated string instruction for now.
+    fn is_trapped(&self) -> bool {
+        false
+    }
 }
 
 /// The context cannot do a physical access at the moment.

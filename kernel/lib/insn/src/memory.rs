@@ -57,6 +57,7 @@ impl Place {
             }
         }
         let first = paging::translate(context, start, access, privilege)?;
+        context.touch(start, size, access);
         if !crosses {
             return Ok(Self { first, second: first, first_bytes: size, size });
         }

@@ -94,6 +94,9 @@ pub(crate) fn step<C: Context>(
         if ends {
             left = 0;
         }
+        if context.is_trapped() {
+            break;
+        }
     }
     set_status(context, status);
     if left == 0 { done } else { Ok(Completed { next_rip: context.rip() }) }

@@ -5,7 +5,7 @@ use addr::Gpa;
 use alloc::vec::Vec;
 use chipset::{Clock, Effect, Lapic};
 use insn::{Context, Unavailable};
-use vcpu::{Gpr, Paging, Segment, SegmentName, Vcpu};
+use vcpu::{Access, Breakpoints, Gpr, Paging, Segment, SegmentName, Vcpu, cr4};
 
 /// A vCPU at an instruction, with everything that the instruction can reach.
 pub struct Cpu<'a> {
@@ -14,13 +14,28 @@ pub struct Cpu<'a> {
     pub lapic: &'a mut Lapic,
     pub clock: Clock,
     pub effects: &'a mut Vec<Effect>,
+    /// What is armed, and what of it the instruction has met.
+    pub breakpoints: Option<Breakpoints>,
+    pub met: u64,
 }
 
 impl Cpu<'_> {
+    fn meet_port(&mut self, port: u16, size: u8) {
+        self.met |= met_by_port(self.vcpu, self.breakpoints, port, size);
+    }
+
     /// The offset into the local APIC's page, where that is mapped.
     fn lapic_offset(&self, gpa: Gpa) -> Option<u16> {
         let offset = gpa.as_u64().checked_sub(self.lapic.mmio_base()?.as_u64())?;
         (offset < addr::PAGE_BYTES).then_some(offset as u16)
+    }
+}
+
+/// The breakpoints that an access to a port meets. Without CR4.DE there are none on ports.
+pub fn met_by_port(vcpu: &dyn Vcpu, breakpoints: Option<Breakpoints>, port: u16, size: u8) -> u64 {
+    match breakpoints {
+        Some(breakpoints) if vcpu.paging().cr4 & cr4::DE != 0 => breakpoints.port(port, size),
+        _ => 0,
     }
 }
 
@@ -94,10 +109,22 @@ impl Context for Cpu<'_> {
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
+        self.meet_port(port, size);
         self.machine.board.lock().port_read(port, size, self.clock)
     }
 
     fn port_out(&mut self, port: u16, size: u8, value: u32) {
+        self.meet_port(port, size);
         self.machine.board.lock().port_write(port, size, value, self.clock);
+    }
+
+    fn touch(&mut self, linear: u64, size: u8, access: Access) {
+        if let Some(breakpoints) = self.breakpoints {
+            self.met |= breakpoints.data(linear, size, access == Access::Write);
+        }
+    }
+
+    fn is_trapped(&self) -> bool {
+        self.met != 0
     }
 }

@@ -20,6 +20,15 @@ pub struct Leaf {
     pub edx: u32,
 }
 
+impl Leaf {
+    /// As it is while the local APIC is disabled by IA32_APIC_BASE (SDM volume 3, 12.4.3).
+    pub fn without_apic(self, leaf: u32) -> Self {
+        const APIC: u32 = 1 << 9;
+        const EXTENDED_1: u32 = EXTENDED + 1;
+        if matches!(leaf, 1 | EXTENDED_1) { Self { edx: self.edx & !APIC, ..self } } else { self }
+    }
+}
+
 /// What CPUID shows, ready to be looked up.
 #[derive(Clone, Debug)]
 pub struct CpuProfile {
@@ -43,6 +52,9 @@ const EXTENDED: u32 = 0x8000_0000;
 
 /// The hypervisor leaves: KVM's interface, and Pollux's own name behind it.
 const HYPERVISOR: u32 = 0x4000_0000;
+/// Intel and AMD leave what begins so to hypervisors.
+const HYPERVISOR_LAST: u32 = 0x4fff_ffff;
+const HYPERVISOR_END: u32 = HYPERVISOR_LAST + 1;
 const HYPERVISOR_FEATURES: u32 = 0x4000_0001;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
 const POLLUX: u32 = 0x4000_0100;
@@ -72,9 +84,10 @@ const FEATURES_1_EDX: u32 = 0x078b_fbff;
 const HTT: u32 = 1 << 28;
 const CMP_LEGACY: u32 = 1 << 1;
 
-/// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, AVX-512 F and DQ, RDSEED, ADX, SMAP, IFMA, CLFLUSHOPT,
+/// Leaf 7 EBX: FSGSBASE, TSC_ADJUST, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, AVX-512 F and DQ, RDSEED, ADX, SMAP, IFMA, CLFLUSHOPT,
 /// CLWB, AVX-512 CD, SHA, BW, VL.
 const FEATURES_7_EBX: u32 = 1 << 0
+    | 1 << 1
     | 1 << 3
     | 1 << 5
     | 1 << 7
@@ -179,7 +192,7 @@ impl CpuProfile {
 
     /// What vCPU `id` sees at a leaf, with control registers and XCR0 as they are.
     pub fn leaf(&self, leaf: u32, subleaf: u32, id: u32, paging: &Paging, xcr0: u64) -> Leaf {
-        match leaf {
+        match self.in_range(leaf) {
             1 => self.leaf_1(id, paging),
             4 => self.caches.get(subleaf as usize).copied().unwrap_or_default(),
             7 if subleaf != 0 => Leaf::default(),
@@ -187,7 +200,7 @@ impl CpuProfile {
             0xd if subleaf == 0 => Leaf { ebx: self.xsave_bytes(xcr0), ..self.xsave[0] },
             0xd if subleaf == 1 => Leaf { ebx: self.xsave_compacted_bytes(xcr0), ..self.xsave[1] },
             0xd => self.xsave.get(subleaf as usize).copied().unwrap_or_default(),
-            0..0xe => self.basic[leaf as usize],
+            leaf @ 0..0xe => self.basic[leaf as usize],
             HYPERVISOR => signature(HYPERVISOR_TIMING, b"KVMKVMKVM\0\0\0"),
             HYPERVISOR_FEATURES => {
                 let smp = if self.vcpus > 1 { KVM_FEATURES_SMP } else { 0 };
@@ -197,7 +210,7 @@ impl CpuProfile {
                 Leaf { eax: self.tsc_khz, ebx: chipset::LAPIC_TIMER_HZ as u32 / 1000, ..Leaf::default() }
             }
             POLLUX => signature(POLLUX, b"PolluxPollux"),
-            EXTENDED.. => self.extended.get((leaf - EXTENDED) as usize).copied().unwrap_or_default(),
+            leaf @ EXTENDED.. => self.extended.get((leaf - EXTENDED) as usize).copied().unwrap_or_default(),
             _ => Leaf::default(),
         }
     }
@@ -225,6 +238,11 @@ impl CpuProfile {
             | offered(25, 1 << 14)
     }
 
+    /// Whether there is IA32_TSC_ADJUST.
+    pub fn has_tsc_adjust(&self) -> bool {
+        self.basic[7].ebx & 1 << 1 != 0
+    }
+
     /// The guest's physical address width.
     pub fn physical_address_bits(&self) -> u32 {
         (self.extended[8].eax & 0xff).clamp(36, 52)
@@ -244,6 +262,18 @@ impl CpuProfile {
     /// The TSC's rate as the guest is told it.
     pub fn tsc_khz(&self) -> u32 {
         self.tsc_khz
+    }
+
+    /// The leaf that is shown for `leaf`: past the last, Intel's processors show the last basic one (SDM volume 2, CPUID).
+    fn in_range(&self, leaf: u32) -> u32 {
+        let last_basic = BASIC_LEAVES as u32 - 1;
+        let is_there = match leaf {
+            0..HYPERVISOR => leaf <= last_basic,
+            HYPERVISOR..=HYPERVISOR_LAST => true,
+            HYPERVISOR_END..EXTENDED => false,
+            EXTENDED.. => leaf <= self.extended[0].eax,
+        };
+        if is_there || self.is_amd() { leaf } else { last_basic }
     }
 
     fn leaf_1(&self, id: u32, paging: &Paging) -> Leaf {

@@ -1,13 +1,13 @@
 //! What each exit means for the machine.
 
-use crate::context::Cpu;
+use crate::context::{Cpu, met_by_port};
 use crate::run::Thread;
 use crate::{End, Host, Machine, Moment};
 use addr::Gpa;
 use alloc::format;
 use chipset::Clock;
 use insn::{Fault, Opcode};
-use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, Window};
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, Window, cr4, rflags};
 
 /// How many elements of a repeated string instruction are carried out at a time.
 const STRING_BUDGET: u32 = 256;
@@ -57,7 +57,7 @@ impl Machine {
                 let next = self.skip(thread, exit, clock);
                 return if matches!(next, Next::Run) { wanted } else { next };
             }
-            Exit::Unoffered => thread.vcpu.inject(Event::Exception(Exception::UNDEFINED)),
+            Exit::Unoffered(exception) => return raise(thread, exception),
             Exit::TripleFault => {
                 return Next::End(End::TripleFault(format!("vCPU {} at {:#x}", thread.index, thread.vcpu.rip())));
             }
@@ -91,7 +91,8 @@ impl Machine {
         }
         match thread.vcpu.next_rip() {
             Some(next_rip) => {
-                thread.vcpu.retire(next_rip);
+                let met = met_by_port(&*thread.vcpu, thread.vcpu.breakpoints(), port, size);
+                thread.vcpu.retire(next_rip, met);
                 Next::Run
             }
             None => crash(thread, "a port access without the address of the next instruction"),
@@ -118,13 +119,22 @@ impl Machine {
         let is_xapic = thread.lapic.mmio_base().is_some();
         thread.timer_changed |= is_xapic;
         thread.board_touched = true;
-        let completed = insn::step(&mut self.cpu(thread, clock), STRING_BUDGET);
+        let breakpoints = thread.vcpu.breakpoints();
+        let mut cpu = Cpu { breakpoints, ..self.cpu(thread, clock) };
+        let completed = insn::step(&mut cpu, STRING_BUDGET);
+        let met = cpu.met;
         if is_xapic {
             self.adopt(thread);
         }
         match completed {
             Ok(completed) => {
-                thread.vcpu.retire(completed.next_rip);
+                let is_repeated = completed.next_rip == thread.vcpu.rip();
+                thread.vcpu.retire(completed.next_rip, met);
+                if is_repeated {
+                    // Between two elements what is pushed has RF set, and no breakpoint stops the next (SDM volume 3,
+                    // 19.3.1.1).
+                    thread.vcpu.set_rflags(thread.vcpu.rflags() | rflags::RF);
+                }
                 Next::Run
             }
             Err(fault) => self.fault(thread, fault),
@@ -139,7 +149,7 @@ impl Machine {
                 gprs[Gpr::Rdx as usize] = value >> 32;
                 self.skip(thread, exit, clock)
             }
-            Err(_) => protection_fault(thread),
+            Err(_) => raise(thread, Exception::PROTECTION),
         }
     }
 
@@ -149,13 +159,14 @@ impl Machine {
         thread.effects = effects;
         match written {
             Ok(()) => self.skip(thread, exit, clock),
-            Err(_) => protection_fault(thread),
+            Err(_) => raise(thread, Exception::PROTECTION),
         }
     }
 
     fn cpuid(&self, thread: &mut Thread, exit: Exit, leaf: u32, subleaf: u32, clock: Clock) -> Next {
         let paging = thread.vcpu.paging();
         let result = self.profile.leaf(leaf, subleaf, thread.index as u32, &paging, thread.xcr0);
+        let result = if thread.lapic.is_enabled() { result } else { result.without_apic(leaf) };
         let gprs = thread.vcpu.gprs_mut();
         gprs[Gpr::Rax as usize] = result.eax.into();
         gprs[Gpr::Rbx as usize] = result.ebx.into();
@@ -165,8 +176,12 @@ impl Machine {
     }
 
     fn set_xcr(&self, thread: &mut Thread, exit: Exit, index: u32, value: u64, clock: Clock) -> Next {
-        if index != 0 || thread.vcpu.paging().cpl != 0 || !self.profile.allows_xcr0(value) {
-            return protection_fault(thread);
+        let paging = thread.vcpu.paging();
+        if paging.cr4 & cr4::OSXSAVE == 0 {
+            return raise(thread, Exception::UNDEFINED);
+        }
+        if index != 0 || paging.cpl != 0 || !self.profile.allows_xcr0(value) {
+            return raise(thread, Exception::PROTECTION);
         }
         thread.xcr0 = value;
         thread.vcpu.set_xcr0(value);
@@ -176,7 +191,7 @@ impl Machine {
     /// Goes on behind the instruction that exited, finding its end where the processor does not say it.
     fn skip(&self, thread: &mut Thread, exit: Exit, clock: Clock) -> Next {
         if let Some(next_rip) = thread.vcpu.next_rip() {
-            thread.vcpu.retire(next_rip);
+            thread.vcpu.retire(next_rip, 0);
             return Next::Run;
         }
         let Some(opcode) = Opcode::of(&exit) else {
@@ -187,7 +202,7 @@ impl Machine {
         thread.code_page = code_page;
         match next_rip {
             Ok(next_rip) => {
-                thread.vcpu.retire(next_rip);
+                thread.vcpu.retire(next_rip, 0);
                 Next::Run
             }
             Err(fault) => self.fault(thread, fault),
@@ -196,10 +211,7 @@ impl Machine {
 
     fn fault(&self, thread: &mut Thread, fault: Fault) -> Next {
         match fault {
-            Fault::Exception(exception) => {
-                thread.vcpu.inject(Event::Exception(exception));
-                Next::Run
-            }
+            Fault::Exception(exception) => raise(thread, exception),
             Fault::Unavailable => Next::Run,
             Fault::Unsupported(bytes) => {
                 crash(thread, &format!("an instruction on a device that is not supported yet: {bytes:02x?}"))
@@ -208,12 +220,18 @@ impl Machine {
     }
 
     fn cpu<'a>(&'a self, thread: &'a mut Thread, clock: Clock) -> Cpu<'a> {
-        Cpu { machine: self, vcpu: &mut *thread.vcpu, lapic: &mut thread.lapic, clock, effects: &mut thread.effects }
+        let (vcpu, lapic, effects) = (&mut *thread.vcpu, &mut thread.lapic, &mut thread.effects);
+        Cpu { machine: self, vcpu, lapic, clock, effects, breakpoints: None, met: 0 }
     }
 }
 
-fn protection_fault(thread: &mut Thread) -> Next {
-    thread.vcpu.inject(Event::Exception(Exception::PROTECTION));
+/// Raises an exception at the instruction that exited. A fault's handler finds RF set in what was pushed, so that the
+/// instruction's breakpoint is not met again when it runs again (SDM volume 3, 19.3.1.1); injection leaves that to us.
+fn raise(thread: &mut Thread, exception: Exception) -> Next {
+    if exception.is_fault() {
+        thread.vcpu.set_rflags(thread.vcpu.rflags() | rflags::RF);
+    }
+    thread.vcpu.inject(Event::Exception(exception));
     Next::Run
 }
 

@@ -14,7 +14,10 @@ use chipset::{Clock, Effect, GeneralProtection};
 use vcpu::{cr0, efer};
 
 const TSC: u32 = 0x10;
+const PLATFORM_ID: u32 = 0x17;
 const APIC_BASE: u32 = 0x1b;
+const TSC_ADJUST: u32 = 0x3b;
+const UPDATE_TRIGGER: u32 = 0x79;
 const PATCH_LEVEL: u32 = 0x8b;
 const MTRR_CAP: u32 = 0xfe;
 const MCG_CAP: u32 = 0x179;
@@ -41,7 +44,16 @@ const SYSTEM_CONFIGURATION: u32 = 0xc001_0010;
 const HARDWARE_CONFIGURATION: u32 = 0xc001_0015;
 const NORTHBRIDGE_CONFIGURATION: u32 = 0xc001_001f;
 const INTERRUPT_PENDING: u32 = 0xc001_0055;
+const MMIO_CONFIGURATION: u32 = 0xc001_0058;
+const SMM_ADDRESS: u32 = 0xc001_0112;
+const SMM_MASK: u32 = 0xc001_0113;
 const DECODE_CONFIGURATION: u32 = 0xc001_1029;
+/// Switches of the core by which firmware and systems work around errata: load and store, instruction cache, data cache,
+/// table walks, buses, execution.
+const CORE_CONFIGURATION: u32 = 0xc001_1020;
+const CORE_CONFIGURATION_WALKS: u32 = 0xc001_1023;
+const BUS_CONFIGURATION: u32 = 0xc001_102a;
+const EXECUTION_CONFIGURATION: u32 = 0xc001_102c;
 
 /// MTRRCAP: eight variable ranges, fixed ranges, write-combining.
 const MTRR_CAPABILITIES: u64 = 0x508;
@@ -68,6 +80,8 @@ pub struct Kept {
     mtrr_default: u64,
     misc_enable: u64,
     hardware_configuration: u64,
+    /// By how much software moved the TSC, other than the whole machine's (SDM volume 3, 19.17.3).
+    tsc_adjust: u64,
 }
 
 impl Default for Kept {
@@ -79,6 +93,7 @@ impl Default for Kept {
             mtrr_default: 0xc06,
             misc_enable: FAST_STRINGS | NO_TRACES,
             hardware_configuration: 1 << 24,
+            tsc_adjust: 0,
         }
     }
 }
@@ -88,6 +103,7 @@ impl Machine {
         Ok(match index {
             APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => thread.lapic.read_msr(index, clock)?,
             TSC => clock.tsc,
+            TSC_ADJUST if self.profile.has_tsc_adjust() => thread.kept.tsc_adjust,
             EFER => thread.vcpu.paging().efer,
             PAT => thread.vcpu.state().pat,
             MTRR_CAP => MTRR_CAPABILITIES,
@@ -97,7 +113,11 @@ impl Machine {
             MCG_CAP | MCG_STATUS | DEBUG_CTL => 0,
             PATCH_LEVEL if self.profile.is_amd() => PATCH_LEVEL_AMD,
             PATCH_LEVEL => PATCH_LEVEL_INTEL,
-            SYSTEM_CONFIGURATION | INTERRUPT_PENDING if self.profile.is_amd() => 0,
+            // Platform 0, as the microcode's updates number them.
+            PLATFORM_ID if !self.profile.is_amd() => 0,
+            SYSTEM_CONFIGURATION | INTERRUPT_PENDING | MMIO_CONFIGURATION if self.profile.is_amd() => 0,
+            SMM_ADDRESS | SMM_MASK if self.profile.is_amd() => 0,
+            index if is_core_configuration(index) && self.profile.is_amd() => 0,
             HARDWARE_CONFIGURATION if self.profile.is_amd() => thread.kept.hardware_configuration,
             NORTHBRIDGE_CONFIGURATION if self.profile.is_amd() => EXTENDED_CONFIGURATION,
             DECODE_CONFIGURATION if self.profile.is_amd() => LFENCE_SERIALISES,
@@ -117,6 +137,7 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) -> Result<(), GeneralProtection> {
         match index {
+            APIC_BASE if value >> self.profile.physical_address_bits() != 0 => return Err(GeneralProtection),
             APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => {
                 thread.timer_changed |= !matches!(index, X2APIC..=X2APIC_LAST) || X2APIC_TIMER.contains(&index);
                 thread.lapic.write_msr(index, value, clock, effects)?;
@@ -124,11 +145,9 @@ impl Machine {
                     self.adopt(thread);
                 }
             }
-            TSC => {
-                let host_tsc = clock.tsc.wrapping_sub(thread.vcpu.tsc_offset());
-                thread.vcpu.set_tsc_offset(value.wrapping_sub(host_tsc));
-                thread.timer_changed = true;
-                self.update_clock(thread, Clock { tsc: value, ..clock });
+            TSC => self.move_tsc(thread, value.wrapping_sub(clock.tsc), clock),
+            TSC_ADJUST if self.profile.has_tsc_adjust() => {
+                self.move_tsc(thread, value.wrapping_sub(thread.kept.tsc_adjust), clock);
             }
             EFER => self.write_efer(thread, value)?,
             PAT => {
@@ -153,8 +172,14 @@ impl Machine {
             }
             // Software writes zero there before CPUID loads the revision again (SDM volume 3, 10.11.7.1).
             PATCH_LEVEL if !self.profile.is_amd() => check(value == 0)?,
+            // What is no update of this processor's changes nothing, and none is.
+            UPDATE_TRIGGER if !self.profile.is_amd() => check(is_canonical(value))?,
             MCG_STATUS | DEBUG_CTL => check(value == 0)?,
-            SYSTEM_CONFIGURATION | INTERRUPT_PENDING if self.profile.is_amd() => check(value == 0)?,
+            SYSTEM_CONFIGURATION | INTERRUPT_PENDING | MMIO_CONFIGURATION if self.profile.is_amd() => {
+                check(value == 0)?
+            }
+            // The errata are those of silicon that no guest sees.
+            index if is_core_configuration(index) && self.profile.is_amd() => {}
             HARDWARE_CONFIGURATION if self.profile.is_amd() => {
                 check(value & !HARDWARE_CONFIGURATION_BITS == 0)?;
                 thread.kept.hardware_configuration = value;
@@ -170,6 +195,14 @@ impl Machine {
             },
         }
         Ok(())
+    }
+
+    /// Moves the guest's TSC by `ticks` (wrapping). Whichever register it was written by, the other follows.
+    fn move_tsc(&self, thread: &mut Thread, ticks: u64, clock: Clock) {
+        thread.kept.tsc_adjust = thread.kept.tsc_adjust.wrapping_add(ticks);
+        thread.vcpu.set_tsc_offset(thread.vcpu.tsc_offset().wrapping_add(ticks));
+        thread.timer_changed = true;
+        self.update_clock(thread, Clock { tsc: clock.tsc.wrapping_add(ticks), ..clock });
     }
 
     /// EFER: no bit that was not offered; LME stays while paging is on; LMA is the processor's (APM volume 2, 3.1.7).
@@ -190,6 +223,15 @@ fn check(allowed: bool) -> Result<(), GeneralProtection> {
 /// The memory types of an MTRR (SDM volume 3, table 13-8).
 fn is_memory_type(kind: u8) -> bool {
     matches!(kind, 0 | 1 | 4..=6)
+}
+
+fn is_core_configuration(index: u32) -> bool {
+    matches!(index, CORE_CONFIGURATION..=CORE_CONFIGURATION_WALKS | BUS_CONFIGURATION | EXECUTION_CONFIGURATION)
+}
+
+/// Whether the upper bits repeat bit 47 (SDM volume 1, 3.3.7.1). Guests are not offered wider addresses.
+const fn is_canonical(address: u64) -> bool {
+    (address << 16).cast_signed() >> 16 == address.cast_signed()
 }
 
 fn fixed_mtrr(index: u32) -> Option<usize> {

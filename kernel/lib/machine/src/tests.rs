@@ -18,3 +18,4 @@ mod saved;
 mod smp;
 mod start;
 mod storage;
+mod traps;

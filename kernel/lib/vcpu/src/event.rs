@@ -34,6 +34,12 @@ impl Exception {
     /// #SS(0).
     pub const STACK: Self = Self { vector: 12, error_code: Some(0), fault_address: None };
 
+    /// Whether it is a fault: RIP is at the instruction, which runs again without meeting its breakpoint again. #DB is
+    /// one only where the processor raises it itself; the others are traps and aborts (SDM volume 3, table 7-1).
+    pub const fn is_fault(self) -> bool {
+        !matches!(self.vector, 1..=4 | 8 | 18)
+    }
+
     /// #PF at a linear address.
     pub const fn page_fault(error_code: u32, address: u64) -> Self {
         Self { vector: 14, error_code: Some(error_code), fault_address: Some(address) }

@@ -1,5 +1,6 @@
 //! Why a run ended, in the terms of the architecture.
 
+use crate::Exception;
 use addr::Gpa;
 
 /// Why [`run`](crate::Vcpu::run) returned. Registers are as the guest left them; RIP is at the instruction that exited.
@@ -54,8 +55,8 @@ pub enum Exit {
     CacheFlush,
     /// VMCALL or VMMCALL.
     Hypercall,
-    /// An instruction that the guest's CPUID does not offer (RDPMC, MONITOR, VMRUN, ...): it gets #UD.
-    Unoffered,
+    /// An instruction that this guest has not (MONITOR, VMRUN, RDPMC of any counter, ...), with what it raises.
+    Unoffered(Exception),
     /// A task switch that the hardware does not carry out under virtualisation.
     TaskSwitch,
     /// A triple fault.
@@ -110,7 +111,7 @@ impl Exit {
             Self::Pause => 9,
             Self::CacheFlush => 10,
             Self::Hypercall => 11,
-            Self::Unoffered => 12,
+            Self::Unoffered(_) => 12,
             Self::TaskSwitch => 13,
             Self::TripleFault => 14,
             Self::InvalidState(_) => 15,

@@ -9,12 +9,14 @@
 extern crate alloc;
 
 mod check;
+mod debug;
 mod event;
 mod exit;
 mod state;
 
 use alloc::vec::Vec;
 
+pub use debug::{Breakpoints, dr6_after_trap};
 pub use event::{Event, Exception, ReadyFor, Window};
 pub use exit::{Access, Exit, PortAccess, PortDirection};
 pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, cr4, efer, rflags};
@@ -52,9 +54,12 @@ pub trait Vcpu: Send {
     /// Where the instruction that exited ends, when the processor said so.
     fn next_rip(&self) -> Option<u64>;
 
-    /// Completes the instruction that exited: goes on at `next_rip`, ends the shadow of STI and MOV SS, clears RF,
-    /// and leaves a single-step trap pending where RFLAGS.TF asks for one.
-    fn retire(&mut self, next_rip: u64);
+    /// Completes the instruction that exited: goes on at `next_rip`, ends the shadow of STI and MOV SS, clears RF, and
+    /// leaves a debug trap pending where RFLAGS.TF asks for one or the instruction met breakpoints, the bits of `met`.
+    fn retire(&mut self, next_rip: u64, met: u64);
+
+    /// The breakpoints that are armed, if any is.
+    fn breakpoints(&self) -> Option<Breakpoints>;
 
     /// One segment register.
     fn segment(&self, name: SegmentName) -> Segment;

@@ -233,6 +233,7 @@ pub mod cr0 {
 /// Bits of CR4.
 #[allow(missing_docs, reason = "the names are the architecture's")]
 pub mod cr4 {
+    pub const DE: u64 = 1 << 3;
     pub const PSE: u64 = 1 << 4;
     pub const PAE: u64 = 1 << 5;
     pub const OSFXSR: u64 = 1 << 9;

@@ -317,7 +317,8 @@ impl Lapic {
         (self.is_enabled() && !self.is_x2apic()).then(|| Gpa::new(self.base & base::ADDRESS))
     }
 
-    fn is_enabled(&self) -> bool {
+    /// Whether IA32_APIC_BASE enables it.
+    pub fn is_enabled(&self) -> bool {
         self.base & base::ENABLE != 0
     }
 

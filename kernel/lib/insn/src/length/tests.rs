@@ -108,5 +108,5 @@ fn the_fetch_has_its_own_rights_and_changes_nothing() {
 #[test]
 fn exits_name_their_instruction() {
     assert_eq!(Opcode::of(&Exit::MsrRead { index: 0x10 }), Some(Opcode::Rdmsr));
-    assert_eq!(Opcode::of(&Exit::Unoffered), None);
+    assert_eq!(Opcode::of(&Exit::Unoffered(vcpu::Exception::UNDEFINED)), None);
 }

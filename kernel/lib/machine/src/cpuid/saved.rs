@@ -52,6 +52,7 @@ const LEAF_7_EBX: Names = (
     "leaf 7 EBX",
     &[
         (0, "FSGSBASE"),
+        (1, "TSC_ADJUST"),
         (3, "BMI1"),
         (5, "AVX2"),
         (7, "SMEP"),

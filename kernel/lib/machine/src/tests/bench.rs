@@ -96,7 +96,7 @@ pub struct Bench {
     nics: Vec<NicConfig>,
 }
 
-/// A processor of AMD's with every feature bit set: leaves up to 0Dh and 8000_001Eh.
+/// A processor of AMD's with every feature bit set but TSC_ADJUST, which is Intel's: leaves up to 0Dh and 8000_001Eh.
 pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
     let all = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
     let component = |bytes, offset, aligned| Leaf { eax: bytes, ebx: offset, ecx: aligned, edx: 0 };
@@ -104,6 +104,7 @@ pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
         (0, _) => vendor(0x20, b"AuthenticAMD"),
         (0x8000_0000, _) => vendor(0x8000_001e, b"AuthenticAMD"),
         (0x8000_0008, _) => Leaf { eax: 0x3030_3028, ..all },
+        (7, _) => Leaf { ebx: !(1 << 1), ..all },
         (0xd, 0) => Leaf { eax: 0x2e7, ebx: 0, ecx: 0, edx: u32::MAX },
         (0xd, 1) => all,
         (0xd, 2) => component(256, 576, 0),

@@ -88,7 +88,7 @@ fn exit() -> impl Strategy<Value = Exit> {
             Exit::Pause,
             Exit::CacheFlush,
             Exit::Hypercall,
-            Exit::Unoffered,
+            Exit::Unoffered(vcpu::Exception::UNDEFINED),
         ]),
     ]
 }

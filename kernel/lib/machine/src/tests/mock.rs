@@ -105,9 +105,16 @@ impl Vcpu for MockVcpu {
         (!self.string_exit).then(|| self.state.rip.wrapping_add(2))
     }
 
-    fn retire(&mut self, next_rip: u64) {
+    fn breakpoints(&self) -> Option<Breakpoints> {
+        Breakpoints::new(self.state.dr7, || self.state.dr)
+    }
+
+    fn retire(&mut self, next_rip: u64, met: u64) {
         self.state.rip = next_rip;
-        if self.state.rflags & rflags::TF != 0 {
+        self.state.rflags &= !rflags::RF;
+        let steps = self.state.rflags & rflags::TF != 0;
+        if steps || met != 0 {
+            self.state.dr6 = dr6_after_trap(self.state.dr6, met, steps);
             self.inject(Event::Exception(Exception::DEBUG));
         }
     }

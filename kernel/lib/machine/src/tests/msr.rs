@@ -1,11 +1,15 @@
 //! Each class of model-specific register: what it keeps, what it refuses.
 
 use super::bench::*;
-use crate::Leaf;
+use crate::{CpuProfile, DebugPorts, Leaf, MachineConfig};
 use vcpu::{Exit, cr0, efer};
 
 fn intel(leaf: u32, subleaf: u32) -> Leaf {
-    if leaf == 0 { vendor(0x16, b"GenuineIntel") } else { amd(leaf, subleaf) }
+    match leaf {
+        0 => vendor(0x16, b"GenuineIntel"),
+        7 => Leaf { ebx: u32::MAX, ..amd(leaf, subleaf) },
+        _ => amd(leaf, subleaf),
+    }
 }
 
 /// Writes, and reads back.
@@ -84,6 +88,15 @@ fn amds_registers() {
     refuses(&mut bench, 0xc001_1029, 0);
     refuses(&mut bench, 0xc001_0010, 1 << 18);
     refuses(&mut bench, 0xc001_001f, 0);
+    for index in [0xc001_1020, 0xc001_1022, 0xc001_1023, 0xc001_102a, 0xc001_102c] {
+        assert_eq!(bench.write_msr(index, 1 << 10), Ok(()), "{index:#x}: a switch for errata");
+        assert_eq!(bench.read_msr(index), Ok(0), "{index:#x}: that does nothing here");
+    }
+    for index in [0xc001_0058, 0xc001_0112, 0xc001_0113] {
+        assert_eq!(bench.read_msr(index), Ok(0), "{index:#x}");
+        refuses(&mut bench, index, 1);
+    }
+    assert_eq!(bench.read_msr(0x17), Err(PROTECTION), "PLATFORM_ID is Intel's");
 }
 
 #[test]
@@ -96,7 +109,14 @@ fn intels_registers() {
     keeps(&mut bench, 0x1a0, 0x1800);
     refuses(&mut bench, 0x1a0, 0x1800 | 1 << 18);
     refuses(&mut bench, 0x1a0, 0);
-    assert_eq!(bench.read_msr(0xc001_0015), Err(PROTECTION), "HWCR is AMD's");
+    assert_eq!(bench.read_msr(0x17), Ok(0));
+    refuses(&mut bench, 0x17, 0);
+    assert_eq!(bench.read_msr(0x79), Err(PROTECTION), "write-only");
+    assert_eq!(bench.write_msr(0x79, 0xffff_8000_0000_0000), Ok(()), "no update that it would take");
+    assert_eq!(bench.write_msr(0x79, 1 << 47), Err(PROTECTION));
+    for index in [0xc001_0015, 0xc001_0112, 0xc001_1022] {
+        assert_eq!(bench.read_msr(index), Err(PROTECTION), "{index:#x} is AMD's");
+    }
 }
 
 #[test]
@@ -118,6 +138,42 @@ fn the_tsc_is_what_was_written() {
     bench.write_msr(0x10, 1 << 40).unwrap();
     bench.pass(500);
     assert_eq!(bench.read_msr(0x10), Ok((1 << 40) + 1000));
+}
+
+#[test]
+fn tsc_and_its_adjustment_move_together() {
+    assert_eq!(Bench::new().read_msr(0x3b), Err(PROTECTION), "not on AMD's");
+    let mut bench = Bench::on(intel, vec![], vec![]);
+    assert_eq!(bench.read_msr(0x3b), Ok(0));
+    bench.write_msr(0x10, 5000).unwrap();
+    assert_eq!(bench.read_msr(0x3b), Ok(5000), "what the write moved it by");
+    bench.write_msr(0x3b, 4000).unwrap();
+    assert_eq!((bench.read_msr(0x3b), bench.read_msr(0x10)), (Ok(4000), Ok(4000)));
+    bench.pass(500);
+    bench.write_msr(0x10, 0).unwrap();
+    assert_eq!(bench.read_msr(0x3b), Ok(1000u64.wrapping_neg()));
+    let saved = bench.save().unwrap();
+    let plan = bench.machine.plan();
+    let mut copy = bench
+        .restore_with(&saved, 7, |memory| MachineConfig {
+            id: 2,
+            vcpus: 1,
+            memory,
+            profile: plan.profile_on(&CpuProfile::new(intel, 1, TSC_KHZ)).unwrap(),
+            disks: vec![],
+            nics: vec![],
+            debug: DebugPorts::default(),
+            wall_unix_ns: WALL_UNIX_NS,
+        })
+        .unwrap();
+    assert_eq!(copy.read_msr(0x3b), Ok(1000u64.wrapping_neg()), "it is saved");
+}
+
+#[test]
+fn the_apics_page_lies_in_what_there_is_of_memory() {
+    let mut bench = Bench::new();
+    refuses(&mut bench, 0x1b, 1 << 40 | 0xfee0_0900);
+    keeps(&mut bench, 0x1b, 1 << 39 | 0xfee0_0900);
 }
 
 #[test]

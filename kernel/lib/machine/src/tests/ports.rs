@@ -126,7 +126,7 @@ fn unknown_hypercalls_and_instructions_get_what_hardware_gives() {
     assert_eq!((bench.gpr(Gpr::Rax), bench.thread.rip()), (-1000i64 as u64, rip + 2));
     bench.exit(Exit::CacheFlush);
     assert_eq!(bench.thread.rip(), rip + 4);
-    bench.exit(Exit::Unoffered);
+    bench.exit(Exit::Unoffered(vcpu::Exception::UNDEFINED));
     assert_eq!(bench.taken(), [vcpu::Event::Exception(vcpu::Exception::UNDEFINED)]);
     assert_eq!(bench.thread.rip(), rip + 4, "a fault stays at its instruction");
     assert_eq!(bench.exit(Exit::Pause), Pause::Interrupted);
