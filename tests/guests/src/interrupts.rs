@@ -4,8 +4,10 @@ use crate::{apic, legacy, println};
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+/// #DB.
+pub const DEBUG: u8 = 1;
 /// The NMI, which is counted as interrupts are.
-const NMI: u8 = 2;
+pub const NMI: u8 = 2;
 /// #UD.
 pub const UNDEFINED: u8 = 6;
 /// #GP.
@@ -26,15 +28,16 @@ const GATE: u64 = 0x8e00;
 
 /// What the stubs push, then the registers, then what the processor pushed.
 #[repr(C)]
-struct Frame {
+#[allow(missing_docs, reason = "the names are the architecture's")]
+pub struct Frame {
     registers: [u64; 15],
-    vector: u64,
-    error_code: u64,
-    rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
+    pub vector: u64,
+    pub error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
 }
 
 global_asm!(
@@ -139,7 +142,12 @@ static RESUME_RSP: AtomicU64 = AtomicU64::new(0);
 static FAULT_VECTOR: AtomicU64 = AtomicU64::new(NO_FAULT);
 static FAULT_CODE: AtomicU64 = AtomicU64::new(0);
 static FAULT_ADDRESS: AtomicU64 = AtomicU64::new(0);
+static FAULT_RIP: AtomicU64 = AtomicU64::new(0);
+static FAULT_FLAGS: AtomicU64 = AtomicU64::new(0);
+/// What handles an exception or the NMI instead; 0 for nothing.
+static HANDLERS: [AtomicU64; 32] = [const { AtomicU64::new(0) }; 32];
 const NO_FAULT: u64 = u64::MAX;
+const TRAP_FLAG: u64 = 1 << 8;
 
 /// A fault that was caught.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,6 +158,10 @@ pub struct Fault {
     pub error_code: u64,
     /// CR2, of use for a page fault.
     pub address: u64,
+    /// RIP and RFLAGS as they were pushed.
+    pub rip: u64,
+    /// See `rip`.
+    pub rflags: u64,
 }
 
 /// Fills in and loads the IDT. No line of the PICs is let through: a BIOS leaves the PIT ticking on an exception's vector.
@@ -189,17 +201,38 @@ pub fn catch<F: FnMut()>(mut action: F) -> Option<Fault> {
         vector: vector as u8,
         error_code: FAULT_CODE.load(Ordering::Relaxed),
         address: FAULT_ADDRESS.load(Ordering::Relaxed),
+        rip: FAULT_RIP.load(Ordering::Relaxed),
+        rflags: FAULT_FLAGS.load(Ordering::Relaxed),
     })
+}
+
+/// Lets `handler` see each exception with this vector, which then returns to where the frame says; `None` for the usual.
+pub fn handle(vector: u8, handler: Option<fn(&mut Frame)>) {
+    HANDLERS[usize::from(vector)].store(handler.map_or(0, |handler| handler as usize as u64), Ordering::Relaxed);
+}
+
+fn handler(vector: u8) -> Option<fn(&mut Frame)> {
+    let address = HANDLERS.get(usize::from(vector))?.load(Ordering::Relaxed);
+    // SAFETY: `handle` stored a function of this type, or zero, which is `None`.
+    unsafe { core::mem::transmute::<u64, Option<fn(&mut Frame)>>(address) }
 }
 
 /// What every stub calls.
 #[unsafe(no_mangle)]
 extern "C" fn guest_interrupt(frame: &mut Frame) {
     let vector = frame.vector as u8;
+    if vector == NMI {
+        COUNTS[usize::from(vector)].fetch_add(1, Ordering::Release);
+    }
+    if let Some(handler) = handler(vector) {
+        return handler(frame);
+    }
     if vector < PIC_VECTOR && vector != NMI {
         return exception(frame);
     }
-    COUNTS[usize::from(vector)].fetch_add(1, Ordering::Release);
+    if vector != NMI {
+        COUNTS[usize::from(vector)].fetch_add(1, Ordering::Release);
+    }
     match vector {
         PIC_VECTOR..APIC_VECTOR => legacy::acknowledge(vector - PIC_VECTOR),
         NMI | SPURIOUS_VECTOR => {}
@@ -220,6 +253,9 @@ fn exception(frame: &mut Frame) {
     FAULT_VECTOR.store(frame.vector, Ordering::Relaxed);
     FAULT_CODE.store(frame.error_code, Ordering::Relaxed);
     FAULT_ADDRESS.store(address, Ordering::Relaxed);
+    FAULT_RIP.store(frame.rip, Ordering::Relaxed);
+    FAULT_FLAGS.store(frame.rflags, Ordering::Relaxed);
+    frame.rflags &= !TRAP_FLAG;
     frame.rip = resume;
     frame.rsp = RESUME_RSP.load(Ordering::Relaxed);
 }

@@ -18,6 +18,7 @@ pub mod power;
 pub mod random;
 pub mod serial;
 pub mod smp;
+pub mod snippet;
 pub mod start;
 pub mod tap;
 pub mod virtio_blk;
