@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use e2e::NicModel;
+use e2e::{DiskBus, NicModel};
 
 use crate::setup;
 use rig::{Rig, System};
@@ -39,7 +39,7 @@ struct Bench {
     run: fn(&Rig, System) -> Result<Figures>,
 }
 
-const BENCHES: [Bench; 11] = [
+const BENCHES: [Bench; 15] = [
     Bench { name: "boot", run: |rig, system| rig.linux(system, "boot", 1) },
     Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false, 1) },
     Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true, 1) },
@@ -48,10 +48,18 @@ const BENCHES: [Bench; 11] = [
     Bench { name: "net", run: |rig, system| rig.linux(system, "net", 1) },
     Bench { name: "smp", run: smp },
     Bench { name: "vmx", run: Rig::vmx },
+    Bench { name: "virtio-blk", run: |rig, system| rig.controller(system, DiskBus::Virtio) },
+    Bench { name: "nvme", run: |rig, system| rig.controller(system, DiskBus::Nvme) },
+    Bench { name: "ahci", run: |rig, system| rig.controller(system, DiskBus::Ahci) },
+    Bench { name: "ata", run: |rig, system| rig.controller(system, DiskBus::Ata) },
     Bench { name: "e1000", run: |rig, system| rig.card(system, NicModel::E1000) },
     Bench { name: "e1000e", run: |rig, system| rig.card(system, NicModel::E1000e) },
     Bench { name: "igb", run: |rig, system| rig.card(system, NicModel::Igb) },
 ];
+/// The name that stands for the host's drivers together.
+const DRIVERS: &str = "drivers";
+/// Which those are.
+const OF_DRIVERS: [&str; 7] = ["virtio-blk", "nvme", "ahci", "ata", "e1000", "e1000e", "igb"];
 
 /// Two processors that interrupt each other, and a mix of programs on both.
 fn smp(rig: &Rig, system: System) -> Result<Figures> {
@@ -73,9 +81,13 @@ struct Row {
 /// Measures and prints.
 pub fn command(options: &Options) -> Result<()> {
     setup::setup()?;
-    let is_wanted = |bench: &&Bench| options.name.as_deref().is_none_or(|name| name == bench.name);
+    let names = |name: &str, bench: &Bench| match name {
+        DRIVERS => OF_DRIVERS.contains(&bench.name),
+        name => name == bench.name,
+    };
+    let is_wanted = |bench: &&Bench| options.name.as_deref().is_none_or(|name| names(name, bench));
     let wanted: Vec<&Bench> = BENCHES.iter().filter(is_wanted).collect();
-    let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+    let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).chain([DRIVERS]).collect();
     ensure!(!wanted.is_empty(), "no measurement has that name; there are: {}", known.join(" "));
     ensure!(options.runs >= 1, "a median needs at least one run");
     let rig = Rig::build()?;

@@ -55,17 +55,41 @@ pub const TINY_MODULES: [&str; 11] = [
 /// Modules of the Linux host that `bench` compares with, beside those, in the order in which they load.
 pub const KVM_MODULES: [&str; 11] =
     ["irqbypass", "kvm", "kvm-amd", "llc", "stp", "bridge", "tun", "tap", "vhost_iotlb", "vhost", "vhost_net"];
-/// Modules of Debian's other kernel for Intel's network cards, in the order in which they load; the cloud kernel has none.
-const CARD_MODULES: [&str; 5] = ["dca", "i2c-algo-bit", "e1000", "e1000e", "igb"];
+/// Modules of Debian's other kernel for a server's disks and network cards, in the order in which they load; the cloud
+/// kernel has none.
+const DRIVER_MODULES: [&str; 19] = [
+    "crct10dif_common",
+    "crc-t10dif",
+    "crc64",
+    "crc64-rocksoft",
+    "t10-pi",
+    "nvme-core",
+    "nvme",
+    "scsi_common",
+    "scsi_mod",
+    "sd_mod",
+    "libata",
+    "libahci",
+    "ahci",
+    "ata_piix",
+    "dca",
+    "i2c-algo-bit",
+    "e1000",
+    "e1000e",
+    "igb",
+];
+/// Modules of it for KVM's host beside those: the cloud kernel has ext4 built in, and its KVM needs no crypto engine.
+const DRIVER_HOST_MODULES: [&str; 6] = ["crc16", "crc32c_generic", "mbcache", "jbd2", "ext4", "ccp"];
 /// The package with that kernel: what Debian's own `linux-image-amd64` stands for.
-const CARD_KERNEL: &str = r#"set -eu
+const DRIVER_KERNEL: &str = r#"set -eu
 cd "$1"
 package=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/{print $2; exit}')
 apt-get download "$package-unsigned"
 dpkg-deb -x "$package"-unsigned_*.deb root
 cp root/boot/vmlinuz-* linux
 mkdir modules
-find root -name '*.ko' -exec mv -t modules {} +
+shift
+for name; do find root -name "$name.ko" -exec mv -t modules {} +; done
 rm -r root "$package"-unsigned_*.deb"#;
 const TINY_INIT: &str = include_str!("../../guest/init");
 const TINY_DHCP: &str = include_str!("../../guest/dhcp");
@@ -257,19 +281,35 @@ fn copy_sparse(source: &Path, target: &Path, offset: u64) -> Result<()> {
     }
 }
 
-/// The small guest for a machine with Intel network cards and nothing around it: kernel and initial RAM disk.
-pub fn with_cards() -> Result<(PathBuf, PathBuf)> {
+/// A Linux with the drivers of a server's devices beside virtio's.
+pub struct Linux {
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// The small guest by it.
+    pub initrd: PathBuf,
+    /// Its modules, `NAME.ko`.
+    pub modules: PathBuf,
+}
+
+/// Modules of such a host of KVM's, without KVM itself, in the order in which they load.
+pub fn driver_host_modules() -> Vec<&'static str> {
+    [&TINY_MODULES[..], &DRIVER_MODULES[..], &DRIVER_HOST_MODULES[..]].concat()
+}
+
+/// That Linux, from the cache or fetched now.
+pub fn with_drivers() -> Result<Linux> {
     let busybox = fs::read("/bin/busybox").context("reading /bin/busybox (package busybox-static)")?;
-    let recipe = format!("{CARD_KERNEL} {CARD_MODULES:?} {:016x} {}", hash(&busybox), tiny_recipe());
-    let folder = cached("cards", &recipe, |folder| {
+    let names = [&TINY_MODULES[..], &DRIVER_MODULES[..]].concat();
+    let kept = [&driver_host_modules()[..], &KVM_MODULES[..]].concat();
+    let kernel = cached("driver-kernel", &format!("{DRIVER_KERNEL} {kept:?}"), |folder| {
         let mut download = Command::new("sh");
-        download.args(["-c", CARD_KERNEL, "sh"]).arg(folder);
-        steps::logged("fetching a kernel with drivers of network cards (once)", "cards", &mut download)?;
-        let modules = folder.join("modules");
-        build_tiny_with(folder, &modules, &CARD_MODULES, &busybox)?;
-        fs::remove_dir_all(&modules).with_context(|| format!("removing {}", modules.display()))
+        download.args(["-c", DRIVER_KERNEL, "sh"]).arg(folder).args(&kept);
+        steps::logged("fetching a kernel with drivers of a server's devices (once)", "driver-kernel", &mut download)
     })?;
-    Ok((folder.join("linux"), folder.join("initrd")))
+    let recipe = format!("{} {:016x} {}", kernel.display(), hash(&busybox), tiny_recipe());
+    let modules = kernel.join("modules");
+    let folder = cached("drivers", &recipe, |folder| build_tiny_with(folder, &modules, &names, &busybox))?;
+    Ok(Linux { kernel: kernel.join("linux"), initrd: folder.join("initrd"), modules })
 }
 
 fn build_tiny(folder: &Path, modules: &Path, busybox: &[u8]) -> Result<()> {

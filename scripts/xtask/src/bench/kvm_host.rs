@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
-use crate::guest::{self, Guests, KVM_MODULES, TINY_MODULES};
+use crate::guest::{self, KVM_MODULES};
 use crate::steps;
 
 const INIT: &str = include_str!("../../../guest/kvm-host");
@@ -34,13 +34,21 @@ rm -r "$root""#;
 pub struct KvmHost {
     /// A disk with QEMU.
     pub disk: PathBuf,
-    guests: Guests,
     busybox: Vec<u8>,
+}
+
+/// The Linux that such a host is.
+pub struct System<'a> {
+    /// Its modules without KVM's, and the order in which they load.
+    pub modules: &'a Path,
+    pub names: &'a [&'a str],
+    /// The small guest's initial RAM disk.
+    pub guest_initrd: &'a Path,
 }
 
 impl KvmHost {
     /// Takes the disk from the cache, or makes it.
-    pub fn build(guests: Guests) -> Result<Self> {
+    pub fn build() -> Result<Self> {
         let version = steps::output(Command::new("qemu-system-x86_64").arg("--version"))?;
         let folder = guest::cached("kvm-host", &format!("{version}{FILL}"), |folder| {
             let mut command = Command::new("sh");
@@ -48,20 +56,20 @@ impl KvmHost {
             steps::logged("building the Linux host to compare with (once)", "kvm-host", &mut command)
         })?;
         let busybox = fs::read("/bin/busybox").context("reading /bin/busybox (package busybox-static)")?;
-        Ok(Self { disk: folder.join("disk.img"), guests, busybox })
+        Ok(Self { disk: folder.join("disk.img"), busybox })
     }
 
     /// Writes an initial RAM disk that carries a guest: a kernel under the name `guest`, and its command line.
-    pub fn initrd(&self, path: &Path, guest: &str, kernel: &Path, words: &str) -> Result<()> {
+    pub fn initrd(&self, path: &Path, system: &System<'_>, guest: &str, kernel: &Path, words: &str) -> Result<()> {
         let mut archive = Archive::default();
         for folder in ["bin", "dev", "proc", "sys", "tmp", "mnt", "modules", "guest"] {
             archive.folder(folder);
         }
         guest::add_busybox(&mut archive, &self.busybox)?;
-        guest::add_modules(&mut archive, &self.guests.modules, &[&TINY_MODULES[..], &KVM_MODULES[..]].concat())?;
+        guest::add_modules(&mut archive, system.modules, &[system.names, &KVM_MODULES[..]].concat())?;
         let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
         archive.file(&format!("guest/{guest}"), &read(kernel)?);
-        archive.file("guest/initrd", &read(&self.guests.tiny_initrd)?);
+        archive.file("guest/initrd", &read(system.guest_initrd)?);
         archive.file("guest/words", words.as_bytes());
         archive.file("init", INIT.as_bytes());
         fs::write(path, archive.finish()).with_context(|| format!("writing {}", path.display()))

@@ -6,13 +6,18 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use e2e::{Accel, Artifacts, Bochs, Console, Emulator, Launch, Model, NicModel, Pc, SCRATCH_DISK, TINY_INITRD};
+use e2e::{
+    Accel, Artifacts, Bochs, Console, DiskBus, Emulator, Host, Launch, Machine, Model, NicModel, Pc, SCRATCH_DISK,
+    TINY_INITRD,
+};
+use serde_json::Value;
 
 use super::Figures;
-use super::kvm_host::KvmHost;
+use super::kvm_host::{self, KvmHost};
 use super::server::Server;
+use crate::guest::{self, Guests, Linux, TINY_MODULES};
 use crate::image::{self, Guest};
-use crate::{artifacts, guest, paths, steps};
+use crate::{artifacts, paths, steps};
 
 /// For a guest to have measured everything, under the slowest system on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -56,10 +61,18 @@ struct Nested<'a> {
     vcpus: u32,
 }
 
+/// The Linux that is KVM's host, and the device of it that is measured.
+struct NestedHost<'a> {
+    kernel: &'a Path,
+    system: kvm_host::System<'a>,
+    device: Box<dyn Fn(Launch) -> Launch + 'a>,
+}
+
 /// Everything that is measured with, built once.
 pub struct Rig {
     artifacts: Artifacts,
     kvm_host: KvmHost,
+    guests: Guests,
     server: Server,
     disk: PathBuf,
     folder: PathBuf,
@@ -74,7 +87,14 @@ impl Rig {
         make_disk(&disk)?;
         // Figures are compared within one emulator; the machine's own AMD-V would compare something else.
         let artifacts = artifacts::build(Accel::Tcg)?;
-        Ok(Self { artifacts, kvm_host: KvmHost::build(guest::guests()?)?, server: Server::start()?, disk, folder })
+        Ok(Self {
+            artifacts,
+            kvm_host: KvmHost::build()?,
+            guests: guest::guests()?,
+            server: Server::start()?,
+            disk,
+            folder,
+        })
     }
 
     /// Boots the small Linux guest, which measures `parts` (of boot, exits, disk, net, mix) on `vcpus` processors.
@@ -91,29 +111,76 @@ impl Rig {
                 let launch = Launch::new(&name).memory_mib(GUEST_MIB).linux(linux, &self.artifacts.tiny_initrd, &words);
                 self.alone(&launch.kept_disk(&self.disk).nic(""))
             }
-            System::Kvm => self.under_kvm(&name, Accel::Tcg, &Nested { guest: "linux", kernel: linux, vcpus }, &words),
+            System::Kvm => {
+                let nested = Nested { guest: "linux", kernel: linux, vcpus };
+                self.under_kvm(&name, Accel::Tcg, &self.virtio_host(), &nested, &words)
+            }
         }
     }
 
     /// Measures the network through a card of the host's, and under Linux with its own driver of that card.
     pub fn card(&self, system: System, model: NicModel) -> Result<Figures> {
-        let words = format!("console=ttyS0 quiet panic=-1 bench=net server={}", self.server.guest_address());
-        let name = format!("bench-{}-{model:?}", system.name());
+        let device = |launch: Launch| launch.nic_model(model).nic("");
+        self.device(system, &format!("{model:?}"), "net", "--nic", &device).map(|(figures, _)| figures)
+    }
+
+    /// Measures a disk behind a controller of the host's, and under Linux with its own driver of that controller. What
+    /// Pollux reads without a guest is compared with what programs read by Linux's driver.
+    pub fn controller(&self, system: System, bus: DiskBus) -> Result<Figures> {
+        let device = |launch: Launch| {
+            let machine = if bus == DiskBus::Ata { Machine::Pc } else { Machine::Q35 };
+            launch.machine(machine).disk_bus(bus).kept_disk(&self.disk)
+        };
+        let options = format!("--disk {SCRATCH_DISK}");
+        let (mut figures, host) = self.device(system, &format!("{bus:?}"), "disk", &options, &device)?;
+        let own = match host {
+            Some(mut host) => own_reads(&host.ask("disk measure disk0")?)?,
+            None if system == System::Bare => figures.clone(),
+            None => Figures::new(),
+        };
+        let own = own.into_iter().filter(|(name, _)| name.starts_with("disk_random"));
+        figures.extend(own.map(|(name, value)| (format!("host_{name}"), value)));
+        Ok(figures)
+    }
+
+    /// Measures `part` in a guest with `options` of a host with a device; without Pollux, by the same Linux, on the same
+    /// machine; and in the same guest of KVM's. Gives Pollux too, which still runs.
+    fn device(
+        &self,
+        system: System,
+        name: &str,
+        part: &str,
+        options: &str,
+        device: &dyn Fn(Launch) -> Launch,
+    ) -> Result<(Figures, Option<Host>)> {
+        let words = format!("console=ttyS0 quiet panic=-1 bench={part} server={}", self.server.guest_address());
+        let name = format!("bench-{}-{name}", system.name());
+        let Linux { kernel, initrd, modules } = guest::with_drivers()?;
         match system {
             System::Pollux => {
-                let launch = self.artifacts.bare_with(&name, &[])?.memory_mib(HOST_MIB).nic_model(model).nic("");
-                let mut host = self.artifacts.boot(&launch)?;
+                let modules = [(kernel, e2e::LINUX.to_owned()), (initrd, TINY_INITRD.to_owned())];
+                let launch = Launch::new(&name).memory_mib(HOST_MIB);
+                let launch = launch.multiboot(&self.artifacts.kernel32, "", &modules)?;
+                let mut host = self.artifacts.boot(&device(launch))?;
                 host.ask(&format!(
-                    "vm create b --kernel linux --initrd {TINY_INITRD} --cmdline \"{words}\" --memory {GUEST_MIB}M --nic --start"
+                    "vm create b --kernel linux --initrd {TINY_INITRD} --cmdline \"{words}\" --memory {GUEST_MIB}M {options} --start"
                 ))?;
-                collect(host.attach("b")?.emulator())
+                let mut console = host.attach("b")?;
+                let figures = collect(console.emulator())?;
+                console.leave()?;
+                Ok((figures, Some(host)))
             }
             System::Bare => {
-                let (linux, initrd) = guest::with_cards()?;
-                let launch = Launch::new(&name).memory_mib(GUEST_MIB).linux(&linux, &initrd, &words);
-                self.alone(&launch.nic_model(model).nic(""))
+                let launch = Launch::new(&name).memory_mib(GUEST_MIB).linux(&kernel, &initrd, &words);
+                Ok((self.alone(&device(launch))?, None))
             }
-            System::Kvm => Ok(Figures::new()),
+            System::Kvm => {
+                let names = guest::driver_host_modules();
+                let system = kvm_host::System { modules: &modules, names: &names, guest_initrd: &initrd };
+                let host = NestedHost { kernel: &kernel, system, device: Box::new(device) };
+                let nested = Nested { guest: "linux", kernel: &kernel, vcpus: 1 };
+                Ok((self.under_kvm(&name, Accel::Tcg, &host, &nested, &words)?, None))
+            }
         }
     }
 
@@ -128,7 +195,10 @@ impl Rig {
                 self.under_pollux(&launch, &format!("--kernel {name} --vcpus {vcpus}"), "")
             }
             System::Bare => self.alone(&Launch::new(&log).accel(accel).memory_mib(GUEST_MIB).argument("-kernel", elf)),
-            System::Kvm => self.under_kvm(&log, accel, &Nested { guest: name, kernel: &elf, vcpus }, ""),
+            System::Kvm => {
+                let nested = Nested { guest: name, kernel: &elf, vcpus };
+                self.under_kvm(&log, accel, &self.virtio_host(), &nested, "")
+            }
         }
     }
 
@@ -216,17 +286,35 @@ impl Rig {
         collect(Console::new(&mut launch.spawn(&self.artifacts.logs)?).emulator())
     }
 
-    fn under_kvm(&self, name: &str, accel: Accel, nested: &Nested<'_>, words: &str) -> Result<Figures> {
+    fn under_kvm(
+        &self,
+        name: &str,
+        accel: Accel,
+        host: &NestedHost<'_>,
+        nested: &Nested<'_>,
+        words: &str,
+    ) -> Result<Figures> {
         let Nested { guest, kernel, vcpus } = *nested;
         let initrd = self.folder.join(format!("{name}.initrd"));
-        self.kvm_host.initrd(&initrd, guest, kernel, words)?;
+        self.kvm_host.initrd(&initrd, &host.system, guest, kernel, words)?;
         let host_words =
             format!("console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 guest={guest} vcpus={vcpus}");
         let launch = Launch::new(name).accel(accel).memory_mib(HOST_MIB);
-        let launch = launch.linux(&self.artifacts.linux, &initrd, &host_words).disk(&self.kvm_host.disk);
-        let figures = self.alone(&launch.kept_disk(&self.disk).nic(""));
+        let launch = launch.linux(host.kernel, &initrd, &host_words).disk(&self.kvm_host.disk);
+        let figures = self.alone(&(host.device)(launch));
         fs::remove_file(&initrd).with_context(|| format!("removing {}", initrd.display()))?;
         figures
+    }
+
+    /// The host of KVM's guests where all devices are virtio's.
+    fn virtio_host(&self) -> NestedHost<'_> {
+        let (modules, guest_initrd) = (&self.guests.modules, &self.guests.tiny_initrd);
+        let system = kvm_host::System { modules, names: &TINY_MODULES, guest_initrd };
+        NestedHost {
+            kernel: &self.guests.linux,
+            system,
+            device: Box::new(|launch| launch.kept_disk(&self.disk).nic("")),
+        }
     }
 }
 
@@ -238,6 +326,19 @@ fn collect(emulator: &mut Emulator) -> Result<Figures> {
     let figures = parse(&emulator.transcript());
     ensure!(!figures.is_empty(), emulator.failure("the guest printed no figures"));
     Ok(figures)
+}
+
+/// What `disk measure` found, by the names that the guest's program gives.
+fn own_reads(report: &Value) -> Result<Figures> {
+    let loads = report["loads"].as_array().context("`disk measure --json` lists no loads")?;
+    let figure = |load: &Value| {
+        let name = match (load["order"].as_str()?, load["depth"].as_u64()?) {
+            ("random", depth) => format!("disk_random_4k_qd{depth}_iops"),
+            (order, depth) => format!("disk_{order}_qd{depth}_iops"),
+        };
+        Some((name, load["reads_per_second"].as_f64()?))
+    };
+    loads.iter().map(|load| figure(load).context("a load of `disk measure --json` lacks a value")).collect()
 }
 
 fn parse(transcript: &str) -> Figures {
