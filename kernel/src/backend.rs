@@ -1,9 +1,10 @@
 //! Which vendor's virtualisation runs the guests: decided once, here, and named nowhere else.
 
-use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES};
+use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use guestmem::PageSet;
 use memory::TableFrames;
 use nested::ept::Ept;
 use nested::npt::Npt;
@@ -30,6 +31,8 @@ pub enum SecondStage {
         tables: Tables<Ept, TableFrames>,
         /// Whether they may hold such pages.
         has_huge_pages: bool,
+        /// Whether the processor logs which pages it marks.
+        is_logged: bool,
     },
 }
 
@@ -64,6 +67,7 @@ impl Backend {
             Self::Vmx(features) => Ok(SecondStage::Ept {
                 tables: Tables::new(TableFrames)?,
                 has_huge_pages: features.contains(vmx::Features::EPT_1_GIB_PAGES),
+                is_logged: features.contains(vmx::Features::PAGE_MODIFICATION_LOG),
             }),
             Self::Svm(_) | Self::None(_) => Ok(SecondStage::Npt(Tables::new(TableFrames)?)),
         }
@@ -128,7 +132,7 @@ impl SecondStage {
     pub fn map(&mut self, gpa: Gpa, hpa: Hpa, size: PageSize) -> Result<(), OutOfMemory> {
         match self {
             Self::Npt(tables) => tables.map(gpa, hpa, size),
-            Self::Ept { tables, has_huge_pages: false } if size == PageSize::Huge => {
+            Self::Ept { tables, has_huge_pages: false, .. } if size == PageSize::Huge => {
                 let parts = (0..HUGE_PAGE_BYTES).step_by(LARGE_PAGE_BYTES as usize);
                 parts.into_iter().try_for_each(|offset| {
                     tables.map(gpa.wrapping_add(offset), hpa.wrapping_add(offset), PageSize::Large)
@@ -146,11 +150,22 @@ impl SecondStage {
         }
     }
 
-    /// Reports the pages that the guest wrote since the last call: address and number of 4 KiB pages.
-    pub fn harvest(&mut self, report: impl FnMut(Gpa, u64)) {
+    /// Adds the pages that the guest wrote since the last call to `written`, which holds those that the host wrote and
+    /// those that the processor logged.
+    pub fn harvest(&mut self, written: &mut PageSet) {
+        let number = |gpa: Gpa| gpa.as_u64() / PAGE_BYTES;
         match self {
-            Self::Npt(tables) => tables.harvest(Mark::Dirty, report),
-            Self::Ept { tables, .. } => tables.harvest(Mark::Dirty, report),
+            Self::Npt(tables) => tables.harvest(Mark::Dirty, |gpa, pages| written.insert(number(gpa), pages)),
+            Self::Ept { tables, is_logged: true, .. } => {
+                let mut next = written.next_from(0);
+                while let Some(page) = next {
+                    if let Some((gpa, pages)) = tables.harvest_page(Gpa::new(page * PAGE_BYTES)) {
+                        written.insert(number(gpa), pages);
+                    }
+                    next = written.next_from(page + 1);
+                }
+            }
+            Self::Ept { tables, .. } => tables.harvest(Mark::Dirty, |gpa, pages| written.insert(number(gpa), pages)),
         }
     }
 
@@ -158,7 +173,7 @@ impl SecondStage {
     pub fn stop_tracking(&mut self) -> Retired {
         match self {
             Self::Npt(tables) => tables.stop_tracking(crate::vm::has_huge_pages()),
-            Self::Ept { tables, has_huge_pages } => tables.stop_tracking(*has_huge_pages),
+            Self::Ept { tables, has_huge_pages, .. } => tables.stop_tracking(*has_huge_pages),
         }
     }
 

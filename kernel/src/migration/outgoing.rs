@@ -7,7 +7,6 @@ use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::management::Management;
 use crate::vm::{Ending, Order, Refusal, Running};
-use addr::PAGE_BYTES;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -298,13 +297,16 @@ impl Outgoing {
 
     /// Collects what was written since the last look, on the vCPUs' and on the host's side.
     fn look(&mut self, host: &'static Host) {
-        let memory = self.running.machine.memory();
+        let machine = &self.running.machine;
+        let memory = machine.memory();
         let Some(mut written) = PageSet::new(memory.pages_end()) else {
             return self.source.fail("there is no memory to keep track of its pages");
         };
-        self.running.second_stage().harvest(|gpa, pages| written.insert(gpa.as_u64() / PAGE_BYTES, pages));
+        // What was logged and not reported yet comes with the next look; with the last, all threads stand here.
+        self.running.with_threads(|threads| threads.iter_mut().for_each(|thread| machine.note_written(thread)));
         memory.harvest(&mut written);
-        self.running.machine.invalidate_all(&mut InputHost::new(host, CPU, &self.running));
+        self.running.second_stage().harvest(&mut written);
+        machine.invalidate_all(&mut InputHost::new(host, CPU, &self.running));
         self.look = Some(written);
         self.pace.interrupt();
     }

@@ -3,6 +3,7 @@
 use crate::entry::{Svm, event};
 use crate::exit;
 use crate::vmcb::{VmcbSegment, clean, misc1, virtual_interrupt};
+use addr::Gpa;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
@@ -252,6 +253,10 @@ impl Vcpu for Svm {
 
     fn invalidate(&mut self) {
         self.flush();
+    }
+
+    fn take_written(&mut self, _report: &mut dyn FnMut(Gpa)) {
+        // SVM marks pages in the nested tables and logs nothing.
     }
 }
 

@@ -65,6 +65,7 @@ const SECONDARY_WANTED: &[Wanted] = &[
     required(secondary::WBINVD, "WBINVD exiting"),
     optional(secondary::VPID),
     optional(secondary::PAUSE_LOOP),
+    optional(secondary::PAGE_MODIFICATION_LOG),
     // Without these the instructions would raise #UD though the guest's CPUID offers them.
     optional(secondary::RDTSCP),
     optional(secondary::INVPCID),

@@ -48,7 +48,7 @@ bitflags! {
         const INVEPT_SINGLE = 1 << 2;
         /// Translations are tagged with their guest, and stay across entries and exits.
         const VPID = 1 << 3;
-        /// Writes are logged.
+        /// Writes are logged, where the EPT notes them.
         const PAGE_MODIFICATION_LOG = 1 << 4;
         /// A run can be limited in time.
         const PREEMPTION_TIMER = 1 << 5;
@@ -138,13 +138,14 @@ fn features(controls: Controls, capabilities: u64) -> Features {
     /// All that VPIDs are used with.
     const VPID: u64 = ept_vpid::INVVPID | ept_vpid::INVVPID_SINGLE | ept_vpid::INVVPID_ALL;
     let (pins, secondaries) = controls::offered();
+    let notes = capabilities & ept_vpid::ACCESSED_DIRTY != 0;
     let vpid = controls.secondary & secondary::VPID != 0 && capabilities & VPID == VPID;
     let list = [
-        (Features::EPT_ACCESSED_DIRTY, capabilities & ept_vpid::ACCESSED_DIRTY != 0),
+        (Features::EPT_ACCESSED_DIRTY, notes),
         (Features::EPT_1_GIB_PAGES, capabilities & ept_vpid::HUGE_PAGES != 0),
         (Features::INVEPT_SINGLE, capabilities & ept_vpid::INVEPT_SINGLE != 0),
         (Features::VPID, vpid),
-        (Features::PAGE_MODIFICATION_LOG, secondaries & secondary::PAGE_MODIFICATION_LOG != 0),
+        (Features::PAGE_MODIFICATION_LOG, notes && controls.secondary & secondary::PAGE_MODIFICATION_LOG != 0),
         (Features::PREEMPTION_TIMER, pins & pin::PREEMPTION_TIMER != 0),
         (Features::TSC_SCALING, secondaries & secondary::TSC_SCALING != 0),
         (Features::PAUSE_LOOP, controls.secondary & secondary::PAUSE_LOOP != 0),

@@ -8,6 +8,7 @@ use crate::event::Encoded;
 use crate::exit::{self, Reason};
 use crate::host_state;
 use crate::vmcs::{Field, Vmcs, interruptibility, processor, secondary};
+use crate::write_log::WriteLog;
 use addr::Hpa;
 use alloc::boxed::Box;
 use core::arch::global_asm;
@@ -35,6 +36,7 @@ pub struct Vmx {
     pub(crate) fpu: Box<Area>,
     pub(crate) xcr0: u64,
     pub(crate) virtual_apic: Box<VirtualApic>,
+    pub(crate) write_log: WriteLog,
     /// The last exit.
     pub(crate) reason: Reason,
     /// Where the instruction that caused it ends.
@@ -234,6 +236,9 @@ impl Vmx {
         if !features.contains(Features::VPID) {
             controls.secondary &= !secondary::VPID;
         }
+        if !features.contains(Features::PAGE_MODIFICATION_LOG) {
+            controls.secondary &= !secondary::PAGE_MODIFICATION_LOG;
+        }
         let hot = Hot { processor_controls: controls.processor.into(), ..Hot::default() };
         let mut vmx = Self {
             vmcs: Vmcs::new(),
@@ -249,6 +254,7 @@ impl Vmx {
             fpu: Area::reset(),
             xcr0: 1,
             virtual_apic: VirtualApic::boxed(),
+            write_log: WriteLog::new(),
             reason: Reason::default(),
             next_rip: None,
             event: None,
@@ -403,6 +409,7 @@ impl Vmx {
         if self.loaded {
             self.read_state();
             self.save_registers();
+            self.unload_write_log();
             self.vmcs.clear();
             self.loaded = false;
         }
@@ -438,6 +445,7 @@ impl Vmx {
         if self.features.contains(Features::VPID) {
             self.vmcs.write(Field::VPID, self.vpid.into());
         }
+        self.load_write_log();
         if self.features.contains(Features::PREEMPTION_TIMER) {
             // Not saved on exits, so that each entry begins anew (26.5.1).
             self.vmcs.write(Field::PREEMPTION_TIMER, RUN_CYCLES_MAX >> controls::preemption_timer_shift());

@@ -47,6 +47,7 @@ mod reason {
     pub const WBINVD: u32 = 54;
     pub const XSETBV: u32 = 55;
     pub const VMFUNC: u32 = 59;
+    pub const WRITE_LOG_FULL: u32 = 62;
 }
 
 /// The exit-reason field (table 25-15).
@@ -73,6 +74,7 @@ impl Reason {
                     | reason::EPT_VIOLATION
                     | reason::EPT_MISCONFIGURATION
                     | reason::PREEMPTION_TIMER
+                    | reason::WRITE_LOG_FULL
         )
     }
 }
@@ -102,6 +104,11 @@ pub fn exit(vmx: &mut Vmx) -> Option<Exit> {
         reason::WRMSR => Exit::MsrWrite { index: gpr(vmx, Gpr::Rcx) as u32, value: edx_eax(vmx) },
         reason::CPUID => Exit::Cpuid { leaf: gpr(vmx, Gpr::Rax) as u32, subleaf: gpr(vmx, Gpr::Rcx) as u32 },
         reason::EPT_VIOLATION => nested_fault(vmx),
+        reason::WRITE_LOG_FULL => {
+            let unblocked = qualification(vmx) & u64::from(info::NMI_UNBLOCKED) != 0;
+            block_nmi_again(vmx, unblocked);
+            Exit::WriteLogFull
+        }
         reason::HLT => Exit::Halt,
         reason::VMCALL => Exit::Hypercall,
         reason::XSETBV => Exit::SetXcr { index: gpr(vmx, Gpr::Rcx) as u32, value: edx_eax(vmx) },

@@ -20,6 +20,7 @@ mod registers;
 mod state;
 mod translations;
 mod vmcs;
+mod write_log;
 
 pub use enable::{Features, Unavailable, check, enable};
 pub use entry::Vmx;

@@ -3,6 +3,7 @@
 use crate::entry::{Hot, Vmx};
 use crate::event::Encoded;
 use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
+use addr::Gpa;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
@@ -200,6 +201,10 @@ impl Vcpu for Vmx {
 
     fn invalidate(&mut self) {
         self.ept_changed = true;
+    }
+
+    fn take_written(&mut self, report: &mut dyn FnMut(Gpa)) {
+        self.empty_write_log(report);
     }
 }
 

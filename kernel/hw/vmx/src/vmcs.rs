@@ -123,7 +123,9 @@ pub const HOST_TR: usize = 6;
 #[rustfmt::skip]
 impl Field {
     pub const VPID: Self = Self(0x0000);
+    pub const WRITE_LOG_INDEX: Self = Self(0x0812);
     pub const MSR_BITMAP: Self = Self(0x2004);
+    pub const WRITE_LOG: Self = Self(0x200e);
     pub const TSC_OFFSET: Self = Self(0x2010);
     pub const VIRTUAL_APIC: Self = Self(0x2012);
     pub const EPT_POINTER: Self = Self(0x201a);

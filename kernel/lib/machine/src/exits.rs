@@ -50,6 +50,7 @@ impl Machine {
                 let next = self.skip(thread, exit, clock);
                 return if matches!(next, Next::Run) { Next::Yield } else { next };
             }
+            Exit::WriteLogFull => self.note_written(thread),
             // Caches are coherent with everything that this machine has.
             Exit::CacheFlush => return self.skip(thread, exit, clock),
             Exit::Hypercall => {

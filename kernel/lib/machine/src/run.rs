@@ -9,6 +9,7 @@ use crate::msr::Kept;
 use crate::output::Outbox;
 use crate::paravirt::Registered;
 use crate::{End, ExitCounters, Host, Machine, Moment};
+use addr::PAGE_BYTES;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use chipset::{DeliveryMode, Effect, Lapic, Message, Pending, Target};
@@ -262,8 +263,16 @@ impl Machine {
             Mail::Board => thread.board_touched = true,
             Mail::BoardTimers => thread.timer_changed = true,
             Mail::Unhalt => thread.unhalted = true,
-            Mail::Invalidate => thread.vcpu.invalidate(),
+            Mail::Invalidate => {
+                self.note_written(thread);
+                thread.vcpu.invalidate();
+            }
         }
+    }
+
+    /// Notes the pages that the processor logged as written.
+    pub fn note_written(&self, thread: &mut Thread) {
+        thread.vcpu.take_written(&mut |gpa| self.memory.mark_dirty(gpa, PAGE_BYTES));
     }
 
     /// INIT: the vCPU is as after reset but for what INIT leaves alone, and the boot vCPU goes to the reset vector at once

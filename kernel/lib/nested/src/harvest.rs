@@ -59,6 +59,29 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
         });
     }
 
+    /// As [`harvest`](Self::harvest) of [`Mark::Dirty`] for the one page around `gpa`, by whoever knows from a log which
+    /// were written: the page's address and number of 4 KiB pages, if it carried the mark.
+    pub fn harvest_page(&mut self, gpa: Gpa) -> Option<(Gpa, u64)> {
+        let mut table = self.root;
+        for level in (1..=ROOT_LEVEL).rev() {
+            let index = index_of(gpa, level);
+            let entry = self.memory.read(table, index);
+            if !F::is_present(entry) {
+                return None;
+            }
+            if level == 1 || F::is_large(entry) {
+                if entry & F::DIRTY == 0 {
+                    return None;
+                }
+                self.take_mark(table, index, level, F::DIRTY);
+                let start = gpa.as_u64() & !(bytes_at(level) - 1);
+                return Some((Gpa::new(start), bytes_at(level) / PAGE_BYTES));
+            }
+            table = F::frame(entry);
+        }
+        None
+    }
+
     /// The guest wrote to a page that [`Mark::Writable`] protects: gives the right back to the 4 KiB around `gpa`, or to
     /// all of a large page where there is no memory to split it. The caller invalidates the vCPU that faulted, which may
     /// hold the narrower entry. False where no page is mapped.
@@ -239,6 +262,21 @@ mod tests {
         assert_eq!(tables.translate(Gpa::new(0x40_5123)).unwrap().0, Hpa::new(HUGE_PAGE_BYTES + 0x40_5123));
     }
 
+    fn pages_that_a_log_names_are_reported_as_a_harvest_would<F: Format>() {
+        let mut tables = guest::<F>(&model(16));
+        tables.start_tracking(Mark::Dirty).unwrap();
+        let (logged, beside) = (Gpa::new(0x40_5678), Gpa::new(0x40_7000));
+        assert_eq!(tables.harvest_page(logged), None, "the host wrote it");
+        write(&mut tables, logged);
+        assert_eq!(tables.harvest_page(logged), Some((Gpa::new(0x40_0000), 512)));
+        assert_eq!(tables.harvest_page(logged), None);
+        write(&mut tables, logged);
+        write(&mut tables, beside);
+        assert_eq!(tables.harvest_page(logged), Some((Gpa::new(0x40_5000), 1)));
+        assert_eq!(harvested(&mut tables, Mark::Dirty), [(0x40_7000, 1)]);
+        assert_eq!(tables.harvest_page(Gpa::new(4 * HUGE_PAGE_BYTES)), None, "nothing is mapped there");
+    }
+
     fn pages_are_joined_again_and_no_table_is_lost<F: Format>() {
         let memory = model(16);
         let mut tables = guest::<F>(&memory);
@@ -318,6 +356,7 @@ mod tests {
 
     for_each_format!(
         writes_are_reported_once_and_ever_more_finely,
+        pages_that_a_log_names_are_reported_as_a_harvest_would,
         pages_are_joined_again_and_no_table_is_lost,
         without_huge_pages_large_ones_stay,
         without_memory_a_large_page_is_reported_whole,

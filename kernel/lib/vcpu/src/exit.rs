@@ -47,6 +47,8 @@ pub enum Exit {
         /// EDX:EAX.
         value: u64,
     },
+    /// The log of the guest's writes is full: [`take_written`](crate::Vcpu::take_written) makes room.
+    WriteLogFull,
     /// HLT.
     Halt,
     /// The guest spins in PAUSE loops.
@@ -71,7 +73,7 @@ pub enum Exit {
 
 impl Exit {
     /// How many [`kind`](Exit::kind)s there are.
-    pub const KINDS: usize = 19;
+    pub const KINDS: usize = 20;
 
     /// The names of the kinds, in the order of [`kind`](Exit::kind).
     pub const KIND_NAMES: [&'static str; Self::KINDS] = [
@@ -94,6 +96,7 @@ impl Exit {
         "fatal",
         "unexpected",
         "page-walk-fault",
+        "write-log-full",
     ];
 
     /// The exit's kind, for counters and traces.
@@ -118,6 +121,7 @@ impl Exit {
             Self::Fatal(_) => 16,
             Self::Unexpected(_) => 17,
             Self::NestedFault { page_walk: true, .. } => 18,
+            Self::WriteLogFull => 19,
         }
     }
 }

@@ -14,6 +14,7 @@ mod event;
 mod exit;
 mod state;
 
+use addr::Gpa;
 use alloc::vec::Vec;
 
 pub use debug::{Breakpoints, dr6_after_trap};
@@ -114,6 +115,10 @@ pub trait Vcpu: Send {
 
     /// Forgets cached second-stage translations: the nested page tables lost or narrowed an entry.
     fn invalidate(&mut self);
+
+    /// Takes what the processor logged of the guest's writes: pages of 4 KiB in whose writing it set a dirty mark of the
+    /// nested page tables. Nothing where it keeps no log.
+    fn take_written(&mut self, report: &mut dyn FnMut(Gpa));
 }
 
 /// An XSAVE area that the processor cannot load: components that it lacks, or reserved bits.

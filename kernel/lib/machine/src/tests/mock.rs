@@ -3,6 +3,7 @@
 //! It takes events as a processor does (an interrupt's handler starts with IF clear), and leaves when the window opens
 //! that was asked for.
 
+use addr::Gpa;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use vcpu::*;
@@ -20,6 +21,8 @@ pub struct Shared {
     pub tpr: u8,
     /// How often it had to forget translations.
     pub invalidations: u32,
+    /// The pages that the processor logged as written.
+    pub written: Vec<Gpa>,
 }
 
 /// The first byte of an extended state that it refuses.
@@ -193,5 +196,9 @@ impl Vcpu for MockVcpu {
 
     fn invalidate(&mut self) {
         self.shared.lock().unwrap().invalidations += 1;
+    }
+
+    fn take_written(&mut self, report: &mut dyn FnMut(Gpa)) {
+        self.shared.lock().unwrap().written.drain(..).for_each(report);
     }
 }

@@ -285,6 +285,30 @@ fn what_lies_outside_memory_is_refused() {
     assert!(bench.machine.memory().check(Gpa::new(MEMORY_BYTES), 1).is_err());
 }
 
+/// The pages written since the last call.
+fn dirty(bench: &Bench) -> guestmem::PageSet {
+    let mut pages = guestmem::PageSet::new(bench.machine.memory().pages_end()).unwrap();
+    bench.machine.memory().harvest(&mut pages);
+    pages
+}
+
+#[test]
+fn what_the_processor_logged_counts_as_written() {
+    let mut bench = Bench::new();
+    bench.machine.start_tracking().unwrap();
+    let log = |bench: &Bench, page: u64| bench.shared.lock().unwrap().written.push(Gpa::new(page * 4096));
+    log(&bench, 3);
+    bench.exit(Exit::Cpuid { leaf: 0, subleaf: 0 });
+    assert!(!dirty(&bench).contains(3), "it is asked for when the log is full, or by whoever wants to know");
+    bench.exit(Exit::WriteLogFull);
+    assert!(dirty(&bench).contains(3));
+    log(&bench, 5);
+    let Bench { machine, host, .. } = &mut bench;
+    machine.invalidate_all(host);
+    bench.run();
+    assert!(dirty(&bench).contains(5));
+}
+
 /// A disk writes into memory unseen: a page that was sent before the transfer ended must be sent again.
 #[test]
 fn where_a_read_went_counts_as_written_when_it_ends() {
@@ -293,11 +317,6 @@ fn where_a_read_went_counts_as_written_when_it_ends() {
     request(&bench, &mut driver, 0, 0, 40, 8192);
     driver.kick(&mut bench, 0);
     bench.machine.start_tracking().unwrap();
-    let dirty = |bench: &Bench| {
-        let mut pages = guestmem::PageSet::new(bench.machine.memory().pages_end()).unwrap();
-        bench.machine.memory().harvest(&mut pages);
-        pages
-    };
     assert!(dirty(&bench).is_empty(), "the transfer is under way");
     finish(&mut bench, 1, Outcome::IoError);
     let written = dirty(&bench);
