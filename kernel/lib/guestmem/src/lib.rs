@@ -63,17 +63,24 @@ struct Slot {
     frames: Vec<Hpa>,
 }
 
+/// A piece of the guest-physical address space that can be read and not written, in one piece of host memory.
+struct Rom {
+    range: GpaRange,
+    at: Hpa,
+}
+
 /// The memory of one guest.
 pub struct GuestMemory {
     backing: Arc<dyn Backing>,
     slots: Vec<Slot>,
+    roms: Vec<Rom>,
     dirty: DirtyLog,
 }
 
 impl GuestMemory {
     /// A guest without memory.
     pub fn new(backing: Arc<dyn Backing>) -> Self {
-        Self { backing, slots: Vec::new(), dirty: DirtyLog::default() }
+        Self { backing, slots: Vec::new(), roms: Vec::new(), dirty: DirtyLog::default() }
     }
 
     /// Adds memory at `start`, a large frame for each [`LARGE_PAGE_BYTES`].
@@ -86,6 +93,27 @@ impl GuestMemory {
         assert!(self.slots.iter().all(|slot| !slot.range.overlaps(range)), "slots do not overlap");
         self.slots.push(Slot { range, frames });
         self.slots.sort_by_key(|slot| slot.range.start());
+    }
+
+    /// Adds read-only memory, whole pages that lie in one piece at `at` in the host. It is read by
+    /// [`read`](Self::read) and [`load`](Self::load) and counts as memory nowhere else.
+    ///
+    /// # Panics
+    /// As [`add_slot`](Self::add_slot).
+    pub fn add_rom(&mut self, start: Gpa, at: Hpa, bytes: u64) {
+        assert!(start.is_aligned(PAGE_BYTES) && at.is_aligned(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES));
+        let range = GpaRange::new(start, bytes).expect("read-only memory does not wrap");
+        let others = self.ranges().chain(self.roms.iter().map(|rom| rom.range));
+        assert!(others.into_iter().all(|other| !other.overlaps(range)), "memory does not overlap");
+        self.roms.push(Rom { range, at });
+    }
+
+    /// The read-only pages: guest-physical and host address, in order.
+    pub fn rom_pages(&self) -> impl Iterator<Item = (Gpa, Hpa)> + '_ {
+        self.roms.iter().flat_map(|rom| {
+            let offsets = (0..rom.range.bytes()).step_by(PAGE_BYTES as usize);
+            offsets.map(|offset| (rom.range.start().wrapping_add(offset), rom.at.wrapping_add(offset)))
+        })
     }
 
     /// The ranges that are memory, in order.
@@ -109,11 +137,12 @@ impl GuestMemory {
     /// Copies guest bytes out. On an error nothing useful is in `into`.
     pub fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), Outside> {
         let mut done = 0;
-        self.each_run(at, into.len() as u64, |run| {
+        let copied = self.each_run(at, into.len() as u64, |run| {
             let next = done + run.bytes as usize;
             self.backing.read(run.start, &mut into[done..next]);
             done = next;
-        })
+        });
+        copied.or_else(|outside| self.read_rom(at, into).ok_or(outside))
     }
 
     /// Copies bytes into the guest. On an error no byte was written.
@@ -163,8 +192,10 @@ impl GuestMemory {
     /// Loads an integer of `size` (1, 2, 4 or 8) bytes, as one access where it is aligned.
     pub fn load(&self, at: Gpa, size: usize) -> Result<u64, Outside> {
         assert!(matches!(size, 1 | 2 | 4 | 8));
-        if at.is_aligned(size as u64) {
-            return Ok(self.backing.load(self.run_at(at).ok_or(Outside { at })?.start, size));
+        if at.is_aligned(size as u64)
+            && let Some(run) = self.run_at(at)
+        {
+            return Ok(self.backing.load(run.start, size));
         }
         let mut bytes = [0; 8];
         self.read(at, &mut bytes[..size])?;
@@ -255,6 +286,14 @@ impl GuestMemory {
         self.dirty.harvest(pages);
     }
 
+    /// The same in read-only memory; `None` where it does not hold all of the bytes.
+    fn read_rom(&self, at: Gpa, into: &mut [u8]) -> Option<()> {
+        let wanted = GpaRange::new(at, into.len() as u64)?;
+        let rom = self.roms.iter().find(|rom| rom.range.contains(at) && wanted.end() <= rom.range.end())?;
+        self.backing.read(rom.at.wrapping_add(at.as_u64() - rom.range.start().as_u64()), into);
+        Some(())
+    }
+
     fn slot_at(&self, at: Gpa) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.range.contains(at))
     }
@@ -338,6 +377,25 @@ mod tests {
         let pages = memory.all_pages().unwrap();
         assert_eq!(pages.count(), 1024);
         assert!(pages.contains(511) && !pages.contains(512) && pages.contains(2048));
+    }
+
+    #[test]
+    fn read_only_memory_is_read_alone() {
+        let mut memory = guest_memory(2 * LARGE_PAGE_BYTES);
+        memory.write(Gpa::new(0x3ffe), b"abcd").unwrap();
+        let rom = Gpa::new(0xffff_c000);
+        memory.add_rom(rom, Hpa::new(0x2000), 0x4000);
+        let mut back = [0; 4];
+        memory.read(rom.wrapping_add(0x1ffe), &mut back).unwrap();
+        assert_eq!(&back, b"abcd");
+        assert_eq!(memory.load(rom.wrapping_add(0x2000), 2), Ok(0x6463));
+        for at in [rom, rom.wrapping_add(0x1ffe)] {
+            assert!(memory.write(at, b"x").is_err() && memory.store(at, 2, 1).is_err() && memory.zero(at, 1).is_err());
+            assert!(memory.compare_exchange(at, 2, 0, 1).is_err() && memory.check(at, 1).is_err());
+        }
+        assert!(memory.read(rom.wrapping_add(0x3ffe), &mut back).is_err(), "past its end");
+        assert_eq!(memory.total_bytes(), 2 * LARGE_PAGE_BYTES);
+        assert_eq!(memory.rom_pages().last(), Some((rom.wrapping_add(0x3000), Hpa::new(0x5000))));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! translations *before* it reads a reported page: until then a processor writes without setting the mark anew. Neighbours:
 //! `guestmem` notes what the host itself writes.
 
-use crate::{ENTRIES, Format, OutOfMemory, PageSize, ROOT_LEVEL, TableMemory, Tables, index_of};
+use crate::{ENTRIES, Format, OutOfMemory, PageSize, READ_ONLY, ROOT_LEVEL, TableMemory, Tables, index_of};
 use addr::{Gpa, Hpa, PAGE_BYTES};
 use alloc::vec::Vec;
 
@@ -84,7 +84,7 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
 
     /// The guest wrote to a page that [`Mark::Writable`] protects: gives the right back to the 4 KiB around `gpa`, or to
     /// all of a large page where there is no memory to split it. The caller invalidates the vCPU that faulted, which may
-    /// hold the narrower entry. False where no page is mapped.
+    /// hold the narrower entry. False where no page is mapped, or one that is read-only for good.
     #[must_use]
     pub fn note_write(&mut self, gpa: Gpa) -> bool {
         let mut table = self.root;
@@ -92,6 +92,9 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
             let index = index_of(gpa, level);
             let entry = self.memory.read(table, index);
             if !F::is_present(entry) {
+                return false;
+            }
+            if entry & READ_ONLY != 0 {
                 return false;
             }
             let is_page = level == 1 || F::is_large(entry);
@@ -176,7 +179,7 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
                 continue;
             }
             if level == 1 || F::is_large(entry) {
-                if entry & F::WRITABLE == 0 {
+                if entry & (F::WRITABLE | READ_ONLY) == 0 {
                     self.memory.write(table, index, entry | F::WRITABLE);
                 }
                 continue;
@@ -197,7 +200,9 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
         let part_bytes = bytes_at(level - 1);
         let is_part = |index: usize| {
             let entry = self.memory.read(table, index);
-            let is_page = F::is_present(entry) && (level == PageSize::Large.level() || F::is_large(entry));
+            let is_page = F::is_present(entry)
+                && entry & READ_ONLY == 0
+                && (level == PageSize::Large.level() || F::is_large(entry));
             is_page && F::frame(entry) == first.wrapping_add(index as u64 * part_bytes)
         };
         (first.is_aligned(bytes_at(level)) && (0..ENTRIES).all(is_part)).then_some(first)
@@ -293,6 +298,33 @@ mod tests {
         assert_eq!(tables.translate(Gpa::new(HUGE_PAGE_BYTES)), large);
         tables.give_back(retired);
         assert_eq!(memory.tables(), before);
+    }
+
+    fn read_only_pages_stay_so<F: Format>() {
+        let memory = model(16);
+        let mut tables = guest::<F>(&memory);
+        let rom = 2 * HUGE_PAGE_BYTES;
+        for page in 0..ENTRIES as u64 {
+            let offset = page * PAGE_BYTES;
+            tables.map_read_only(Gpa::new(rom + offset), Hpa::new(9 * LARGE_PAGE_BYTES + offset)).unwrap();
+        }
+        for mark in [Mark::Dirty, Mark::Writable] {
+            tables.start_tracking(mark).unwrap();
+            assert!(!tables.note_write(Gpa::new(rom)));
+            assert_eq!(harvested(&mut tables, mark), []);
+            let retired = tables.stop_tracking(true);
+            tables.give_back(retired);
+        }
+        let (table, index) = tables.entry_of(Gpa::new(rom), 1).unwrap();
+        let entry = tables.memory.read(table, index);
+        assert!(F::is_present(entry) && entry & F::WRITABLE == 0);
+        assert_eq!(tables.translate(Gpa::new(rom)), Some((Hpa::new(9 * LARGE_PAGE_BYTES), PageSize::Small)));
+    }
+
+    #[test]
+    fn rom_is_never_writable() {
+        read_only_pages_stay_so::<Npt>();
+        read_only_pages_stay_so::<Ept>();
     }
 
     fn without_huge_pages_large_ones_stay<F: Format>() {

@@ -83,6 +83,9 @@ impl PageSize {
     }
 }
 
+/// Software's own bit of an entry in every format: the page stays read-only, whatever tracking does.
+const READ_ONLY: u64 = 1 << 52;
+
 /// Memory for a table ran out. What was mapped before is still mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfMemory;
@@ -120,6 +123,17 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
         let old = self.memory.read(table, index);
         assert!(size == PageSize::Small || !F::is_present(old) || F::is_large(old), "a table stands at {gpa}");
         self.memory.write(table, index, F::page(hpa, size != PageSize::Small));
+        Ok(())
+    }
+
+    /// Maps a page of 4 KiB that may be read and run but not written, also while writes are tracked.
+    ///
+    /// # Panics
+    /// As [`map`](Self::map).
+    pub fn map_read_only(&mut self, gpa: Gpa, hpa: Hpa) -> Result<(), OutOfMemory> {
+        assert!(gpa.is_aligned(PAGE_BYTES) && hpa.is_aligned(PAGE_BYTES));
+        let (table, index) = self.entry_of(gpa, PageSize::Small.level())?;
+        self.memory.write(table, index, F::page(hpa, false) & !F::WRITABLE | READ_ONLY);
         Ok(())
     }
 
