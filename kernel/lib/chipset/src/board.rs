@@ -57,7 +57,12 @@ impl Chipset {
     /// the CMOS memory reports.
     pub fn new(wall_unix_ns: u64, ram_bytes: u64) -> Self {
         let low_ram_bytes = ram_bytes.min(CMOS_LOW_RAM_BYTES_MAX);
-        Self::around(Rtc::new(wall_unix_ns, low_ram_bytes, ram_bytes - low_ram_bytes), Power::new())
+        Self::with_ram(wall_unix_ns, low_ram_bytes, ram_bytes - low_ram_bytes)
+    }
+
+    /// The same with so much memory below 4 GiB and above.
+    pub fn with_ram(wall_unix_ns: u64, low_bytes: u64, high_bytes: u64) -> Self {
+        Self::around(Rtc::new(wall_unix_ns, low_bytes, high_bytes), Power::new())
     }
 
     /// The same with debug ports.

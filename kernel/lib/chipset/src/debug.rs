@@ -12,7 +12,7 @@ const EXIT_LAST: u16 = ports::DEBUG_EXIT + 3;
 pub struct DebugPorts {
     /// A write to [`ports::DEBUG_EXIT`] ends the VM.
     pub exit: bool,
-    /// A byte written to [`ports::DEBUG_CONSOLE`] goes to the VM's console.
+    /// A byte written to [`ports::DEBUG_CONSOLE`] or [`ports::FIRMWARE_CONSOLE`] goes to the VM's console.
     pub console: bool,
 }
 
@@ -21,7 +21,7 @@ impl DebugPorts {
     pub fn read(self, port: u16) -> Option<u8> {
         match port {
             // By this a kernel sees that somebody listens.
-            ports::DEBUG_CONSOLE if self.console => Some(ports::DEBUG_CONSOLE as u8),
+            ports::DEBUG_CONSOLE | ports::FIRMWARE_CONSOLE if self.console => Some(ports::DEBUG_CONSOLE as u8),
             ports::DEBUG_EXIT..=EXIT_LAST if self.exit => Some(0),
             _ => None,
         }
@@ -30,7 +30,7 @@ impl DebugPorts {
     /// What a write of any width does, where one of them answers.
     pub fn write(self, port: u16, value: u32) -> Option<Effect> {
         match port {
-            ports::DEBUG_CONSOLE if self.console => Some(Effect::DebugConsole(value as u8)),
+            ports::DEBUG_CONSOLE | ports::FIRMWARE_CONSOLE if self.console => Some(Effect::DebugConsole(value as u8)),
             ports::DEBUG_EXIT..=EXIT_LAST if self.exit => Some(Effect::Exit(value)),
             _ => None,
         }

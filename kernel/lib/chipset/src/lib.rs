@@ -10,6 +10,7 @@ extern crate alloc;
 mod board;
 mod calendar;
 mod debug;
+mod flash;
 mod i8042;
 mod ioapic;
 mod lapic;
@@ -24,6 +25,7 @@ mod uart;
 
 pub use board::{CMOS_LOW_RAM_BYTES_MAX, Chipset};
 pub use debug::DebugPorts;
+pub use flash::Flash;
 pub use ioapic::{BASE as IOAPIC_BASE, PINS as IOAPIC_PINS, WINDOW_BYTES as IOAPIC_BYTES};
 pub use lapic::{Accepted, Address, GeneralProtection, Lapic, Pending, TIMER_HZ as LAPIC_TIMER_HZ};
 pub use message::{DeliveryMode, Message, Target};

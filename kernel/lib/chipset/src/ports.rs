@@ -24,6 +24,8 @@ pub const SYSTEM_CONTROL_A: u16 = 0x92;
 pub const DELAY: u16 = 0xed;
 /// Debug console, where the VM has it: a byte.
 pub const DEBUG_CONSOLE: u16 = 0xe9;
+/// The same for OVMF, which looks for it here.
+pub const FIRMWARE_CONSOLE: u16 = 0x402;
 /// Debug exit, where the VM has it: four ports, any width.
 pub const DEBUG_EXIT: u16 = 0xf4;
 /// COM1: eight registers.

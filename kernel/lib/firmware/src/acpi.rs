@@ -1,7 +1,8 @@
 //! The static ACPI tables (ACPI Specification 6.5, section 5.2) and where they go.
 //!
-//! [`write_acpi`] places the tables one after another and links them by address; `dsdt` makes the one in AML. The
-//! structures that `acpi_tables` lacks (x2APIC, source override, NMI, WAET) are here.
+//! [`Image`] has the tables one after another, linked by address: [`write_acpi`] puts them into memory, and
+//! `table_loader` tells a firmware how to. `dsdt` makes the one in AML. The structures that `acpi_tables` lacks (x2APIC,
+//! source override, NMI, WAET) are here.
 
 use crate::layout;
 use crate::{Board, Error, dsdt};
@@ -24,6 +25,11 @@ const VCPUS_MAX: u32 = 1024;
 /// Processors with a larger APIC id need x2APIC structures (5.2.12.12); id 255 is the broadcast of a local APIC.
 const XAPIC_ID_MAX: u32 = 254;
 
+/// The RSDP's place in front of the tables, where both lie in memory.
+const RSDP_ROOM_BYTES: u64 = 64;
+/// Where a table has its checksum (5.2.6).
+const CHECKSUM_OFFSET: usize = 9;
+
 /// Writes RSDP, XSDT, FADT, FACS, DSDT, MADT, WAET and, with an ECAM, MCFG, and returns the RSDP's address.
 ///
 /// A vCPU's processor UID equals its APIC id. Nothing outside [`layout::ACPI_TABLES`] is written.
@@ -31,54 +37,95 @@ const XAPIC_ID_MAX: u32 = 254;
 /// # Errors
 /// Where the guest has no memory there, or the board cannot be described.
 pub fn write_acpi(memory: &GuestMemory, board: &Board) -> Result<Gpa, Error> {
-    if board.vcpus == 0 || board.vcpus > VCPUS_MAX {
-        return Err(Error::Vcpus { max: VCPUS_MAX });
-    }
-    let mut area = Area { memory, next: layout::ACPI_TABLES.start() };
-    let root = area.reserve(Rsdp::len() as u64);
-
-    let facs = area.place(&bytes(&FACS::new()))?;
-    let dsdt = area.place(&table(*b"DSDT", 2, &dsdt::aml(board)?))?;
-    let mut tables = Vec::from([area.place(&bytes(&fadt(board, facs, dsdt)))?]);
-    tables.push(area.place(&madt(board.vcpus))?);
-    tables.push(area.place(&waet())?);
-    if let Some(ecam) = board.ecam {
-        let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-        mcfg.add_ecam(ecam.as_u64(), 0, 0, 0);
-        tables.push(area.place(&bytes(&mcfg))?);
-    }
-
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    tables.iter().for_each(|table| xsdt.add_entry(table.as_u64()));
-    let xsdt = area.place(&bytes(&xsdt))?;
-    memory.write(root, &bytes(&Rsdp::new(OEM_ID, xsdt.as_u64())))?;
+    let root = layout::ACPI_TABLES.start();
+    let tables_at = root.wrapping_add(RSDP_ROOM_BYTES);
+    let image = Image::new(board, tables_at)?;
+    let end = tables_at.wrapping_add(image.tables.len() as u64);
+    assert!(end <= layout::ACPI_TABLES.end(), "the tables of {VCPUS_MAX} vCPUs fit");
+    memory.write(tables_at, &image.tables)?;
+    memory.write(root, &image.rsdp)?;
     Ok(root)
 }
 
-/// The part of [`layout::ACPI_TABLES`] that is still free.
-struct Area<'a> {
-    memory: &'a GuestMemory,
-    next: Gpa,
+/// The tables as bytes that are right at one place, and what changes at another.
+pub struct Image {
+    /// The root pointer, which leads to [`xsdt`](Self::xsdt).
+    pub rsdp: Vec<u8>,
+    /// All others, one after another.
+    pub tables: Vec<u8>,
+    /// Where in `tables` the XSDT begins.
+    pub xsdt: u32,
+    /// Where in `tables` addresses of tables stand, and how many bytes each has.
+    pub links: Vec<(u32, u8)>,
+    /// The tables in which those stand: where each begins, and its length.
+    pub linked: Vec<(u32, u32)>,
+    base: Gpa,
 }
 
-impl Area<'_> {
-    /// # Panics
-    /// When the area is full: [`VCPUS_MAX`] is too large then.
-    fn reserve(&mut self, length_bytes: u64) -> Gpa {
+impl Image {
+    /// The address of the XSDT in the RSDP (5.2.5.3).
+    pub const RSDP_XSDT_OFFSET: u32 = 24;
+    /// The RSDP's two checksums: where each stands, and how many bytes from the start on it covers.
+    pub const RSDP_CHECKSUMS: [(u32, u32); 2] = [(8, 20), (32, 36)];
+
+    /// The tables of a board, made for `base`, which is aligned as a FACS must be.
+    pub fn new(board: &Board, base: Gpa) -> Result<Self, Error> {
+        if board.vcpus == 0 || board.vcpus > VCPUS_MAX {
+            return Err(Error::Vcpus { max: VCPUS_MAX });
+        }
+        let mut image =
+            Self { rsdp: Vec::new(), tables: Vec::new(), xsdt: 0, links: Vec::new(), linked: Vec::new(), base };
+        let facs = image.place(&bytes(&FACS::new()));
+        let dsdt = image.place(&table(*b"DSDT", 2, &dsdt::aml(board)?));
+        let mut tables = Vec::from([image.place_linked(&bytes(&fadt(board, facs, dsdt)), &FADT_LINKS)]);
+        tables.push(image.place(&madt(board.vcpus)));
+        tables.push(image.place(&waet()));
+        if let Some(ecam) = board.ecam {
+            let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+            mcfg.add_ecam(ecam.as_u64(), 0, 0, 0);
+            tables.push(image.place(&bytes(&mcfg)));
+        }
+        let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        tables.iter().for_each(|table| xsdt.add_entry(table.as_u64()));
+        let links: Vec<(u32, u8)> = (0..tables.len() as u32).map(|entry| (HEADER_BYTES + 8 * entry, 8)).collect();
+        let xsdt = image.place_linked(&bytes(&xsdt), &links);
+        image.xsdt = (xsdt.as_u64() - base.as_u64()) as u32;
+        image.rsdp = bytes(&Rsdp::new(OEM_ID, xsdt.as_u64()));
+        Ok(image)
+    }
+
+    /// Clears the checksums that depend on the place, for who moves the tables to sum up anew; says where each stands.
+    pub fn clear_checksums(&mut self) -> Vec<u32> {
+        Self::RSDP_CHECKSUMS.iter().for_each(|&(at, _)| self.rsdp[at as usize] = 0);
+        let places = self.linked.iter().map(|&(start, _)| start + CHECKSUM_OFFSET as u32);
+        let places: Vec<u32> = places.collect();
+        places.iter().for_each(|&at| self.tables[at as usize] = 0);
+        places
+    }
+
+    /// Appends a table; returns its address.
+    fn place(&mut self, table: &[u8]) -> Gpa {
         // A FACS must be aligned so (5.2.10); for the others it does no harm.
-        const ALIGNMENT: u64 = 64;
-        let start = self.next;
-        self.next = start.wrapping_add(length_bytes.next_multiple_of(ALIGNMENT));
-        assert!(self.next <= layout::ACPI_TABLES.end(), "the tables of {VCPUS_MAX} vCPUs fit");
+        const ALIGNMENT: usize = 64;
+        self.tables.resize(self.tables.len().next_multiple_of(ALIGNMENT), 0);
+        let start = self.base.wrapping_add(self.tables.len() as u64);
+        self.tables.extend_from_slice(table);
         start
     }
 
-    fn place(&mut self, table: &[u8]) -> Result<Gpa, Error> {
-        let start = self.reserve(table.len() as u64);
-        self.memory.write(start, table)?;
-        Ok(start)
+    /// The same for a table with addresses of others at `links`.
+    fn place_linked(&mut self, table: &[u8], links: &[(u32, u8)]) -> Gpa {
+        let address = self.place(table);
+        let start = (address.as_u64() - self.base.as_u64()) as u32;
+        self.links.extend(links.iter().map(|&(offset, bytes)| (start + offset, bytes)));
+        self.linked.push((start, table.len() as u32));
+        address
     }
 }
+
+/// Where the FADT has addresses of tables: FIRMWARE_CTRL, DSDT, X_DSDT (5.2.9).
+const FADT_LINKS: [(u32, u8); 3] = [(36, 4), (40, 4), (140, 8)];
+const HEADER_BYTES: u32 = 36;
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -88,7 +135,6 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 
 /// A table of a header and `body`, its length and checksum set.
 fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
-    const HEADER_BYTES: u32 = 36;
     let mut table = Sdt::new(signature, HEADER_BYTES, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(body);
     table.as_slice().to_vec()

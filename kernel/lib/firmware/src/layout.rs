@@ -20,6 +20,11 @@ pub const SMBIOS_TABLES: GpaRange = range(0xf_0000, 0x1_0000);
 
 /// Where memory below 4 GiB ends at the latest.
 pub const LOW_MEMORY_END: Gpa = Gpa::new(0xc000_0000);
+/// The same for a guest with a firmware of its own: OVMF puts its memory-mapped configuration space (256 MiB) here, or
+/// higher, without asking.
+pub const LOW_MEMORY_END_FIRMWARE: Gpa = Gpa::new(0xb000_0000);
+/// Where the firmware's flash ends: the reset vector is right below.
+pub const FLASH_END: Gpa = Gpa::new(1 << 32);
 /// The window for 32-bit BARs, 3 GiB up to the IOAPIC.
 pub const PCI_MEMORY: GpaRange = range(0xc000_0000, 0x3ec0_0000);
 /// Bus 0's memory-mapped configuration space, inside [`PCI_MEMORY`] and left out of it in the tables.

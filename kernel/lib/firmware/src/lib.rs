@@ -2,22 +2,26 @@
 //! host's own firmware says in tables that the host reads itself ([`spcr`]).
 //!
 //! [`write_acpi`] and [`write_smbios`] build the tables for a [`Board`] and copy them below 1 MiB, where [`layout`] says.
-//! `machine` calls both before `loader` starts a guest and hands the RSDP's address on; `chipset` and `pci` model the
-//! devices that the tables name. References: ACPI Specification 6.5, PCI Firmware Specification 3.3, DSP0134 3.7.
+//! `machine` calls both before `loader` starts a guest and hands the RSDP's address on; a guest with a firmware of its own
+//! gets the same tables by [`fw_cfg`], which [`describe`] fills. `chipset` and `pci` model the devices that the tables name. References: ACPI Specification 6.5, PCI Firmware Specification 3.3, DSP0134 3.7.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 mod acpi;
+mod describe;
 mod dsdt;
+pub mod fw_cfg;
 pub mod layout;
 mod smbios;
 pub mod spcr;
+mod table_loader;
 #[cfg(test)]
 mod tests;
 
 pub use acpi::write_acpi;
+pub use describe::describe;
 pub use smbios::write_smbios;
 
 use addr::{Gpa, GpaRange};

@@ -1,6 +1,7 @@
 //! The guest's SMBIOS structures (DSP0134, version 3.7): who made the machine and how much memory it has.
 //!
-//! [`write_smbios`] puts a 64-bit entry point where the scan of a guest without UEFI looks, and the structures behind it.
+//! [`write_smbios`] puts a 64-bit entry point where the scan of a guest without UEFI looks, and the structures behind it;
+//! [`image`] gives the bytes to a firmware that places them itself.
 
 use crate::layout;
 use crate::{Board, Error};
@@ -29,19 +30,26 @@ const MEMORY_RANGES: u16 = 0x1300;
 pub fn write_smbios(memory: &GuestMemory, board: &Board) -> Result<Gpa, Error> {
     let start = layout::SMBIOS_TABLES.start();
     let structures_at = start.wrapping_add(ENTRY_POINT_BYTES);
+    let (entry_point, structures) = image(memory, board, structures_at);
+    let max = layout::SMBIOS_TABLES.end().as_u64() - structures_at.as_u64();
+    if structures.len() as u64 > max {
+        return Err(Error::Window("memory's SMBIOS tables"));
+    }
+    memory.write(structures_at, &structures)?;
+    memory.write(start, &entry_point)?;
+    Ok(start)
+}
+
+/// The entry point and the structures, which it says are at `structures_at`.
+pub fn image(memory: &GuestMemory, board: &Board, structures_at: Gpa) -> (Vec<u8>, Vec<u8>) {
     let mut structures = Structures(Vec::new());
     structures.firmware();
     structures.system();
     structures.processor(board.vcpus);
     structures.memory(memory);
     structures.add(127, 0x7f00, &[], &[]);
-    let max = layout::SMBIOS_TABLES.end().as_u64() - structures_at.as_u64();
-    if structures.0.len() as u64 > max {
-        return Err(Error::Window("memory's SMBIOS tables"));
-    }
-    memory.write(structures_at, &structures.0)?;
-    memory.write(start, EntryPoint::new(structures_at, structures.0.len() as u32).as_bytes())?;
-    Ok(start)
+    let entry_point = EntryPoint::new(structures_at, structures.0.len() as u32);
+    (entry_point.as_bytes().to_vec(), structures.0)
 }
 
 /// The 64-bit entry point (5.2.2).

@@ -199,6 +199,17 @@ impl ConfigSpace {
         self.writable[at..at + bytes].fill(0xff);
     }
 
+    /// Adds registers of the function's own, `bytes` bytes from `offset` on behind the header: plain storage for the guest,
+    /// zero after power-up.
+    ///
+    /// # Panics
+    /// Where they are not all behind the header, or a capability is there.
+    pub fn add_registers(&mut self, offset: u16, bytes: usize) {
+        let at = usize::from(offset);
+        assert!(at >= self.capability_free && at + bytes <= SPACE_BYTES, "no place for registers");
+        self.writable[at..at + bytes].fill(0xff);
+    }
+
     /// Adds the MSI-X capability (6.8.2): `vectors` (1..=2048) entries at `table` and pending bits at `pending`, both
     /// offsets (multiples of 8) into BAR `bar`. Returns its offset.
     pub fn add_msix(&mut self, vectors: u16, bar: u8, table: u32, pending: u32) -> u16 {
