@@ -102,7 +102,8 @@ impl Svm {
         others == 0
     }
 
-    fn intercept_iret(&mut self, on: bool) {
+    /// Has an IRET exit before it runs, or not.
+    pub(crate) fn intercept_iret(&mut self, on: bool) {
         let intercepts = &mut self.vmcb.control.intercept_misc[0];
         *intercepts = *intercepts & !misc1::IRET | if on { misc1::IRET } else { 0 };
         self.changed(clean::INTERCEPTS);

@@ -2,7 +2,7 @@
 
 use crate::entry::{Svm, event};
 use crate::exit;
-use crate::vmcb::{VmcbSegment, clean, misc1, virtual_interrupt};
+use crate::vmcb::{VmcbSegment, clean, cr_write, misc1, virtual_interrupt};
 use addr::Gpa;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
@@ -137,6 +137,9 @@ impl Vcpu for Svm {
         if before != (intercept, request) {
             control.intercept_misc[0] = control.intercept_misc[0] & !misc1::VINTR | intercept;
             control.virtual_interrupt = control.virtual_interrupt & !REQUEST | request;
+            // See `exit::withdraw_window`.
+            let is_open = window == Window::Open && !self.features.contains(crate::Features::DECODE_ASSISTS);
+            control.intercept_cr = if is_open { cr_write::CR8 } else { 0 };
             self.changed(clean::INTERCEPTS | clean::TPR);
         }
     }

@@ -120,6 +120,11 @@ impl Vmcb {
     }
 }
 
+/// Intercepts of writes to control registers (offset 0, bits 31:16).
+pub mod cr_write {
+    pub const CR8: u32 = 1 << 24;
+}
+
 /// Intercepts of the first vector, offset 0Ch.
 pub mod misc1 {
     pub const INTR: u32 = 1 << 0;
