@@ -142,6 +142,22 @@ impl SecondStage {
         }
     }
 
+    /// Maps 4 KiB that the guest may read and run, and never write.
+    pub fn map_read_only(&mut self, gpa: Gpa, hpa: Hpa) -> Result<(), OutOfMemory> {
+        match self {
+            Self::Npt(tables) => tables.map_read_only(gpa, hpa),
+            Self::Ept { tables, .. } => tables.map_read_only(gpa, hpa),
+        }
+    }
+
+    /// Takes 4 KiB away that were mapped so.
+    pub fn unmap(&mut self, gpa: Gpa) -> Result<(), OutOfMemory> {
+        match self {
+            Self::Npt(tables) => tables.unmap(gpa, PageSize::Small),
+            Self::Ept { tables, .. } => tables.unmap(gpa, PageSize::Small),
+        }
+    }
+
     /// Starts to note which pages the guest writes; see [`Tables::start_tracking`].
     pub fn start_tracking(&mut self) -> Result<(), OutOfMemory> {
         match self {

@@ -8,6 +8,7 @@ use crate::processor::Watch;
 use crate::services::{self, Services};
 use crate::turns::{Slice, Turns};
 use crate::vm::{Ending, Queued, Running};
+use addr::{Gpa, Hpa};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -277,6 +278,14 @@ impl machine::Host for GuestHost<'_> {
             // Most who interrupt another wait for what it does then.
             self.favour(Some(vcpu));
             self.end_soon();
+        }
+    }
+
+    fn show_pages(&mut self, pages: &mut dyn Iterator<Item = (Gpa, Hpa)>, readable: bool) {
+        let mut tables = self.queued.running.second_stage();
+        for (gpa, hpa) in pages {
+            let shown = if readable { tables.map_read_only(gpa, hpa) } else { tables.unmap(gpa) };
+            shown.expect("the tables for them are there from the start");
         }
     }
 

@@ -4,6 +4,7 @@
 //! its end. Only CPU 0, which serves, calls what is here; a life's own CPU runs it.
 
 pub mod arrival;
+mod guest_firmware;
 mod life;
 mod memory;
 mod place;
@@ -39,6 +40,8 @@ pub struct Vm {
     pub console: Mutex<ConsoleBuffer>,
     /// The addresses of its network cards.
     macs: Mutex<Vec<Mac>>,
+    /// Between its lives, what its firmware keeps.
+    variables: Mutex<Option<Vec<u8>>>,
     life: Mutex<Life>,
     is_restoring: AtomicBool,
     /// How many lives in a row were short and ended with a reset.
@@ -79,8 +82,11 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
     if host.vm(&spec.name).is_some() {
         return Err((format!("there is a VM {} already", spec.name), "choose another name, or delete it".into()));
     }
-    for name in [Some(&spec.kernel), spec.initrd.as_ref()].into_iter().flatten() {
+    for name in [&spec.kernel, &spec.initrd].into_iter().flatten() {
         module(host, name)?;
+    }
+    if spec.kernel.is_none() {
+        guest_firmware::Files::find(host)?;
     }
     let start = spec.start;
     let macs = spec.nics.iter().map(|nic| nic.mac.unwrap_or_else(choose_mac)).collect();
@@ -112,6 +118,7 @@ impl Vm {
             spec,
             console: Mutex::new(ConsoleBuffer::new()),
             macs: Mutex::new(macs),
+            variables: Mutex::new(None),
             life: Mutex::new(Life::Created),
             is_restoring: AtomicBool::new(false),
             resets_in_a_row: AtomicU32::new(0),
@@ -135,6 +142,17 @@ impl Vm {
     pub fn must_run(&self) -> Result<Arc<Running>, Refusal> {
         let remedy = || format!("start it first: vm start {}", self.name());
         self.running().ok_or_else(|| (format!("{} is not running", self.name()), remedy()))
+    }
+
+    /// Refuses what cannot be done yet to a VM with a firmware of its own; `what` says what that is.
+    pub fn must_have_kernel(&self, what: &str) -> Result<(), Refusal> {
+        match self.spec.kernel {
+            Some(_) => Ok(()),
+            None => {
+                let message = format!("{} boots by UEFI, and such a VM cannot be {what} yet", self.name());
+                Err((message, "shut it down instead: its disks have everything".into()))
+            }
+        }
     }
 
     /// What it is doing.
@@ -265,7 +283,7 @@ impl Vm {
         devices.sort();
         devices.dedup();
         devices.into_iter().try_for_each(|device| frames.put_in_reach(device)).map_err(no_memory)?;
-        let memory = frames.memory()?;
+        let (memory, firmware, flash) = guest_firmware::prepare(host, self, &frames)?;
         let mut second_stage = host.backend.second_stage().map_err(no_memory)?;
         let vcpu = |cpu| host.backend.vcpu(&second_stage).map(|vcpu| (vcpu, cpu));
         if let Some(cpu) = self.spec.pin.iter().find(|&&cpu| usize::from(cpu) >= host.cpus.count()) {
@@ -288,10 +306,14 @@ impl Vm {
             disks: disks.iter().map(|&lent| disk_config(host, lent)).collect(),
             nics: self.macs().iter().map(|mac| NicConfig { mac: mac.bytes(), mtu: 1500 }).collect(),
             debug: DebugPorts { exit: self.spec.debug_exit, console: self.spec.debug_console },
+            firmware,
             wall_unix_ns: host.clock.wall_unix_ns(),
         }));
+        for (gpa, hpa) in machine.variable_pages() {
+            second_stage.map_read_only(gpa, hpa).map_err(no_memory)?;
+        }
         let (now_ns, disks) = (host.clock.now_ns(), disks.to_vec());
-        let parts = Parts { machine, vcpus, second_stage, frames, disks, now_ns, is_first, is_held };
+        let parts = Parts { machine, vcpus, second_stage, frames, flash, disks, now_ns, is_first, is_held };
         Ok(Arc::new(Running::new(self.clone(), parts)))
     }
 }
@@ -352,6 +374,9 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         running.disks.iter().for_each(|&lent| storage.release(lent));
     }
     let vm = &running.vm;
+    if let Some(variables) = running.machine.variables() {
+        *vm.variables.lock() = Some(variables);
+    }
     *vm.life.lock() = match ending {
         // What is saved stays where it could not be restored.
         Ending::Saved => Life::Saved,

@@ -34,7 +34,8 @@ impl Offer {
         let VmSpec { name, kernel, initrd, command_line, disks, .. } = &vm.spec;
         Self {
             name: name.to_string(),
-            kernel: kernel.clone(),
+            // A VM without one is not offered.
+            kernel: kernel.clone().unwrap_or_default(),
             initrd: initrd.clone(),
             command_line: command_line.clone(),
             disks: disks.clone(),
@@ -58,7 +59,7 @@ impl Offer {
     pub fn spec(self) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
         let Self { name, kernel, initrd, command_line, disks, plan } = self;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
-            let mut spec = VmSpec::new(name.parse()?, kernel);
+            let mut spec = VmSpec::new(name.parse()?, Some(kernel));
             spec.initrd = initrd;
             spec.set_command_line(command_line)?;
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;

@@ -64,6 +64,7 @@ impl Outgoing {
         peer: PeerSpec,
         settings: Settings,
     ) -> Result<Self, Refusal> {
+        running.vm.must_have_kernel("moved")?;
         if !running.hold() {
             return Err((format!("{} is being saved", running.vm.name()), "wait for that".to_string()));
         }

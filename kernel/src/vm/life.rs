@@ -87,6 +87,8 @@ pub struct Running {
     /// Dropped after everything that points into them.
     second_stage: Mutex<SecondStage>,
     frames: GuestFrames,
+    /// The memory of its firmware's flash.
+    _flash: Option<GuestFrames>,
 }
 
 /// What a life is made of.
@@ -96,6 +98,8 @@ pub struct Parts {
     pub vcpus: Vec<(Box<dyn Vcpu>, usize)>,
     pub second_stage: SecondStage,
     pub frames: GuestFrames,
+    /// The memory of its firmware's flash, where it has one.
+    pub flash: Option<GuestFrames>,
     pub disks: Vec<Lent>,
     pub now_ns: u64,
     pub is_first: bool,
@@ -129,7 +133,7 @@ impl Start {
 impl Running {
     /// A life of `vm`, its memory not prepared.
     pub fn new(vm: Arc<Vm>, parts: Parts) -> Self {
-        let Parts { machine, vcpus, second_stage, frames, disks, now_ns, is_first, is_held } = parts;
+        let Parts { machine, vcpus, second_stage, frames, flash, disks, now_ns, is_first, is_held } = parts;
         let queued = AtomicUsize::new(vcpus.len());
         let place = |(index, (vcpu, cpu))| Place::new(cpu, vcpu, index == 0, now_ns);
         Self {
@@ -154,6 +158,7 @@ impl Running {
             queued,
             second_stage: Mutex::new(second_stage),
             frames,
+            _flash: flash,
         }
     }
 
@@ -169,7 +174,13 @@ impl Running {
                 return Ok(false);
             }
         }
-        let boot = self.machine.load(&self.kernel(host)?).map_err(|error| (error.0, "see \"modules\"".to_string()))?;
+        let boot = match &self.vm.spec.kernel {
+            None => self.machine.power_on(),
+            Some(kernel) => {
+                let kernel = self.kernel(host, kernel)?;
+                self.machine.load(&kernel).map_err(|error| (error.0, "see \"modules\"".to_string()))?
+            }
+        };
         let (tsc_khz, tsc_offset) = (host.clock.tsc_khz() as u32, cpu::tsc().wrapping_neg());
         for (index, place) in self.vcpus.iter().enumerate() {
             let state = if index == 0 { &boot } else { &VcpuState::reset() };
@@ -246,11 +257,11 @@ impl Running {
         result
     }
 
-    fn kernel<'a>(&'a self, host: &Host) -> Result<Kernel<'a>, Refusal> {
+    fn kernel<'a>(&'a self, host: &Host, image: &'a str) -> Result<Kernel<'a>, Refusal> {
         let spec = &self.vm.spec;
         let module = |name| super::module(host, name).map(|bytes| Module { name, bytes });
         Ok(Kernel {
-            image: module(&spec.kernel)?,
+            image: module(image)?,
             initrd: spec.initrd.as_deref().map(module).transpose()?,
             command_line: &spec.command_line,
         })

@@ -10,6 +10,7 @@ use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use firmware::layout;
 use guestmem::{Backing, GuestMemory};
 use iommu::Source;
 use memory::{FRAMES, HostFrames};
@@ -21,7 +22,6 @@ const RESERVE_BYTES: u64 = 8 << 20;
 
 /// Guest memory that does not fit below the PCI window starts here.
 const HIGH_MEMORY: Gpa = Gpa::new(4 << 30);
-const LOW_BYTES_MAX: u64 = 3 << 30;
 
 /// The large frames behind a guest's memory, in the order of its addresses, and the devices that reach them.
 pub struct GuestFrames {
@@ -59,7 +59,12 @@ impl GuestFrames {
 
     /// The guest's memory over these frames: from 0 up to the PCI window, the rest from 4 GiB on.
     pub fn memory(&self) -> Result<GuestMemory, Refusal> {
-        let low_count = self.frames.len().min((LOW_BYTES_MAX / LARGE_PAGE_BYTES) as usize);
+        self.memory_below(layout::LOW_MEMORY_END)
+    }
+
+    /// The same, the first part up to `low_end` at most.
+    pub fn memory_below(&self, low_end: Gpa) -> Result<GuestMemory, Refusal> {
+        let low_count = self.frames.len().min((low_end.as_u64() / LARGE_PAGE_BYTES) as usize);
         let (low, high) = self.frames.split_at(low_count);
         let mut memory = GuestMemory::new(Arc::new(HostFrames));
         for (start, frames) in [(Gpa::new(0), low), (HIGH_MEMORY, high)] {
@@ -121,8 +126,9 @@ pub fn has_huge_pages() -> bool {
     cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0
 }
 
-/// Maps the guest's memory, in 1 GiB pages where addresses allow and the processor has them.
+/// Maps the guest's memory, in 1 GiB pages where addresses allow and the processor has them, and its read-only memory.
 pub fn map(memory: &GuestMemory, second_stage: &mut SecondStage) -> Result<(), OutOfMemory> {
+    memory.rom_pages().try_for_each(|(gpa, hpa)| second_stage.map_read_only(gpa, hpa))?;
     let has_huge = has_huge_pages();
     let mut run = Run::default();
     for (gpa, hpa) in memory.frames() {

@@ -65,7 +65,7 @@ fn reads_everything() {
     let mac = Mac::new([2, 0, 0, 0, 0, 7]);
     let web = VmSpec {
         name: "web".parse().unwrap(),
-        kernel: "vmlinuz".into(),
+        kernel: Some("vmlinuz".into()),
         initrd: Some("initrd.img".into()),
         command_line: "root=/dev/vda1 console=ttyS0".into(),
         memory: Size::from_mib(1024),
@@ -78,7 +78,7 @@ fn reads_everything() {
         debug_console: true,
         start: true,
     };
-    let mut db = VmSpec::new("db".parse().unwrap(), "vmlinuz".into());
+    let mut db = VmSpec::new("db".parse().unwrap(), Some("vmlinuz".into()));
     db.nics = vec![NicSpec::default(); 2];
     assert_eq!(config.vms, [web, db]);
 }
@@ -177,7 +177,10 @@ fn bad_values_of_a_vm_are_refused() {
 #[test]
 fn what_is_missing_is_named() {
     assert_eq!(error("\n[[vm]]\nkernel = \"k\"\n"), (2, "[[vm]] has no `name`: add name = \"web\"".into()));
-    assert_eq!(error("[[vm]]\nname = \"a\"\n"), (1, "[[vm]] has no `kernel`: add kernel = \"vmlinuz\"".into()));
+    assert_eq!(
+        error("[[vm]]\nname = \"a\"\n"),
+        (1, "the VM has nothing to boot: give it a kernel, or a disk that it boots by UEFI".into())
+    );
 }
 
 #[test]

@@ -32,8 +32,8 @@ const COMMAND_LINE_BYTES_MAX: usize = 2047;
 pub struct VmSpec {
     /// Its name, unique on its host.
     pub name: Name,
-    /// The boot module with its kernel.
-    pub kernel: String,
+    /// The boot module with its kernel; without one its firmware boots its first disk.
+    pub kernel: Option<String>,
     /// The boot module with its initial RAM disk.
     pub initrd: Option<String>,
     /// The kernel's command line.
@@ -83,7 +83,7 @@ pub(crate) const KEYS: &[&str] = &[
 
 impl VmSpec {
     /// The least that makes a VM: 256 MiB, one vCPU, nothing else.
-    pub fn new(name: Name, kernel: String) -> Self {
+    pub fn new(name: Name, kernel: Option<String>) -> Self {
         Self {
             name,
             kernel,
@@ -180,6 +180,27 @@ impl VmSpec {
         Ok(())
     }
 
+    /// Checks that there is something to boot, and nothing that could not take effect.
+    ///
+    /// # Errors
+    /// Without kernel and disk, or with what only goes with a kernel.
+    pub fn check_boot(&self) -> Result<(), Invalid> {
+        if self.kernel.is_some() {
+            return Ok(());
+        }
+        if self.disks.is_empty() {
+            return Err(Invalid::new(
+                "the VM has nothing to boot",
+                "give it a kernel, or a disk that it boots by UEFI",
+            ));
+        }
+        if self.initrd.is_some() || !self.command_line.is_empty() {
+            let message = "an initial RAM disk and a command line go with a kernel";
+            return Err(Invalid::new(message, "give the kernel too, or leave them out: the disk has its own"));
+        }
+        Ok(())
+    }
+
     /// Adds a disk.
     ///
     /// # Errors
@@ -217,7 +238,7 @@ impl VmSpec {
 
     pub(crate) fn parse(section: &Section<'_>) -> Result<Self, Error> {
         let name = section.required("name", section.parsed("name")?, "\"web\"")?;
-        let kernel = section.required("kernel", module(section, "kernel")?, "\"vmlinuz\"")?;
+        let kernel = module(section, "kernel")?;
         let mut vm = Self::new(name, kernel);
         vm.initrd = module(section, "initrd")?;
         vm.start = section.truth("autostart")?.unwrap_or(false);
@@ -243,6 +264,7 @@ impl VmSpec {
             vm.add_disk(disk).map_err(at("disks"))?;
         }
         vm.parse_nics(section)?;
+        vm.check_boot().map_err(|cause| section.error(cause))?;
         Ok(vm)
     }
 

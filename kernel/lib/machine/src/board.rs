@@ -4,15 +4,17 @@ mod saved;
 
 use crate::console::Console;
 use crate::function::PciFunction;
+use crate::guest_firmware::Firmware;
 use crate::input::InputMode;
 use crate::mail::Mail;
 use crate::network::{Card, NicConfig};
 use crate::output::Outbox;
 use crate::storage::{Disk, DiskConfig};
 use crate::{End, Host, Machine};
-use addr::Gpa;
+use addr::{Gpa, GpaRange};
 use alloc::vec::Vec;
 use chipset::{Chipset, Clock, DebugPorts, DeliveryMode, Effect, Message};
+use firmware::layout;
 use guestmem::GuestMemory;
 use pci::{Bdf, ConfigPort, ConfigSpace};
 use virtio::{Function, Rng, Signal};
@@ -26,8 +28,11 @@ const MMIO_BAR_STRIDE: u32 = 0x1_0000;
 /// How many random bytes a request gets at most.
 const RANDOM_BYTES_MAX: usize = 64;
 
-/// How many functions there can be: one a device number, but the host bridge's.
-const FUNCTIONS_MAX: usize = 31;
+/// The LPC bridge's device number.
+const LPC_DEVICE: u8 = 31;
+
+/// How many functions there can be: one a device number, but the bridges'.
+const FUNCTIONS_MAX: usize = 30;
 
 /// Which function answers at a PCI device number; 0 is the host bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +47,9 @@ pub enum Slot {
 pub struct Board {
     pub input_mode: InputMode,
     pub chipset: Chipset,
-    bridge: ConfigSpace,
+    pub(crate) bridge: ConfigSpace,
+    /// What is there for a firmware of the guest's own.
+    pub(crate) firmware: Option<Firmware>,
     config_port: ConfigPort,
     pub(crate) console: Console,
     pub(crate) rng: Function<Rng>,
@@ -66,7 +73,7 @@ pub struct Board {
 impl Board {
     pub fn new(
         wall_unix_ns: u64,
-        ram_bytes: u64,
+        memory: &GuestMemory,
         disks: Vec<DiskConfig>,
         nics: Vec<NicConfig>,
         debug: DebugPorts,
@@ -75,10 +82,14 @@ impl Board {
         slots.extend((0..disks.len()).map(Slot::Disk));
         slots.extend((0..nics.len()).map(Slot::Card));
         assert!(slots.len() <= FUNCTIONS_MAX, "a machine of {} functions does not fit one bus", slots.len());
-        let mut board = Self {
+        let below = |range: &GpaRange| range.start() < layout::LOW_MEMORY_END;
+        let low_bytes = memory.ranges().filter(below).map(GpaRange::bytes).sum();
+        let high_bytes = memory.total_bytes() - low_bytes;
+        Self {
             input_mode: InputMode::Solo,
-            chipset: Chipset::new(wall_unix_ns, ram_bytes).with_debug_ports(debug),
+            chipset: Chipset::with_ram(wall_unix_ns, low_bytes, high_bytes).with_debug_ports(debug),
             bridge: pci::host_bridge(),
+            firmware: None,
             config_port: ConfigPort::default(),
             console: Console::new(),
             rng: Function::new(Rng::new()),
@@ -91,9 +102,7 @@ impl Board {
             kicked: Vec::new(),
             end: None,
             noted_deadline_ns: None,
-        };
-        board.place_functions();
-        board
+        }
     }
 
     /// Reads a port; all ones where nobody answers.
@@ -115,7 +124,7 @@ impl Board {
                 return function.port_read(offset, size) & ones;
             }
         }
-        ones
+        self.firmware.as_mut().and_then(|firmware| firmware.fw_cfg.port_read(port, size)).unwrap_or(ones)
     }
 
     /// Writes a port; nothing happens where nobody answers.
@@ -136,6 +145,9 @@ impl Board {
                 return;
             }
         }
+        if let Some(firmware) = &mut self.firmware {
+            firmware.fw_cfg.port_write(port, size, value);
+        }
     }
 
     /// Reads a guest-physical address that is no memory; all ones where nobody answers.
@@ -143,7 +155,10 @@ impl Board {
         if let Some(value) = self.chipset.mmio_read(gpa, size) {
             return value;
         }
-        if let Some((bdf, offset)) = ecam(gpa) {
+        if let Some((flash, offset)) = self.flash_at(gpa) {
+            return flash.read(offset, size);
+        }
+        if let Some((bdf, offset)) = self.ecam(gpa) {
             let low = u64::from(self.config_read(bdf, offset, size.min(4)));
             // Registers are 32 bits wide: a wider access is two.
             let high = if size == 8 { self.config_read(bdf, offset + 4, 4) } else { 0 };
@@ -162,7 +177,11 @@ impl Board {
         if self.chipset.mmio_write(gpa, size, value, &mut self.effects) {
             return;
         }
-        if let Some((bdf, offset)) = ecam(gpa) {
+        if let Some((flash, offset)) = self.flash_at(gpa) {
+            flash.write(offset, size, value);
+            return;
+        }
+        if let Some((bdf, offset)) = self.ecam(gpa) {
             self.config_write(bdf, offset, size.min(4), value as u32);
             if size == 8 {
                 self.config_write(bdf, offset + 4, 4, (value >> 32) as u32);
@@ -262,7 +281,7 @@ impl Board {
 
     /// Drives a function's interrupt pin. Every eighth device shares its GSI, which has the OR of their levels.
     fn set_pin(&mut self, slot: Slot, asserted: bool) {
-        let gsi_of = |device| firmware::layout::pci_gsi(device, 0) as u8;
+        let gsi_of = |device| layout::pci_gsi(device, 0) as u8;
         let device = self.device_number(slot);
         self.pins = self.pins & !(1 << device) | u32::from(asserted) << device;
         let gsi = gsi_of(device);
@@ -272,16 +291,21 @@ impl Board {
 
     fn config_read(&mut self, bdf: Bdf, offset: u16, size: u8) -> u32 {
         match self.slot_at(bdf) {
-            None if is_bridge(bdf) => self.bridge.read(offset, size),
-            None => u32::MAX >> (32 - 8 * u32::from(size)),
+            None => match self.bridge_at(bdf) {
+                Some(bridge) => bridge.read(offset, size),
+                None => u32::MAX >> (32 - 8 * u32::from(size)),
+            },
             Some(slot) => self.with_function(slot, |function, signals| function.config_read(offset, size, signals)),
         }
     }
 
     fn config_write(&mut self, bdf: Bdf, offset: u16, size: u8, value: u32) {
         match self.slot_at(bdf) {
-            None if is_bridge(bdf) => drop(self.bridge.write(offset, size, value)),
-            None => {}
+            None => {
+                if let Some(bridge) = self.bridge_at(bdf) {
+                    bridge.write(offset, size, value);
+                }
+            }
             Some(slot) => {
                 self.with_function(slot, |function, signals| {
                     function.config_write(offset, size, value, signals);
@@ -297,7 +321,7 @@ impl Board {
         self.slots.get(usize::from(bdf.device).checked_sub(1)?).copied()
     }
 
-    fn device_number(&self, slot: Slot) -> u8 {
+    pub(crate) fn device_number(&self, slot: Slot) -> u8 {
         let index = self.slots.iter().position(|other| *other == slot).expect("every function has a slot");
         index as u8 + 1
     }
@@ -309,10 +333,31 @@ impl Board {
         })
     }
 
-    fn place_functions(&mut self) {
+    /// The host bridge, or the LPC bridge that firmware wants.
+    fn bridge_at(&mut self, bdf: Bdf) -> Option<&mut ConfigSpace> {
+        match (bdf.bus, bdf.device, bdf.function) {
+            (0, 0, 0) => Some(&mut self.bridge),
+            (0, LPC_DEVICE, 0) => self.firmware.as_mut().map(|firmware| &mut firmware.lpc),
+            _ => None,
+        }
+    }
+
+    /// What an address in the memory-mapped configuration space means: that is where firmware put it, or where the tables
+    /// say.
+    fn ecam(&self, gpa: Gpa) -> Option<(Bdf, u16)> {
+        if self.firmware.is_some() {
+            let (start, bytes) = pci::configured_ecam(&self.bridge)?;
+            return gpa.as_u64().checked_sub(start).filter(|&offset| offset < bytes).and_then(pci::ecam);
+        }
+        let window = layout::ECAM;
+        window.contains(gpa).then(|| pci::ecam(gpa.as_u64() - window.start().as_u64())).flatten()
+    }
+
+    /// Places every function as firmware does, for a guest that starts without one.
+    pub fn place_functions(&mut self) {
         for index in 0..self.slots.len() {
             let slot = self.slots[index];
-            let line = firmware::layout::pci_gsi(index as u8 + 1, 0) as u8;
+            let line = layout::pci_gsi(index as u8 + 1, 0) as u8;
             let io = IO_BARS + IO_BAR_STRIDE * index as u16;
             let mmio = MMIO_BARS + MMIO_BAR_STRIDE * index as u32;
             match slot {
@@ -391,15 +436,6 @@ impl Machine {
 /// PCI configuration mechanism 1.
 mod pci_ports {
     pub const ADDRESS: u16 = 0xcf8;
-}
-
-fn is_bridge(bdf: Bdf) -> bool {
-    (bdf.bus, bdf.device, bdf.function) == (0, 0, 0)
-}
-
-fn ecam(gpa: Gpa) -> Option<(Bdf, u16)> {
-    let window = firmware::layout::ECAM;
-    window.contains(gpa).then(|| pci::ecam(gpa.as_u64() - window.start().as_u64())).flatten()
 }
 
 fn place<D: virtio::Device>(function: &mut Function<D>, io: u16, mmio: u32, line: u8) {

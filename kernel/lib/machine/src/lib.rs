@@ -17,6 +17,7 @@ mod cpuid;
 mod epoch;
 mod exits;
 mod function;
+mod guest_firmware;
 mod hypercall;
 mod input;
 mod mail;
@@ -36,6 +37,7 @@ mod tests;
 pub use addresses::{VCPUS_MAX, VcpuSet};
 pub use chipset::DebugPorts;
 pub use cpuid::{CpuProfile, Leaf};
+pub use guest_firmware::FirmwareConfig;
 pub use input::{FrameLost, InputMode};
 pub use loader::Module;
 pub use network::{NicConfig, offload_of};
@@ -46,6 +48,7 @@ pub use sleep::Sleep;
 pub use start::{Kernel, StartError};
 pub use storage::DiskConfig;
 
+use addr::{Gpa, Hpa};
 use addresses::Addresses;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -84,6 +87,12 @@ pub trait Host {
     fn steal_ns(&self) -> u64;
     /// Takes everything out of the outbox. The machine holds no lock during the call.
     fn flush(&mut self, outbox: &mut Outbox);
+    /// Maps pages of the guest's flash, to be read and run, or takes them away, so that accesses exit. They were mapped when
+    /// the machine was made. The machine sees to it that vCPUs forget their translations; a host without second-stage
+    /// tables has nothing to do.
+    fn show_pages(&mut self, pages: &mut dyn Iterator<Item = (Gpa, Hpa)>, readable: bool) {
+        let _ = (pages, readable);
+    }
     /// Fills bytes with randomness.
     fn random(&mut self, into: &mut [u8]);
     /// A typed note of what happens, for the trace ring.
@@ -106,6 +115,8 @@ pub struct MachineConfig {
     pub nics: Vec<NicConfig>,
     /// Its debug ports.
     pub debug: DebugPorts,
+    /// Its own firmware, where it has one; the firmware's code is read-only memory of `memory`.
+    pub firmware: Option<FirmwareConfig>,
     /// UTC at the host's moment 0, in nanoseconds since 1970.
     pub wall_unix_ns: u64,
 }
@@ -141,12 +152,17 @@ impl Machine {
     /// A machine that was not started.
     ///
     /// # Panics
-    /// With no vCPU or too many, and with more disks and cards than one PCI bus takes besides console and random
-    /// numbers: 29.
+    /// With no vCPU or too many, and with more disks and cards than one PCI bus takes besides console, random numbers
+    /// and the LPC bridge: 28.
     pub fn new(config: MachineConfig) -> Self {
-        let MachineConfig { id, vcpus, memory, profile, disks, nics, debug, wall_unix_ns } = config;
+        let MachineConfig { id, vcpus, memory, profile, disks, nics, debug, firmware, wall_unix_ns } = config;
         assert!((1..=VCPUS_MAX).contains(&(vcpus as usize)), "a machine of {vcpus} vCPUs");
-        let board = Board::new(wall_unix_ns, memory.total_bytes(), disks, nics, debug);
+        let mut board = Board::new(wall_unix_ns, &memory, disks, nics, debug);
+        if let Some(firmware) = firmware {
+            board.add_firmware(firmware, &memory, vcpus);
+        } else {
+            board.place_functions();
+        }
         Self {
             id,
             memory,

@@ -111,10 +111,7 @@ pub(crate) const CATALOG: &[Spec] = &[
     Spec {
         operand: Some(Operand { title: "NAME", value: Value::Free, required: true, words_max: 1 }),
         options: &[
-            OptionSpec {
-                occurs: Occurs::Always,
-                ..option("--kernel", "MODULE", Value::Module, "its kernel: a bzImage or Multiboot 1 image")
-            },
+            option("--kernel", "MODULE", Value::Module, "its kernel: a bzImage or Multiboot 1 image"),
             option("--initrd", "MODULE", Value::Module, "its initial RAM disk, or Multiboot module"),
             option("--cmdline", "TEXT", Value::Free, "its kernel's command line, in quotes"),
             option("--memory", "SIZE", Value::Free, "its memory, 256M when not given"),
@@ -133,12 +130,13 @@ pub(crate) const CATALOG: &[Spec] = &[
             flag("--debug-console", "bytes to port 0xe9 go to its console"),
             flag("--start", "start it at once"),
         ],
-        details: "A VM is forgotten when the host restarts, unless the configuration file has it. `modules` shows what \
-                  there is to boot and `disk` which disks are free.",
+        details: "Without a kernel it boots its first disk by UEFI, as an installed machine does; what its firmware \
+                  keeps lasts as long as the VM is known. A VM is forgotten when the host restarts, unless the \
+                  configuration file has it. `modules` shows what there is to boot and `disk` which disks are free.",
         examples: &[
             "vm create web --kernel vmlinuz --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
              --disk web-root --nic --start",
-            "vm create db --kernel vmlinuz --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07",
+            "vm create db --disk db --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07",
         ],
         ..plain(&["vm", "create"], "define a VM", create)
     },
@@ -358,7 +356,7 @@ const fn flag(name: &'static str, summary: &'static str) -> OptionSpec {
 }
 
 fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
-    let kernel = arguments.module("--kernel")?.unwrap_or_default();
+    let kernel = arguments.module("--kernel")?;
     let mut vm = VmSpec::new(arguments.name()?, kernel);
     vm.initrd = arguments.module("--initrd")?;
     vm.start = arguments.has("--start");
@@ -386,6 +384,7 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
         let mac = nic.and_then(|nic| nic.strip_prefix("mac=")).map(str::parse).transpose()?;
         vm.add_nic(NicSpec { mac })?;
     }
+    vm.check_boot()?;
     Ok(Command::VmCreate(Box::new(vm)))
 }
 

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn usage_names_what_must_be_given() {
-        assert_eq!(commands("vm create")[0].usage, "vm create NAME --kernel MODULE");
+        assert_eq!(commands("vm create")[0].usage, "vm create NAME");
         assert_eq!(commands("disk list")[0].usage, "disk [list]");
         assert_eq!(commands("stat")[0].usage, "stat [NAME]");
         assert_eq!(commands("trace")[0].options.len(), 4);

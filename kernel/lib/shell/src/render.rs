@@ -239,7 +239,7 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["up".into(), duration(vm.summary.uptime_ns)]);
     facts.row(["vCPUs".into(), count(vm.summary.vcpus.into())]);
     facts.row(["memory".into(), bytes(vm.summary.memory_bytes)]);
-    facts.row(["kernel".into(), vm.kernel.clone()]);
+    facts.row(["kernel".into(), vm.kernel.clone().unwrap_or_else(|| "none: it boots by UEFI".into())]);
     facts.row(["initrd".into(), vm.initrd.clone().unwrap_or_else(|| "none".into())]);
     facts.row(["command line".into(), or_none(vm.command_line.clone())]);
     facts.row(["disks".into(), or_none(vm.disks.join(", "))]);

@@ -281,8 +281,8 @@ pub struct VmDetail {
     /// What a list says.
     #[serde(flatten)]
     pub summary: VmSummary,
-    /// The boot module with its kernel.
-    pub kernel: String,
+    /// The boot module with its kernel; without one it boots by UEFI.
+    pub kernel: Option<String>,
     /// The boot module with its initial RAM disk.
     pub initrd: Option<String>,
     /// The kernel's command line.

@@ -171,6 +171,7 @@ impl Bench {
             disks: disks.clone(),
             nics: nics.clone(),
             debug,
+            firmware: None,
             wall_unix_ns: WALL_UNIX_NS,
         }));
         let vcpu = MockVcpu::new(shared.clone());
@@ -204,6 +205,7 @@ impl Bench {
             disks: self.disks.clone(),
             nics: self.nics.clone(),
             debug: self.machine.board.lock().chipset.debug_ports(),
+            firmware: None,
             wall_unix_ns,
         })
     }

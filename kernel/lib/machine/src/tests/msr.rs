@@ -163,6 +163,7 @@ fn tsc_and_its_adjustment_move_together() {
             disks: vec![],
             nics: vec![],
             debug: DebugPorts::default(),
+            firmware: None,
             wall_unix_ns: WALL_UNIX_NS,
         })
         .unwrap();

@@ -168,6 +168,7 @@ fn what_differs_is_named() {
             disks,
             nics,
             debug: DebugPorts::default(),
+            firmware: None,
             wall_unix_ns,
         };
         unlike(bench.restore_with(&saved, 1000, config))
@@ -224,6 +225,7 @@ fn another_tsc_rate_needs_a_clock_that_can_be_told() {
             disks: vec![],
             nics: vec![],
             debug: DebugPorts::default(),
+            firmware: None,
             wall_unix_ns: 0,
         }
     };
@@ -245,6 +247,7 @@ fn every_vcpu_keeps_what_it_does() {
         disks: vec![],
         nics: vec![],
         debug: DebugPorts::default(),
+        firmware: None,
         wall_unix_ns: WALL_UNIX_NS,
     };
     let now = Moment { ns: 1_000, tsc: host_tsc(1_000) };

@@ -33,6 +33,7 @@ impl Smp {
             disks: vec![],
             nics: vec![],
             debug: DebugPorts::default(),
+            firmware: None,
             wall_unix_ns: WALL_UNIX_NS,
         });
         let shared: Vec<Arc<StdMutex<Shared>>> = (0..vcpus).map(|_| Arc::default()).collect();

@@ -92,7 +92,7 @@ fn every_command_takes_json() {
 
 #[test]
 fn creates_a_vm() {
-    let mut wanted = VmSpec::new(name("web"), "vmlinuz".into());
+    let mut wanted = VmSpec::new(name("web"), Some("vmlinuz".into()));
     assert_eq!(command("vm create web --kernel vmlinuz"), Command::VmCreate(wanted.clone().into()));
     wanted.initrd = Some("initrd.img".into());
     wanted.command_line = "root=/dev/vda1 console=ttyS0".into();
@@ -167,12 +167,9 @@ fn what_is_missing_or_too_much_is_named() {
         ("vm start", "`vm start` needs NAME: for example `vm start web`"),
         (
             "vm create --kernel k",
-            "`vm create` needs NAME: for example `vm create db --kernel vmlinuz --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07`",
+            "`vm create` needs NAME: for example `vm create db --disk db --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07`",
         ),
-        (
-            "vm create a",
-            "`vm create` needs --kernel MODULE: for example `vm create db --kernel vmlinuz --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07`",
-        ),
+        ("vm create a", "the VM has nothing to boot: give it a kernel, or a disk that it boots by UEFI"),
         ("vm start a b", "`b` is one word too many: `vm start` takes one NAME; quote it where it contains blanks"),
         ("host x", "`x` is one word too many: `host` takes only options; `help host` lists them"),
         ("disk show ''", "a name is empty: type `help disk show`"),

@@ -131,7 +131,7 @@ fn vms_for_people_and_programs() {
 fn one_vm_in_full() {
     let reply = Reply::Vm(VmDetail {
         summary: vm(VmState::Paused),
-        kernel: "vmlinuz".into(),
+        kernel: Some("vmlinuz".into()),
         initrd: None,
         command_line: String::new(),
         disks: vec!["a".into(), "b".into()],
@@ -285,7 +285,7 @@ fn nothing_that_a_guest_says_controls_the_terminal() {
 #[test]
 fn help_for_all_and_for_one() {
     let all = render(&help(""), false);
-    assert!(all.contains("\nvm create NAME --kernel MODULE  define a VM\n"));
+    assert!(all.lines().any(|line| line.starts_with("vm create NAME ") && line.ends_with(" define a VM")));
     for topic in all.lines().filter_map(|line| line.split("  ").next()).chain([""]) {
         let words: Vec<&str> = topic.split(' ').take_while(|word| word.starts_with(char::is_lowercase)).collect();
         let text = render(&help(&words.join(" ")), false);
