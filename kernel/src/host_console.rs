@@ -208,10 +208,18 @@ impl HostConsole {
         while self.output.len() < SHOWN_BYTES {
             let console = vm.console.lock();
             let bytes = console.read(cursor, SHOWN_BYTES);
-            if bytes.is_empty() {
+            if !bytes.is_empty() {
+                self.output.extend_from_slice(bytes);
+            } else if let Some(to) = vm.moved_to() {
+                let text = format!("\n{} moved to {to}, and its console with it\n", vm.name());
+                drop(console);
+                shell::to_terminal(&text, &mut self.output);
+                self.mode = Mode::Prompt;
+                self.print_log();
+                return self.editor.show(&mut self.output);
+            } else {
                 return;
             }
-            self.output.extend_from_slice(bytes);
         }
     }
 

@@ -4,10 +4,14 @@ use crate::vm::Running;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use block::{Catalog, Completion, Datastore, Health, IoError, SubmitError, Transfer, VirtualDisk};
+use block::gpt::Guid;
+use block::{Catalog, Completion, Datastore, Health, IoError, Place, SubmitError, Transfer, VirtualDisk};
 use iommu::Source;
 use machine::OutTransfer;
 use virtio::blk::Outcome;
+
+/// A flush of the host's own on a VM's disk; no machine's transfer has this number.
+const HOST_FLUSH: u64 = u64::MAX;
 
 /// The host's disks.
 #[derive(Default)]
@@ -36,6 +40,15 @@ struct HostEnded {
     partition: usize,
     id: u64,
     is_done: bool,
+}
+
+/// Which partition it is, whatever each host that sees it calls it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// Its GUID.
+    pub guid: Guid,
+    /// The serial number of the disk that it is on; empty where that has none.
+    pub disk_serial: String,
 }
 
 /// A partition that a VM has.
@@ -85,6 +98,48 @@ impl Storage {
         let disk = self.datastores[place.datastore].claim(place.partition);
         let disk = disk.map_err(|_| (alloc::format!("disk {name} is in use"), "see \"disk list\""))?;
         Ok(Lent { datastore: place.datastore, disk })
+    }
+
+    /// Which partition it is.
+    pub fn identity(&self, lent: Lent) -> Identity {
+        let datastore = &self.datastores[lent.datastore];
+        let guid = datastore.partitions().nth(lent.disk.partition()).map(|(partition, _)| partition.unique_guid);
+        Identity { guid: guid.unwrap_or_default(), disk_serial: datastore.geometry().serial.clone() }
+    }
+
+    /// What the partition that another host calls `name` is called here, or in one line why it cannot be told.
+    pub fn name_of(&self, identity: &Identity, name: &str) -> Result<String, (String, &'static str)> {
+        let (guid, serial) = (identity.guid, &identity.disk_serial);
+        let mut places = Vec::new();
+        for (datastore, disk) in self.datastores.iter().enumerate() {
+            let own = &disk.geometry().serial;
+            let may_be = own.is_empty() || serial.is_empty() || own == serial;
+            let found =
+                disk.partitions().enumerate().filter(|(_, (partition, _))| may_be && partition.unique_guid == guid);
+            places.extend(found.map(|(partition, _)| Place { datastore, partition }));
+        }
+        match places.as_slice() {
+            [place] => Ok(self.catalog.name_of(*place).unwrap_or_else(|| name.into())),
+            [] => {
+                let message = alloc::format!("this host does not see disk {name} (partition {guid})");
+                Err((message, "give both hosts the same disk"))
+            }
+            _ => {
+                let message = alloc::format!("several partitions of this host are {guid}, which is disk {name}");
+                Err((message, "give copies GUIDs of their own: sgdisk -G"))
+            }
+        }
+    }
+
+    /// Has a disk make stable what its VM, which stands still, has written. The end is one of
+    /// [`take_ended_for_host`](Self::take_ended_for_host).
+    pub fn flush_for_host(&mut self, lent: Lent) -> Result<(), SubmitError> {
+        // One of an earlier try may have ended when nobody waited any more.
+        while self.take_ended_for_host(lent).is_some() {}
+        let flush = Transfer { id: HOST_FLUSH, op: block::Op::Flush, sector: 0, sectors: 0, runs: &[] };
+        self.datastores[lent.datastore].submit(lent.disk, &flush)?;
+        self.datastores[lent.datastore].kick();
+        Ok(())
     }
 
     /// Notes who has a partition.
@@ -179,8 +234,8 @@ impl Storage {
         for (index, datastore) in self.datastores.iter_mut().enumerate() {
             while let Some(Completion { disk, id, outcome }) = datastore.completed() {
                 let (running, place) = match &self.owners[index][disk.partition()] {
-                    Some(Owner::Guest { running, disk }) => (running.upgrade(), *disk),
-                    Some(Owner::Host) => {
+                    Some(Owner::Guest { running, disk }) if id != HOST_FLUSH => (running.upgrade(), *disk),
+                    Some(Owner::Host | Owner::Guest { .. }) => {
                         let (partition, is_done) = (disk.partition(), outcome.is_ok());
                         self.host_ended.push(HostEnded { datastore: index, partition, id, is_done });
                         continue;

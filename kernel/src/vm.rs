@@ -24,7 +24,7 @@ pub use life::{DiskIo, Ending, Order, Running, Start};
 use machine::{CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
 pub use memory::{GuestFrames, has_huge_pages};
 use shell::{ConsoleBuffer, VmState};
-use spin::Mutex;
+use spin::{Mutex, Once};
 use trace::{Event, RunState};
 
 /// A line that says what is wrong, and one that says what to do.
@@ -46,6 +46,8 @@ pub struct Vm {
     is_restoring: AtomicBool,
     /// How many lives in a row were short and ended with a reset.
     resets_in_a_row: AtomicU32,
+    /// The host that it was moved to.
+    moved_to: Once<String>,
 }
 
 enum Life {
@@ -121,6 +123,7 @@ impl Vm {
             variables: Mutex::new(None),
             life: Mutex::new(Life::Created),
             is_restoring: AtomicBool::new(false),
+            moved_to: Once::new(),
             resets_in_a_row: AtomicU32::new(0),
         })
     }
@@ -201,6 +204,16 @@ impl Vm {
     /// Ends that.
     pub fn end_restoring(&self) {
         self.is_restoring.store(false, Ordering::Release);
+    }
+
+    /// Notes that it runs on another host now.
+    pub fn set_moved(&self, to: &str) {
+        self.moved_to.call_once(|| to.to_string());
+    }
+
+    /// The host that it was moved to.
+    pub fn moved_to(&self) -> Option<&str> {
+        self.moved_to.get().map(String::as_str)
     }
 
     /// The addresses of its network cards.

@@ -33,14 +33,24 @@ pub struct Incoming {
     key: PublicKey,
     peer: String,
     vm: String,
-    running: Option<Arc<Running>>,
+    received: Received,
     link: Option<Link>,
     announced: u32,
     announce_at_ns: Option<u64>,
     started_ns: u64,
     ended_ns: Option<u64>,
     reason: Option<String>,
+}
+
+/// What has arrived, as far as it is not the target's to keep.
+struct Received {
+    /// The machine that is being made of it.
+    running: Option<Arc<Running>>,
     bytes: u64,
+    /// The source asked for the time then, by its clock.
+    asked_ns: Option<u64>,
+    /// How far this host's clock on the wall is ahead of the source's.
+    ahead_ns: i64,
     page: Box<[u8; PAGE]>,
 }
 
@@ -60,15 +70,13 @@ impl Incoming {
             key,
             peer: peer.to_string(),
             vm: String::new(),
-            running: None,
+            received: Received { running: None, bytes: 0, asked_ns: None, ahead_ns: 0, page: Box::new([0; PAGE]) },
             link: Some(link),
             announced: 0,
             announce_at_ns: None,
             started_ns: host.clock.now_ns(),
             ended_ns: None,
             reason: None,
-            bytes: 0,
-            page: Box::new([0; PAGE]),
         };
         if let Err(reason) = this.prepare(host, version, description) {
             this.target.refuse(&reason);
@@ -81,7 +89,7 @@ impl Incoming {
             return Err(format!("it speaks version {version} of the protocol, this host version {VERSION}"));
         }
         let line = |(message, remedy)| format!("{message}; {remedy}");
-        let (spec, macs, plan) = Offer::parse(description).and_then(Offer::spec).map_err(line)?;
+        let (spec, macs, plan) = Offer::parse(description).and_then(|offer| offer.spec(host)).map_err(line)?;
         self.vm = spec.name.to_string();
         let running = arrival::prepare(host, spec, macs, &plan).map_err(line)?;
         let Ok(pages) = running.machine.memory().all_pages() else {
@@ -89,7 +97,7 @@ impl Incoming {
             return Err("there is no memory to keep track of its pages".to_string());
         };
         log::info!("{} arrives from {}", self.vm, self.peer);
-        self.running = Some(running);
+        self.received.running = Some(running);
         self.target.prepared(pages);
         Ok(())
     }
@@ -124,7 +132,7 @@ impl Incoming {
     }
 
     fn hear_or_close(&mut self, message: &[u8]) {
-        if let Err(what) = hear(&mut self.target, self.running.as_deref(), &mut self.page, &mut self.bytes, message)
+        if let Err(what) = self.received.hear(&mut self.target, message)
             && let Some(link) = &mut self.link
         {
             link.close(&what);
@@ -133,7 +141,7 @@ impl Incoming {
 
     /// Goes on; says when it wants to be called again.
     pub fn poll(&mut self, host: &'static Host, management: &mut Management, forwarder: &mut Forwarder) -> Option<u64> {
-        self.receive(management);
+        self.receive(host, management);
         while let Some(effect) = self.target.take_effect() {
             self.carry_out(host, effect);
         }
@@ -151,14 +159,20 @@ impl Incoming {
         soon_ns.into_iter().chain(self.announce_at_ns).min()
     }
 
-    fn receive(&mut self, management: &mut Management) {
-        let Self { link: Some(link), target, running, page, bytes, .. } = self else { return };
+    fn receive(&mut self, host: &Host, management: &mut Management) {
+        let Self { link: Some(link), target, received, .. } = self else { return };
         let mut breach = None;
         let event = link.receive(management, |message| {
             if breach.is_none() {
-                breach = hear(target, running.as_deref(), page, bytes, message).err();
+                breach = received.hear(target, message).err();
             }
         });
+        if let Some(asked_ns) = received.asked_ns.take() {
+            let utc_ns = host.clock.wall_unix_ns() + host.clock.now_ns();
+            let mut bytes = Vec::new();
+            Message::Time { asked_ns, utc_ns }.encode(&mut bytes);
+            link.send(&bytes);
+        }
         if let Some(what) = breach {
             target.cancel(&what);
             if let Some(link) = &mut self.link {
@@ -175,8 +189,8 @@ impl Incoming {
         match effect {
             Effect::Say(word) => self.say(&word),
             Effect::Restore => {
-                let restored = match &self.running {
-                    Some(running) => running.restore(host, self.target.state()),
+                let restored = match &self.received.running {
+                    Some(running) => running.restore(host, self.target.state(), self.received.ahead_ns),
                     None => Err("there is no machine".to_string()),
                 };
                 match &restored {
@@ -185,7 +199,7 @@ impl Incoming {
                 }
             }
             Effect::Run => {
-                let Some(running) = &self.running else { return };
+                let Some(running) = &self.received.running else { return };
                 arrival::admit(host, running);
                 self.ended_ns = Some(host.clock.now_ns());
                 self.announce_at_ns = self.ended_ns;
@@ -193,7 +207,7 @@ impl Incoming {
                 log::info!("{} runs here now, and no more on {}", self.vm, self.peer);
             }
             Effect::Discard(reason) => {
-                if let Some(running) = self.running.take() {
+                if let Some(running) = self.received.running.take() {
                     arrival::discard(host, &running);
                 }
                 self.ended_ns = Some(host.clock.now_ns());
@@ -225,7 +239,7 @@ impl Incoming {
         if self.announce_at_ns.is_none_or(|at_ns| at_ns > now_ns) {
             return;
         }
-        let Some(running) = &self.running else { return };
+        let Some(running) = &self.received.running else { return };
         let frames: Vec<_> = running.vm.macs().iter().map(|mac| rarp(mac.bytes())).collect();
         if let Some(ports) = running.ports.get() {
             forwarder.forward(host, frames.len(), |index| Frame {
@@ -238,7 +252,7 @@ impl Incoming {
         self.announce_at_ns = (self.announced < ANNOUNCEMENTS).then_some(now_ns + ANNOUNCE_NS);
         if self.announce_at_ns.is_none() {
             // The machine is the VM's alone from here on: its life can end.
-            self.running = None;
+            self.received.running = None;
         }
     }
 
@@ -263,7 +277,7 @@ impl Incoming {
             zero_pages: 0,
             raw_pages: 0,
             lz4_pages: 0,
-            bytes: self.bytes,
+            bytes: self.received.bytes,
             bytes_per_s: 0,
             running_percent: 100,
             expected_downtime_ns: 0,
@@ -273,33 +287,46 @@ impl Incoming {
     }
 }
 
-/// Takes a message of the source's.
-fn hear(
-    target: &mut Target,
-    running: Option<&Running>,
-    page: &mut [u8; PAGE],
-    bytes: &mut u64,
-    message: &[u8],
-) -> Result<(), String> {
-    let breach = |Breach(what)| what.to_string();
-    match Message::parse(message).map_err(|malformed| malformed.to_string())? {
-        Message::Pages { records } => {
-            *bytes += records.len() as u64;
-            store(target, running.ok_or("it sends memory out of turn")?, page, records).map_err(breach)
+impl Received {
+    /// Takes a message of the source's.
+    fn hear(&mut self, target: &mut Target, message: &[u8]) -> Result<(), String> {
+        let breach = |Breach(what)| what.to_string();
+        let own = target.id();
+        match Message::parse(message).map_err(|malformed| malformed.to_string())? {
+            Message::Pages { records } => {
+                self.bytes += records.len() as u64;
+                let running = self.running.as_deref().ok_or("it sends memory out of turn")?;
+                store(target, running, &mut self.page, records).map_err(breach)
+            }
+            Message::State { total, bytes } => target.state_arrived(total, bytes).map_err(breach),
+            Message::Clock { asked_ns } => {
+                self.asked_ns = Some(asked_ns);
+                Ok(())
+            }
+            Message::Console { bytes } => match &self.running {
+                Some(running) if target.phase() == Phase::Receiving => {
+                    running.vm.console.lock().push(bytes);
+                    Ok(())
+                }
+                _ => Err("it sends what a console printed out of turn".to_string()),
+            },
+            Message::Finish { id, ahead_ns } if id == own => {
+                self.ahead_ns = ahead_ns;
+                target.finished().map_err(breach)
+            }
+            Message::Commit { id } if id == own => target.committed().map_err(breach),
+            Message::Abort { id, reason } if id == own => target.aborted(reason).map_err(breach),
+            Message::Finish { .. }
+            | Message::Commit { .. }
+            | Message::Abort { .. }
+            | Message::Offer { .. }
+            | Message::Accept
+            | Message::Refuse { .. }
+            | Message::Time { .. }
+            | Message::Ready { .. }
+            | Message::Running { .. }
+            | Message::Unknown { .. } => Err("it says what a source does not say".to_string()),
         }
-        Message::State { total, bytes } => target.state_arrived(total, bytes).map_err(breach),
-        Message::Finish { id } if id == target.id() => target.finished().map_err(breach),
-        Message::Commit { id } if id == target.id() => target.committed().map_err(breach),
-        Message::Abort { id, reason } if id == target.id() => target.aborted(reason).map_err(breach),
-        Message::Finish { .. }
-        | Message::Commit { .. }
-        | Message::Abort { .. }
-        | Message::Offer { .. }
-        | Message::Accept
-        | Message::Refuse { .. }
-        | Message::Ready { .. }
-        | Message::Running { .. }
-        | Message::Unknown { .. } => Err("it says what a source does not say".to_string()),
     }
 }
 

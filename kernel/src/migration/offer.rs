@@ -3,11 +3,14 @@
 //! Numbered fields (CBOR, RFC 8949), as in saved state: a later version adds some and stays readable. The protocol's
 //! version is [`migrate::wire::VERSION`].
 
-use crate::vm::{Refusal, Vm};
+use crate::host::Host;
+use crate::storage::Identity;
+use crate::vm::{Refusal, Running};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use block::gpt::Guid;
 use config::{Invalid, Mac, NicSpec, Size, VmSpec};
-use machine::{Machine, Plan};
+use machine::Plan;
 use minicbor::{Decode, Encode};
 
 /// A VM, described.
@@ -26,12 +29,30 @@ pub struct Offer {
     /// What its machine is made of, which is checked against what this host would make.
     #[n(5)]
     plan: Plan,
+    /// Which partitions the disks are, in their order.
+    #[n(6)]
+    partitions: Vec<Partition>,
+    #[n(7)]
+    weight: u16,
+}
+
+#[derive(Encode, Decode)]
+struct Partition {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    guid: [u8; 16],
+    #[n(1)]
+    disk_serial: String,
 }
 
 impl Offer {
     /// Of a VM that runs.
-    pub fn new(vm: &Vm, machine: &Machine) -> Self {
-        let VmSpec { name, kernel, initrd, command_line, disks, .. } = &vm.spec;
+    pub fn new(host: &Host, running: &Running) -> Self {
+        let VmSpec { name, kernel, initrd, command_line, disks, weight, .. } = &running.vm.spec;
+        let storage = host.storage.lock();
+        let partitions = running.disks.iter().map(|&lent| {
+            let Identity { guid, disk_serial } = storage.identity(lent);
+            Partition { guid: guid.0, disk_serial }
+        });
         Self {
             name: name.to_string(),
             // A VM without one is not offered.
@@ -39,7 +60,9 @@ impl Offer {
             initrd: initrd.clone(),
             command_line: command_line.clone(),
             disks: disks.clone(),
-            plan: machine.plan(),
+            plan: running.machine.plan(),
+            partitions: partitions.collect(),
+            weight: *weight,
         }
     }
 
@@ -56,14 +79,16 @@ impl Offer {
     }
 
     /// The VM's definition here, its addresses, and what its machine is made of.
-    pub fn spec(self) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
-        let Self { name, kernel, initrd, command_line, disks, plan } = self;
+    pub fn spec(self, host: &Host) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
+        let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight } = self;
+        let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
             let mut spec = VmSpec::new(name.parse()?, Some(kernel));
             spec.initrd = initrd;
             spec.set_command_line(command_line)?;
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;
             spec.set_vcpus(plan.vcpus().into())?;
+            spec.set_weight(weight.into())?;
             let debug = plan.debug_ports();
             (spec.debug_exit, spec.debug_console) = (debug.exit, debug.console);
             for disk in disks {
@@ -80,4 +105,17 @@ impl Offer {
         let (spec, macs) = spec().map_err(|invalid| (invalid.message.to_string(), invalid.remedy.to_string()))?;
         Ok((spec, macs, plan))
     }
+}
+
+/// What the disks are called here.
+fn names_here(host: &Host, disks: &[String], partitions: Vec<Partition>) -> Result<Vec<String>, Refusal> {
+    if disks.len() != partitions.len() {
+        return Err(("the VM's description cannot be read".to_string(), "update the host".to_string()));
+    }
+    let storage = host.storage.lock();
+    let name = |(disk, partition): (&String, Partition)| {
+        let identity = Identity { guid: Guid(partition.guid), disk_serial: partition.disk_serial };
+        storage.name_of(&identity, disk).map_err(|(message, remedy)| (message, remedy.to_string()))
+    };
+    disks.iter().zip(partitions).map(name).collect()
 }

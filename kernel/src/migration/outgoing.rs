@@ -6,6 +6,7 @@ use super::{CALL_AGAIN_NS, PORT, SOON_NS};
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::management::Management;
+use crate::storage::Lent;
 use crate::vm::{Ending, Order, Refusal, Running};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -13,13 +14,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::PeerSpec;
 use guestmem::PageSet;
+use migrate::clock::Comparison;
 use migrate::pace::Pace;
 use migrate::source::{Effect, Outcome, Phase, Word};
 use migrate::wire::{Message, STATE_BYTES_MAX, VERSION};
 use migrate::{Id, Settings, Source};
 use nested::Retired;
 use peer::{Event, KeyPair, PublicKey, Role};
-use shell::MoveInfo;
+use shell::{Cursor, MoveInfo};
 
 /// The CPU that serves.
 const CPU: usize = 0;
@@ -35,6 +37,9 @@ const REST_NS_MAX: u64 = 5_000_000_000;
 pub struct Outgoing {
     source: Source,
     pace: Pace,
+    clocks: Comparison,
+    /// What of the console's text was sent.
+    console: Cursor,
     running: Arc<Running>,
     peer: PeerSpec,
     link: Option<Link>,
@@ -45,6 +50,8 @@ pub struct Outgoing {
     /// What the last look found; it counts once every vCPU has forgotten its translations.
     look: Option<PageSet>,
     is_stopping: bool,
+    /// The disks whose writes are being made stable; none before the guest stands still.
+    flushing: Option<Vec<Lent>>,
     started_ns: u64,
     stopped_ns: Option<u64>,
     ended_ns: Option<u64>,
@@ -72,10 +79,13 @@ impl Outgoing {
             let mut id = Id::default();
             crate::cpu_loop::random(&mut id.0);
             let now_ns = host.clock.now_ns();
+            let console = running.vm.console.lock().replay();
             log::info!("{} leaves for {}", running.vm.name(), peer.name);
             Self {
                 source: Source::new(id, settings, pages, now_ns),
                 pace: Pace::new(),
+                clocks: Comparison::default(),
+                console,
                 running,
                 peer,
                 link: None,
@@ -83,6 +93,7 @@ impl Outgoing {
                 is_tracked: false,
                 look: None,
                 is_stopping: false,
+                flushing: None,
                 started_ns: now_ns,
                 stopped_ns: None,
                 ended_ns: None,
@@ -143,7 +154,8 @@ impl Outgoing {
     ) -> Option<u64> {
         let now_ns = host.clock.now_ns();
         self.call(management, keys, now_ns);
-        self.receive(management, now_ns);
+        self.receive(host, management);
+        self.compare_clocks(now_ns);
         self.source.tick(now_ns);
         if self.running.is_over() && self.source.phase() < Phase::Committed {
             self.source.fail("the guest ended");
@@ -177,15 +189,20 @@ impl Outgoing {
         }
     }
 
-    fn receive(&mut self, management: &mut Management, now_ns: u64) {
-        let Self { link: Some(link), source, outcome, .. } = self else { return };
+    fn receive(&mut self, host: &Host, management: &mut Management) {
+        let Self { link: Some(link), source, clocks, outcome, .. } = self else { return };
         if outcome.is_some() {
             return;
         }
+        let now_ns = host.clock.now_ns();
         let mut breach = None;
         let id = source.id();
         let event = link.receive(management, |bytes| {
-            if let Err(what) = hear(source, id, bytes) {
+            let now_ns = host.clock.now_ns();
+            let mut compare = |asked_ns, other_utc_ns| {
+                clocks.answered(asked_ns, other_utc_ns, now_ns, host.clock.wall_unix_ns() + now_ns);
+            };
+            if let Err(what) = hear(source, id, &mut compare, bytes) {
                 breach = Some(what);
             }
         });
@@ -203,6 +220,18 @@ impl Outgoing {
         }
     }
 
+    /// Asks the other host for the time, before memory is in the way.
+    fn compare_clocks(&mut self, now_ns: u64) {
+        if (Phase::Copying..Phase::Finished).contains(&self.source.phase())
+            && let Some(link) = &mut self.link
+            && let Some(asked_ns) = self.clocks.ask(now_ns)
+        {
+            self.message.clear();
+            Message::Clock { asked_ns }.encode(&mut self.message);
+            link.send(&self.message);
+        }
+    }
+
     /// The session, or the call for one, ended.
     fn lost(&mut self, reason: &str, now_ns: u64) {
         let reason = format!("{} ({}): {reason}", self.peer.name, self.peer.address);
@@ -216,11 +245,12 @@ impl Outgoing {
 
     /// Looks after what others were asked to do.
     fn watch(&mut self, host: &Host) {
-        let machine = &self.running.machine;
+        let running = self.running.clone();
+        let machine = &running.machine;
         self.is_tracked |= machine.invalidated();
         if self.is_stopping && self.running.is_quiescent() {
             machine.close();
-            if machine.busy().is_none() {
+            if machine.busy().is_none() && self.has_flushed(host) {
                 self.is_stopping = false;
                 self.source.stopped();
             }
@@ -241,6 +271,31 @@ impl Outgoing {
         }
     }
 
+    /// Has the disks make stable what was written, so that whatever lies between them and another host has it too; says
+    /// whether they have.
+    fn has_flushed(&mut self, host: &Host) -> bool {
+        let mut storage = host.storage.lock();
+        let flushing = self.flushing.get_or_insert_with(|| {
+            let disks = self.running.disks.iter().copied();
+            // What cannot be flushed can do nothing to what was written.
+            disks.filter(|&lent| storage.flush_for_host(lent).is_ok()).collect()
+        });
+        let mut failed = false;
+        flushing.retain(|&lent| match storage.take_ended_for_host(lent) {
+            Some((_, is_done)) => {
+                failed |= !is_done;
+                false
+            }
+            None => true,
+        });
+        let is_over = flushing.is_empty();
+        drop(storage);
+        if failed {
+            self.source.fail("a disk cannot make stable what was written");
+        }
+        is_over && !failed
+    }
+
     fn carry_out_all(&mut self, host: &'static Host) {
         // The offer is what comes first, and it waits for its session.
         let is_called = self.source.phase() != Phase::Offering || self.link.as_ref().is_some_and(Link::is_open);
@@ -252,7 +307,7 @@ impl Outgoing {
     fn carry_out(&mut self, host: &'static Host, effect: Effect) {
         let running = self.running.clone();
         match effect {
-            Effect::Say(word) => self.say(&word),
+            Effect::Say(word) => self.say(host, &word),
             Effect::Look => self.look(host),
             Effect::Throttle(percent) => running.set_running_percent(percent),
             Effect::Stop => {
@@ -265,6 +320,7 @@ impl Outgoing {
             Effect::SendState => self.send_state(host),
             Effect::Resume => {
                 self.is_stopping = false;
+                self.flushing = None;
                 self.stopped_ns = None;
                 running.set_running_percent(100);
                 running.machine.open();
@@ -277,17 +333,13 @@ impl Outgoing {
         }
     }
 
-    fn say(&mut self, word: &Word) {
+    fn say(&mut self, host: &Host, word: &Word) {
         let Some(link) = &mut self.link else { return };
         let id = self.source.id();
-        let description = if *word == Word::Offer {
-            Offer::new(&self.running.vm, &self.running.machine).encode()
-        } else {
-            Vec::new()
-        };
+        let description = if *word == Word::Offer { Offer::new(host, &self.running).encode() } else { Vec::new() };
         let message = match word {
             Word::Offer => Message::Offer { id, version: VERSION, description: &description },
-            Word::Finish => Message::Finish { id },
+            Word::Finish => Message::Finish { id, ahead_ns: self.clocks.ahead_ns() },
             Word::Commit => Message::Commit { id },
             Word::Abort(reason) => Message::Abort { id, reason },
         };
@@ -310,9 +362,14 @@ impl Outgoing {
         machine.invalidate_all(&mut InputHost::new(host, CPU, &self.running));
         self.look = Some(written);
         self.pace.interrupt();
+        self.clocks.renew();
+        self.send_console();
     }
 
     fn send_pages(&mut self, host: &Host, management: &mut Management, until_ns: u64) -> bool {
+        if !self.clocks.is_known() {
+            return false;
+        }
         let Self { source, pace, running, link: Some(link), message, room_at_ns, is_tracked: true, .. } = self else {
             return false;
         };
@@ -341,7 +398,23 @@ impl Outgoing {
         false
     }
 
+    /// Sends what the console printed since the last time.
+    fn send_console(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let console = self.running.vm.console.lock();
+        loop {
+            let bytes = console.read(&mut self.console, STATE_BYTES_MAX);
+            if bytes.is_empty() {
+                return;
+            }
+            self.message.clear();
+            Message::Console { bytes }.encode(&mut self.message);
+            link.send(&self.message);
+        }
+    }
+
     fn send_state(&mut self, host: &Host) {
+        self.send_console();
         let machine = &self.running.machine;
         let saved = self.running.with_threads(|threads| {
             let now = host.clock.now();
@@ -364,6 +437,7 @@ impl Outgoing {
         running.machine.memory().stop_tracking();
         match &outcome {
             Outcome::Moved => {
+                running.vm.set_moved(&self.peer.name);
                 running.finish(host, CPU, Ending::Moved);
             }
             Outcome::Stayed(reason) => {
@@ -453,9 +527,10 @@ impl Outgoing {
 }
 
 /// Takes an answer of the target's.
-fn hear(source: &mut Source, own: Id, bytes: &[u8]) -> Result<(), String> {
+fn hear(source: &mut Source, own: Id, compare: &mut dyn FnMut(u64, u64), bytes: &[u8]) -> Result<(), String> {
     match Message::parse(bytes).map_err(|malformed| malformed.to_string())? {
         Message::Accept => source.accepted(),
+        Message::Time { asked_ns, utc_ns } => compare(asked_ns, utc_ns),
         Message::Refuse { reason } => source.refused(reason),
         Message::Ready { id } if id == own => source.ready(),
         Message::Running { id } if id == own => source.running(),
@@ -468,6 +543,8 @@ fn hear(source: &mut Source, own: Id, bytes: &[u8]) -> Result<(), String> {
         | Message::Offer { .. }
         | Message::Pages { .. }
         | Message::State { .. }
+        | Message::Clock { .. }
+        | Message::Console { .. }
         | Message::Finish { .. }
         | Message::Commit { .. } => return Err("it says what a target does not say".to_string()),
     }

@@ -356,9 +356,10 @@ impl Running {
         Some(ending)
     }
 
-    /// Puts together what arrived from another host: `saved` is the machine's state, its memory is there already.
-    pub fn restore(&self, host: &Host, saved: &[u8]) -> Result<(), String> {
-        let threads = self.machine.restore(saved, self.take_vcpus(), host.clock.now());
+    /// Puts together what arrived from another host: `saved` is the machine's state, its memory is there already. This
+    /// host's clock on the wall is `ahead_ns` ahead of the other's.
+    pub fn restore(&self, host: &Host, saved: &[u8], ahead_ns: i64) -> Result<(), String> {
+        let threads = self.machine.restore(saved, self.take_vcpus(), host.clock.now(), ahead_ns);
         self.begin(threads.map_err(|error| error.to_string())?);
         Ok(())
     }

@@ -78,7 +78,14 @@ impl Catalog {
         }
     }
 
-    /// The shortest name that finds only this entry.
+    /// The shortest name of the virtual disk at a place.
+    pub fn name_of(&self, place: Place) -> Option<String> {
+        let entry = self.entries.iter().find(|entry| entry.place == place)?;
+        let is_alone = self.find(&entry.name) == Ok(place);
+        Some(if is_alone { entry.name.clone() } else { self.full_name(entry) })
+    }
+
+    /// The shortest name with the datastore's that finds only this entry.
     fn full_name(&self, entry: &Entry) -> String {
         let same = |other: &&Entry| other.name == entry.name && other.datastore_name == entry.datastore_name;
         if self.entries.iter().filter(same).count() > 1 {

@@ -152,19 +152,26 @@ impl Machine {
     }
 
     /// Takes over what [`save`](Self::save) wrote, on a machine that was made by the same plan, has the saved memory and
-    /// never ran; `vcpus` are as made. The threads go on from `now`.
+    /// never ran; `vcpus` are as made. The threads go on from `now`. `ahead_ns` is how far this host's clock on the wall is
+    /// known to be ahead of the one where it was saved.
     ///
     /// # Errors
     /// Where the bytes are not a saved machine like this one. The machine must not be run then.
     ///
     /// # Panics
     /// With another number of vCPUs than it has.
-    pub fn restore(&self, saved: &[u8], vcpus: Vec<Box<dyn Vcpu>>, now: Moment) -> Result<Vec<Thread>, RestoreError> {
+    pub fn restore(
+        &self,
+        saved: &[u8],
+        vcpus: Vec<Box<dyn Vcpu>>,
+        now: Moment,
+        ahead_ns: i64,
+    ) -> Result<Vec<Thread>, RestoreError> {
         assert_eq!(vcpus.len(), self.vcpus(), "each vCPU once");
         let mut reader = Reader::parse(saved)?;
         reader.must_take::<Plan>(kind::PLAN, 0)?.same_as(&self.plan())?;
         let clock: Clock = reader.must_take(kind::CLOCK, 0)?;
-        let elapsed_ns = self.restore_clock(&clock, now).map_err(|what| what.within(kind::CLOCK, 0))?;
+        let elapsed_ns = self.restore_clock(&clock, now, ahead_ns).map_err(|what| what.within(kind::CLOCK, 0))?;
         self.restore_board(&mut reader)?;
         let mut threads = Vec::new();
         for (index, vcpu) in vcpus.into_iter().enumerate() {
@@ -179,11 +186,12 @@ impl Machine {
     }
 
     /// Sets machine time; says how long the machine was away.
-    fn restore_clock(&self, saved: &Clock, now: Moment) -> Result<u64, Invalid> {
+    fn restore_clock(&self, saved: &Clock, now: Moment, ahead_ns: i64) -> Result<u64, Invalid> {
         let possible = saved.machine_ns < FAR_NS && now.ns < FAR_NS;
         Invalid::unless(possible, "its time")?;
         // A host whose clock is behind the other's cannot tell; the guest's goes on where it was.
-        let elapsed_ns = self.epoch.utc_ns(now).saturating_sub(saved.saved_unix_ns).min(FAR_NS);
+        let utc_ns = self.epoch.utc_ns(now).saturating_sub_signed(ahead_ns);
+        let elapsed_ns = utc_ns.saturating_sub(saved.saved_unix_ns).min(FAR_NS);
         self.epoch.set(saved.machine_ns + elapsed_ns, now, saved.wall_unix_ns);
         Ok(elapsed_ns)
     }

@@ -14,6 +14,7 @@
 
 extern crate alloc;
 
+pub mod clock;
 pub mod pace;
 pub mod pages;
 pub mod source;

@@ -9,7 +9,7 @@ use crate::Id;
 use alloc::vec::Vec;
 
 /// The protocol's version, part of an offer. Another one is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The longest message: what one frame of `peer` holds.
 pub const MESSAGE_BYTES_MAX: usize = 65_000;
@@ -51,10 +51,29 @@ pub enum Message<'a> {
         /// The next of it.
         bytes: &'a [u8],
     },
+    /// Source: what is the time? Before it sends memory, so that nothing is in the way.
+    Clock {
+        /// When it asked, by a clock of its own: comes back.
+        asked_ns: u64,
+    },
+    /// Target: this.
+    Time {
+        /// When it was asked.
+        asked_ns: u64,
+        /// UTC as the target has it, in nanoseconds since 1970.
+        utc_ns: u64,
+    },
+    /// Source: more of what the guest's console printed, in order.
+    Console {
+        /// The text.
+        bytes: &'a [u8],
+    },
     /// Source: that is all; the guest stands still.
     Finish {
         /// The migration.
         id: Id,
+        /// How far the target's clock on the wall is ahead of the source's.
+        ahead_ns: i64,
     },
     /// Target: everything is here and restored; say the word.
     Ready {
@@ -121,6 +140,9 @@ mod kind {
     pub const RUNNING: u8 = 9;
     pub const ABORT: u8 = 10;
     pub const UNKNOWN: u8 = 11;
+    pub const CLOCK: u8 = 12;
+    pub const TIME: u8 = 13;
+    pub const CONSOLE: u8 = 14;
 }
 
 /// The first byte of a message with pages: records follow it at once, so that they can be written in place.
@@ -149,7 +171,23 @@ impl<'a> Message<'a> {
                 out.extend_from_slice(&total.to_le_bytes());
                 out.extend_from_slice(bytes);
             }
-            Self::Finish { id } => head(out, kind::FINISH, id),
+            Self::Clock { asked_ns } => {
+                out.push(kind::CLOCK);
+                out.extend_from_slice(&asked_ns.to_le_bytes());
+            }
+            Self::Time { asked_ns, utc_ns } => {
+                out.push(kind::TIME);
+                out.extend_from_slice(&asked_ns.to_le_bytes());
+                out.extend_from_slice(&utc_ns.to_le_bytes());
+            }
+            Self::Console { bytes } => {
+                out.push(kind::CONSOLE);
+                out.extend_from_slice(bytes);
+            }
+            Self::Finish { id, ahead_ns } => {
+                head(out, kind::FINISH, id);
+                out.extend_from_slice(&ahead_ns.to_le_bytes());
+            }
             Self::Ready { id } => head(out, kind::READY, id),
             Self::Commit { id } => head(out, kind::COMMIT, id),
             Self::Running { id } => head(out, kind::RUNNING, id),
@@ -185,7 +223,16 @@ impl<'a> Message<'a> {
                 let (total, bytes) = rest.split_first_chunk().ok_or(Malformed::Short)?;
                 Ok(Self::State { total: u32::from_le_bytes(*total), bytes })
             }
-            kind::FINISH => only_id(|id| Self::Finish { id }),
+            kind::CLOCK => Ok(Self::Clock { asked_ns: u64::from_le_bytes(whole(rest)?) }),
+            kind::TIME => {
+                let (asked_ns, rest) = rest.split_first_chunk().ok_or(Malformed::Short)?;
+                Ok(Self::Time { asked_ns: u64::from_le_bytes(*asked_ns), utc_ns: u64::from_le_bytes(whole(rest)?) })
+            }
+            kind::CONSOLE => Ok(Self::Console { bytes: rest }),
+            kind::FINISH => {
+                let (id, rest) = id(rest)?;
+                Ok(Self::Finish { id, ahead_ns: i64::from_le_bytes(whole(rest)?) })
+            }
             kind::READY => only_id(|id| Self::Ready { id }),
             kind::COMMIT => only_id(|id| Self::Commit { id }),
             kind::RUNNING => only_id(|id| Self::Running { id }),
@@ -207,6 +254,15 @@ fn head(out: &mut Vec<u8>, kind: u8, id: Id) {
 fn id(bytes: &[u8]) -> Result<(Id, &[u8]), Malformed> {
     let (id, rest) = bytes.split_first_chunk().ok_or(Malformed::Short)?;
     Ok((Id(*id), rest))
+}
+
+/// Bytes that end the message.
+fn whole<const BYTES: usize>(bytes: &[u8]) -> Result<[u8; BYTES], Malformed> {
+    match bytes.split_first_chunk() {
+        Some((chunk, [])) => Ok(*chunk),
+        Some(_) => Err(Malformed::Long),
+        None => Err(Malformed::Short),
+    }
 }
 
 /// A reason: a line for people, so that nothing in it can steer a terminal.
@@ -241,6 +297,7 @@ mod tests {
             Message::Offer { .. }
                 | Message::Pages { .. }
                 | Message::State { .. }
+                | Message::Console { .. }
                 | Message::Refuse { .. }
                 | Message::Abort { .. }
         );
@@ -258,7 +315,10 @@ mod tests {
             Message::Refuse { reason: "no room" },
             Message::Pages { records: &[1, 2, 3] },
             Message::State { total: 9, bytes: &[4, 5] },
-            Message::Finish { id: ID },
+            Message::Clock { asked_ns: 5 },
+            Message::Time { asked_ns: 5, utc_ns: u64::MAX },
+            Message::Console { bytes: b"login: " },
+            Message::Finish { id: ID, ahead_ns: -3 },
             Message::Ready { id: ID },
             Message::Commit { id: ID },
             Message::Running { id: ID },

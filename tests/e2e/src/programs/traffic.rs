@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,7 +14,7 @@ use super::migrate::{Pair, machine};
 use super::tiny;
 use crate::client::{Client, Tally};
 use crate::wire::Wire;
-use crate::{Artifacts, GUEST_BOOT_LIMIT, LINUX, Launch, SCRATCH_DISK, TINY_INITRD};
+use crate::{Artifacts, COMMAND_LIMIT, GUEST_BOOT_LIMIT, LINUX, Launch, SCRATCH_DISK, TINY_INITRD};
 
 /// How often the guest moves, unless the environment says otherwise.
 const MOVES: u32 = 4;
@@ -26,6 +26,10 @@ const PORT: u16 = 7000;
 const GUEST_MIB: u64 = 128;
 /// Questions that are answered between two moves, at least.
 const ANSWERS: u64 = 30;
+/// How far the guest's clock may jump.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(10);
+/// How far it drifts besides: an emulated host knows its TSC's rate to one part in so many.
+const DRIFT_PART: u32 = 400;
 /// A segment of the hosts' own with so many bytes is one with memory in it.
 const CORRUPTED_BYTES: usize = 1400;
 /// The shared disk: its size, and where its one partition begins.
@@ -118,14 +122,23 @@ impl<'a> Stage<'a> {
 
     /// Moves the guest away from a host, and sees that its client noticed nothing but a pause.
     fn move_once(&mut self, from: usize) -> Result<()> {
+        self.client.tally()?;
         let before = self.client.wait(ANSWERS)?;
+        let measured = Instant::now();
         let announced = self.wire.announcements();
         let moved = self.pair.migrate(from, "t")?;
         let during = self.client.tally()?;
         let after = self.client.wait(ANSWERS)?;
         ensure!(self.wire.announcements() > announced, "the other host did not say where the guest is");
         report(&moved, &before, &during, &after);
-        Ok(())
+        // What the measurement itself cannot tell comes on top.
+        let tolerance = CLOCK_TOLERANCE + before.round_trip + after.round_trip + measured.elapsed() / DRIFT_PART;
+        let jump = Duration::from_nanos((after.ahead_ns - before.ahead_ns).unsigned_abs());
+        ensure!(jump <= tolerance, "the guest's clock jumped by {jump:?}");
+        let target = &mut self.pair.hosts[1 - from];
+        target.attach("t")?.expect("SERVE ready", COMMAND_LIMIT).context("what the console had printed is gone")?;
+        target.emulator().send("\x1d")?;
+        target.command("").map(drop)
     }
 
     /// A VM on the target takes what the guest needs there: the guest stays, and the reason says why.

@@ -197,7 +197,7 @@ impl Bench {
         let wall_unix_ns = WALL_UNIX_NS + self.now_ns() + away_ns - now_ns;
         let plan = self.machine.plan();
         let here = CpuProfile::new(amd, 1, TSC_KHZ);
-        self.restore_with(saved, now_ns, |memory| MachineConfig {
+        self.restore_with(saved, now_ns, 0, |memory| MachineConfig {
             id: 2,
             vcpus: 1,
             memory,
@@ -214,6 +214,7 @@ impl Bench {
         &self,
         saved: &[u8],
         now_ns: u64,
+        ahead_ns: i64,
         config: impl FnOnce(guestmem::GuestMemory) -> MachineConfig,
     ) -> Result<Self, RestoreError> {
         let (time, shared) = (Arc::new(AtomicU64::new(now_ns)), Arc::new(StdMutex::new(Shared::default())));
@@ -222,7 +223,7 @@ impl Bench {
         let machine = Arc::new(Machine::new(config(memory)));
         let host = TestHost::new(time.clone());
         let vcpu = Box::new(MockVcpu::new(shared.clone()));
-        let mut threads = machine.restore(saved, vec![vcpu], host.now())?;
+        let mut threads = machine.restore(saved, vec![vcpu], host.now(), ahead_ns)?;
         let thread = threads.remove(0);
         let (disks, nics) = (self.disks.clone(), self.nics.clone());
         Ok(Self { machine, thread, outbox: Outbox::new(), host, shared, time, disks, nics })

@@ -155,7 +155,7 @@ fn tsc_and_its_adjustment_move_together() {
     let saved = bench.save().unwrap();
     let plan = bench.machine.plan();
     let mut copy = bench
-        .restore_with(&saved, 7, |memory| MachineConfig {
+        .restore_with(&saved, 7, 0, |memory| MachineConfig {
             id: 2,
             vcpus: 1,
             memory,

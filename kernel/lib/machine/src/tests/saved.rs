@@ -134,6 +134,29 @@ fn time_goes_on_while_the_machine_is_away() {
 }
 
 #[test]
+fn clocks_on_walls_that_differ_by_a_known_time_do_not_make_the_guest_s_jump() {
+    let mut bench = Bench::new();
+    let saved = bench.save().unwrap();
+    let tsc = bench.read_msr(TSC).unwrap();
+    let (now_ns, away_ns, ahead_ns) = (bench.now_ns(), 5_000_000, 700_000_000);
+    for sign in [1, -1] {
+        let wall_unix_ns = (WALL_UNIX_NS + away_ns).strict_add_signed(sign * ahead_ns);
+        let config = |memory| MachineConfig {
+            id: 2,
+            vcpus: 1,
+            memory,
+            profile: CpuProfile::new(amd, 1, TSC_KHZ),
+            disks: vec![],
+            nics: vec![],
+            debug: DebugPorts::default(),
+            wall_unix_ns,
+        };
+        let mut copy = bench.restore_with(&saved, now_ns, sign * ahead_ns, config).unwrap();
+        assert_eq!(copy.read_msr(TSC).unwrap(), tsc + away_ns * u64::from(TSC_KHZ) / 1_000_000);
+    }
+}
+
+#[test]
 fn the_input_door_is_shut_while_it_is_saved() {
     let (bench, ..) = used();
     let Bench { machine, mut host, .. } = bench;
@@ -171,7 +194,7 @@ fn what_differs_is_named() {
             firmware: None,
             wall_unix_ns,
         };
-        unlike(bench.restore_with(&saved, 1000, config))
+        unlike(bench.restore_with(&saved, 1000, 0, config))
     };
     assert_eq!(with(vec![], vec![nic()], profile()), "it was saved with 1 disks, and this VM has 0");
     assert_eq!(with(vec![disk(999)], vec![nic()], profile()), "disk 0 has another size");
@@ -230,11 +253,11 @@ fn another_tsc_rate_needs_a_clock_that_can_be_told() {
         }
     };
     let saved = bench.save().unwrap();
-    let refused = unlike(bench.restore_with(&saved, 1000, config(profile.clone())));
+    let refused = unlike(bench.restore_with(&saved, 1000, 0, config(profile.clone())));
     assert!(refused.contains("2000000 kHz, here it would at 2020000 kHz"), "{refused}");
     bench.write_msr(SYSTEM_TIME, CLOCK | 1).unwrap();
     let saved = bench.save().unwrap();
-    assert!(bench.restore_with(&saved, 1000, config(profile)).is_ok());
+    assert!(bench.restore_with(&saved, 1000, 0, config(profile)).is_ok());
 }
 
 #[test]
@@ -262,7 +285,7 @@ fn every_vcpu_keeps_what_it_does() {
     let saved: Vec<_> = threads.iter_mut().map(|thread| machine.save_vcpu(thread, now)).collect();
     let bytes = machine.save(&saved, now).unwrap();
     let there = Machine::new(config());
-    let mut restored = there.restore(&bytes, (0..3).map(|_| vcpu()).collect(), now).unwrap();
+    let mut restored = there.restore(&bytes, (0..3).map(|_| vcpu()).collect(), now, 0).unwrap();
     assert_eq!(restored[1].vcpu.state().segments[SegmentName::Cs as usize].base, 0x1_0000, "it took its start-up");
     assert_eq!(restored[1].vcpu.state().waiting, Some(Event::Exception(Exception::PROTECTION)));
     let again: Vec<_> = restored.iter_mut().map(|thread| there.save_vcpu(thread, now)).collect();
