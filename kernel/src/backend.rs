@@ -185,6 +185,11 @@ impl SecondStage {
         }
     }
 
+    /// Whether the processor says by itself which pages were written.
+    pub fn is_logged(&self) -> bool {
+        matches!(self, Self::Ept { is_logged: true, .. })
+    }
+
     /// Notes no more, in pages as large as they were.
     pub fn stop_tracking(&mut self) -> Retired {
         match self {

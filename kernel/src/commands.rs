@@ -38,7 +38,7 @@ pub enum Answer {
     Start(Arc<Start>, Weak<Running>, Reply, bool),
     /// This reply once a save has succeeded and its life has ended, or a restore; or why not.
     Saved(Begun, Reply, bool),
-    /// What a disk was measured to do, or why it was not.
+    /// What was measured, or why it was not.
     Measure(Arc<Outcome>, bool),
     /// This reply once a life has ended and everything of it is free.
     End(Weak<Running>, Reply, bool),
@@ -97,9 +97,10 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
         }
         Command::DiskList => Reply::Disks(disks(host)),
         Command::DiskShow { name } => disk(host, &name),
-        Command::DiskMeasure { name } => match measure::begin(host, &name) {
-            Ok(outcome) => return Answer::Measure(outcome, json),
-            Err(refusal) => refused(refusal),
+        Command::DiskMeasure { name } => return measured(measure::disk::begin(host, &name), json),
+        Command::VmMeasure { name } => match host.vm(&name) {
+            Some(vm) => return measured(vm.must_run().and_then(|running| measure::writes::begin(host, running)), json),
+            None => no_such_vm(host, &name),
         },
         Command::NetList => Reply::Ports(ports(host)),
         Command::Log { lines } => Reply::Log(log_ring::last(lines).iter().map(log_line).collect()),
@@ -126,7 +127,7 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
             Err(refusal) => Some(Answer::Reply(refused(refusal), *json)),
         },
         Answer::Measure(outcome, json) => {
-            let reply = outcome.take()?.map_or_else(refused, Reply::Measured);
+            let reply = outcome.take()?.unwrap_or_else(refused);
             Some(Answer::Reply(reply, *json))
         }
         Answer::End(life, reply, json) => (life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
@@ -250,6 +251,13 @@ fn power(host: &'static Host, off: bool) -> Answer {
 
 fn press_power_button(host: &'static Host, running: &Arc<Running>) {
     running.machine.power_button(&mut InputHost::new(host, SERVICE_CPU, running));
+}
+
+fn measured(begun: Result<Arc<Outcome>, Refusal>, json: bool) -> Answer {
+    match begun {
+        Ok(outcome) => Answer::Measure(outcome, json),
+        Err(refusal) => Answer::Reply(refused(refusal), json),
+    }
 }
 
 fn refused((message, remedy): Refusal) -> Reply {

@@ -1,82 +1,44 @@
-//! How fast the host's disks read: what `disk measure` started, in steps that block nobody.
+//! What is measured for an operator, in steps that block nobody: a disk's reads, a guest's writes.
 //!
-//! The main type is [`Measurements`], which the services poll; [`begin`] starts one. Which reads there are says
-//! [`block::Load`]; their memory belongs to the measurement and is in the reach of its disk alone.
+//! [`Measurements`] is what the services poll; `disk` and `writes` begin what it holds. A measurement ends early where
+//! nobody waits for its [`Outcome`].
+
+pub mod disk;
+pub mod writes;
 
 use crate::host::Host;
-use crate::slot::{Full, Slot, Staging, io_error};
 use crate::vm::Refusal;
-use alloc::format;
-use alloc::string::String;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use block::{HostRun, Load, Op, Order, Pattern, SECTOR_BYTES};
-use shell::{LoadOrder, Measured, MeasuredLoad};
+use shell::Reply;
 use spin::Mutex;
 
-/// The loads that a disk is put under, one after the other. The first needs the most memory.
-const PATTERNS: [Pattern; 3] = [
-    Pattern { order: Order::Sequential, bytes: 1 << 20, depth: 8 },
-    Pattern { order: Order::Random, bytes: 4096, depth: 1 },
-    Pattern { order: Order::Random, bytes: 4096, depth: 32 },
-];
-const STAGING_BYTES: u64 = PATTERNS[0].bytes as u64 * PATTERNS[0].depth as u64;
-/// How soon a disk that had no room is asked again.
-const RETRY_NS: u64 = 100_000;
-
 /// Measurements that were begun and that the services have not seen yet.
-static BEGUN: Mutex<Vec<Measurement>> = Mutex::new(Vec::new());
+static BEGUN: Mutex<Vec<Box<dyn Measurement>>> = Mutex::new(Vec::new());
 
 /// The measurements under way.
 #[derive(Default)]
-pub struct Measurements(Vec<Measurement>);
+pub struct Measurements(Vec<Box<dyn Measurement>>);
 
-/// What came of a measurement. It ends early where nobody waits for this.
+/// What came of a measurement.
 #[derive(Default)]
-pub struct Outcome(Mutex<Option<Result<Measured, Refusal>>>);
+pub struct Outcome(Mutex<Option<Result<Reply, Refusal>>>);
 
-/// One disk being measured.
-struct Measurement {
-    outcome: Arc<Outcome>,
-    slot: Slot,
-    device: String,
-    staging: Staging,
-    load: Load,
-    /// The memory of each of the load's buffers.
-    buffers: Vec<Vec<HostRun>>,
-    done: Vec<MeasuredLoad>,
+/// Something being measured.
+trait Measurement: Send {
+    /// Goes on.
+    fn poll(&mut self, host: &'static Host) -> Next;
 }
 
 /// What a measurement waits for.
 enum Next {
     /// To be called again at this moment.
     At(u64),
-    /// A read.
+    /// A transfer, whose end calls the services.
     Transfer,
     /// Nothing more: it is over.
     Over,
-}
-
-/// Begins to measure the host disk called `name`.
-pub fn begin(host: &'static Host, name: &str) -> Result<Arc<Outcome>, Refusal> {
-    let slot = Slot::claim_disk(host, name)?;
-    let now_ns = host.clock.now_ns();
-    let too_small = || (format!("{name} is too small to measure"), "it takes a mebibyte".into());
-    let made = Load::new(PATTERNS[0], slot.bytes() / u64::from(SECTOR_BYTES), now_ns)
-        .ok_or_else(too_small)
-        .and_then(|load| Ok((load, Staging::new(&slot, STAGING_BYTES)?)));
-    let (load, staging) = made.inspect_err(|_| slot.release(host))?;
-    let outcome: Arc<Outcome> = Arc::default();
-    BEGUN.lock().push(Measurement {
-        outcome: outcome.clone(),
-        device: slot.device_name(host),
-        buffers: buffers(&staging, PATTERNS[0]),
-        slot,
-        staging,
-        load,
-        done: Vec::new(),
-    });
-    Ok(outcome)
 }
 
 /// Whether a measurement was begun that waits to be looked at.
@@ -86,8 +48,17 @@ pub fn has_work() -> bool {
 
 impl Outcome {
     /// Takes it, once it is there.
-    pub fn take(&self) -> Option<Result<Measured, Refusal>> {
+    pub fn take(&self) -> Option<Result<Reply, Refusal>> {
         self.0.lock().take()
+    }
+
+    fn put(&self, result: Result<Reply, Refusal>) {
+        *self.0.lock() = Some(result);
+    }
+
+    /// Whether anybody but the measurement has it.
+    fn is_wanted(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1
     }
 }
 
@@ -106,81 +77,4 @@ impl Measurements {
         });
         due_ns
     }
-}
-
-impl Measurement {
-    fn poll(&mut self, host: &'static Host) -> Next {
-        let now_ns = host.clock.now_ns();
-        while let Some(buffer) = self.slot.ended(host) {
-            self.load.ended(buffer as u32, now_ns);
-        }
-        let is_wanted = Arc::strong_count(&self.outcome) > 1;
-        let mut next = Next::Transfer;
-        if is_wanted && !self.slot.has_failed() {
-            if self.load.is_over(now_ns) && !self.take_next_load(now_ns) {
-                return self.end(host, None);
-            }
-            next = self.read(host, now_ns);
-        }
-        // The disk may still write to the memory.
-        if (self.slot.has_failed() || !is_wanted) && self.slot.is_idle() {
-            return self.end(host, Some(io_error(self.slot.name())));
-        }
-        next
-    }
-
-    /// Notes what the load did, and begins the next if there is one.
-    fn take_next_load(&mut self, now_ns: u64) -> bool {
-        let pattern = PATTERNS[self.done.len()];
-        let rate = self.load.rate();
-        self.done.push(MeasuredLoad {
-            order: match pattern.order {
-                Order::Sequential => LoadOrder::Sequential,
-                Order::Random => LoadOrder::Random,
-            },
-            read_bytes: pattern.bytes,
-            depth: pattern.depth,
-            reads: rate.reads,
-            time_ns: rate.time_ns,
-            bytes_per_second: rate.bytes_per_second(pattern.bytes),
-            reads_per_second: rate.per_second(),
-        });
-        let Some(&pattern) = PATTERNS.get(self.done.len()) else { return false };
-        let sectors = self.slot.bytes() / u64::from(SECTOR_BYTES);
-        self.load = Load::new(pattern, sectors, now_ns).expect("longer reads fitted");
-        self.buffers = buffers(&self.staging, pattern);
-        true
-    }
-
-    /// Hands reads to the disk for every buffer that has none.
-    fn read(&mut self, host: &Host, now_ns: u64) -> Next {
-        let mut next = Next::Transfer;
-        while !self.slot.has_failed()
-            && let Some(read) = self.load.next(now_ns)
-        {
-            let runs = &self.buffers[read.buffer as usize];
-            let at_bytes = read.sector * u64::from(SECTOR_BYTES);
-            if let Err(Full) = self.slot.queue(host, read.buffer.into(), Op::Read, at_bytes, runs) {
-                self.load.not_taken(read.buffer);
-                next = Next::At(now_ns + RETRY_NS);
-                break;
-            }
-        }
-        self.slot.kick(host);
-        next
-    }
-
-    fn end(&mut self, host: &Host, refusal: Option<Refusal>) -> Next {
-        self.slot.release(host);
-        let loads = core::mem::take(&mut self.done);
-        let measured = Measured { disk: self.slot.name().into(), device: self.device.clone(), loads };
-        *self.outcome.0.lock() = Some(refusal.map_or(Ok(measured), Err));
-        Next::Over
-    }
-}
-
-/// Memory for each of a load's reads.
-fn buffers(staging: &Staging, pattern: Pattern) -> Vec<Vec<HostRun>> {
-    let bytes = u64::from(pattern.bytes);
-    (0..u64::from(pattern.depth)).map(|buffer| staging.runs_at(buffer * bytes, bytes)).collect()
 }

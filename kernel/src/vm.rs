@@ -8,6 +8,7 @@ mod guest_firmware;
 mod life;
 mod memory;
 mod place;
+pub mod tracking;
 
 use crate::host::{self, Host};
 use crate::storage::Lent;

@@ -7,6 +7,7 @@ use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::management::Management;
 use crate::storage::Lent;
+use crate::vm::tracking;
 use crate::vm::{Ending, Order, Refusal, Running};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -107,19 +108,8 @@ impl Outgoing {
 
     /// Begins to note which pages change; gives all that there are.
     fn track(host: &'static Host, running: &Arc<Running>) -> Result<PageSet, Refusal> {
-        if !host.backend.notes_writes() {
-            let message = "this processor does not note which pages a guest writes (EPT accessed and dirty bits)";
-            return Err((message.to_string(), "move it by \"vm save\" and \"vm restore\"".to_string()));
-        }
-        let no_room = |_| ("there is no memory to keep track of its pages".to_string(), "stop another VM".to_string());
-        let pages = running.machine.memory().all_pages().map_err(no_room)?;
-        running.machine.start_tracking().map_err(no_room)?;
-        let tracks = running.second_stage().start_tracking();
-        if tracks.is_err() {
-            running.machine.memory().stop_tracking();
-            return Err(no_room(guestmem::NoRoom));
-        }
-        running.machine.invalidate_all(&mut InputHost::new(host, CPU, running));
+        let pages = running.machine.memory().all_pages().map_err(|_| tracking::no_room())?;
+        tracking::start(host, running)?;
         running.set_moving(true);
         Ok(pages)
     }
@@ -350,16 +340,10 @@ impl Outgoing {
 
     /// Collects what was written since the last look, on the vCPUs' and on the host's side.
     fn look(&mut self, host: &'static Host) {
-        let machine = &self.running.machine;
-        let memory = machine.memory();
-        let Some(mut written) = PageSet::new(memory.pages_end()) else {
+        let Some(mut written) = PageSet::new(self.running.machine.memory().pages_end()) else {
             return self.source.fail("there is no memory to keep track of its pages");
         };
-        // What was logged and not reported yet comes with the next look; with the last, all threads stand here.
-        self.running.with_threads(|threads| threads.iter_mut().for_each(|thread| machine.note_written(thread)));
-        memory.harvest(&mut written);
-        self.running.second_stage().harvest(&mut written);
-        machine.invalidate_all(&mut InputHost::new(host, CPU, &self.running));
+        tracking::look(host, &self.running, &mut written);
         self.look = Some(written);
         self.pace.interrupt();
         self.clocks.renew();

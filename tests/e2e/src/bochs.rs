@@ -40,6 +40,8 @@ pub enum Release {
 pub enum Model {
     /// Skylake-X, with everything that VT-x has there.
     Intel,
+    /// Haswell, whose VT-x notes writes and keeps no log of them.
+    OldIntel,
     /// Ryzen.
     Amd,
 }
@@ -48,6 +50,7 @@ impl Model {
     fn name(self) -> &'static str {
         match self {
             Self::Intel => "corei7_skylake_x",
+            Self::OldIntel => "corei7_haswell_4770",
             Self::Amd => "ryzen",
         }
     }
@@ -56,7 +59,7 @@ impl Model {
     #[must_use]
     pub fn backend(self) -> &'static str {
         match self {
-            Self::Intel => "vmx",
+            Self::Intel | Self::OldIntel => "vmx",
             Self::Amd => "svm",
         }
     }

@@ -177,6 +177,14 @@ pub(crate) const CATALOG: &[Spec] = &[
         ..on_vm(&["vm", "resume"], "let a paused VM go on", |arguments| control(arguments, VmAction::Resume))
     },
     Spec {
+        details: "Tracks its writes for a second, as a migration does, with ten looks at what was written. The VM goes on \
+                  somewhat slower meanwhile.",
+        examples: &["vm measure web"],
+        ..on_vm(&["vm", "measure"], "measure how fast a VM writes its memory", |arguments| {
+            Ok(Command::VmMeasure { name: arguments.operand()?.into() })
+        })
+    },
+    Spec {
         details: "Writes its memory, its devices and its console's text to a virtual disk that no VM has, whose content is \
                   lost. The VM is then off, and `vm restore` lets it go on, also after the host restarted. Where saving \
                   fails the VM runs on.",

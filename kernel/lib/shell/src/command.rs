@@ -90,6 +90,11 @@ pub enum Command {
         /// The name of its partition.
         name: String,
     },
+    /// `vm measure`: how fast a VM writes its memory.
+    VmMeasure {
+        /// The VM's name.
+        name: String,
+    },
     /// `disk measure`: how fast a disk of the host reads.
     DiskMeasure {
         /// The name of the host's disk.

@@ -40,5 +40,5 @@ pub use reply::{
     Backend, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply, ErrorReply,
     ExitStat, Feature, HardwareErrors, HostReport, LoadOrder, LogLine, Measured, MeasuredLoad, Memory, ModuleInfo,
     NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary, Weakness,
-    WeaknessStatus,
+    WeaknessStatus, Writes,
 };

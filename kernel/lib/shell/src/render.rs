@@ -5,7 +5,7 @@ use alloc::{format, string::String, vec::Vec};
 use crate::{
     Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help, HostReport,
     LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat,
-    VmState, VmSummary, WeaknessStatus,
+    VmState, VmSummary, WeaknessStatus, Writes,
     moves::{render_moves, render_peers},
     table::{
         Side::{Left, Right},
@@ -26,6 +26,7 @@ pub fn render(reply: &Reply, json: bool) -> String {
         Reply::Vms(vms) => render_vms(vms),
         Reply::Vm(vm) => render_vm(vm),
         Reply::Disks(disks) => render_disks(disks),
+        Reply::Writes(writes) => render_writes(writes),
         Reply::Measured(measured) => render_measured(measured),
         Reply::Ports(ports) => render_ports(ports),
         Reply::Log(lines) => lines.iter().map(log_line).collect(),
@@ -414,6 +415,20 @@ fn render_exits(exits: &[ExitStat]) -> String {
     }
     table.row(["total".into(), count(total), duration(total_ns), duration(total_ns / total.max(1))]);
     table.render()
+}
+
+fn render_writes(writes: &Writes) -> String {
+    let Writes { vm, looks, time_ns, pages, distinct_pages, look_ns, is_logged } = writes;
+    let per_second = u128::from(*pages) * 1_000_000_000 / u128::from((*time_ns).max(1));
+    let how = if *is_logged { "the processor logs writes" } else { "by dirty bits" };
+    format!(
+        "{vm} writes {} pages a second, {} different ones in {}\neach of {} looks took {}: {how}\n",
+        count(per_second as u64),
+        count(*distinct_pages),
+        duration(*time_ns),
+        count(*looks),
+        duration(*look_ns)
+    )
 }
 
 fn render_measured(measured: &Measured) -> String {

@@ -25,6 +25,8 @@ pub enum Reply {
     Vm(VmDetail),
     /// To `disk list`, and with one element to `disk show`.
     Disks(Vec<DiskInfo>),
+    /// To `vm measure`.
+    Writes(Writes),
     /// To `disk measure`.
     Measured(Measured),
     /// To `net list`.
@@ -326,6 +328,25 @@ pub enum DiskState {
     Recovering,
     /// It is gone or stays broken.
     Failed,
+}
+
+/// How fast a VM writes its memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Writes {
+    /// Its name.
+    pub vm: String,
+    /// How often it was looked what was written.
+    pub looks: u64,
+    /// From the first look to the last.
+    pub time_ns: u64,
+    /// Pages of 4 KiB that all looks together found; one that several found counts as often.
+    pub pages: u64,
+    /// How many different ones they are.
+    pub distinct_pages: u64,
+    /// How long a look took.
+    pub look_ns: u64,
+    /// Whether the processor keeps a log of writes, so that a look need not search for them.
+    pub is_logged: bool,
 }
 
 /// How fast a disk of the host reads.

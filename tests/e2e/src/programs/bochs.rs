@@ -1,9 +1,15 @@
 //! The same image on Bochs: VT-x on its Intel model, AMD-V on its AMD model. What is done there is done on QEMU too.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::{guests, host, tiny};
-use crate::{Artifacts, Model, SCRATCH_DISK};
+use crate::{Artifacts, COMMAND_LIMIT, Host, Model, SCRATCH_DISK};
+
+/// What a guest writes again and again, in a fraction of a second, to have its writes found.
+const WRITTEN_MIB: u32 = 2;
+/// Its stack, its page tables and the like.
+const OTHER_PAGES_MAX: u64 = 64;
 
 /// VT-x: the prompt, a bare guest that says hello, and one that looks at CR8, which each vendor's hardware keeps its own way.
 pub fn vmx_hello(artifacts: &Artifacts) -> Result<()> {
@@ -47,6 +53,36 @@ pub fn ata(artifacts: &Artifacts) -> Result<()> {
 /// VT-x: every bare guest beside a Linux guest that must not notice.
 pub fn vmx_guests(artifacts: &Artifacts) -> Result<()> {
     guests_beside_linux(artifacts, "bochs_vmx_guests", Model::Intel)
+}
+
+/// VT-x with and without a log of the guest's writes: tracking finds every page that a guest writes again and again, and
+/// hardly another.
+pub fn vmx_writes(artifacts: &Artifacts) -> Result<()> {
+    for (name, model, is_logged) in
+        [("bochs_vmx_writes_log", Model::Intel, true), ("bochs_vmx_writes_bits", Model::OldIntel, false)]
+    {
+        let mut host = artifacts.boot_bochs(name, model, 1)?;
+        let writes = measure_writes(&mut host, WRITTEN_MIB)?;
+        ensure!(writes["is_logged"] == is_logged, "{model:?}: {writes}");
+        let distinct = writes["distinct_pages"].as_u64().context("`vm measure` does not count pages")?;
+        let written = u64::from(WRITTEN_MIB) << 20 >> 12;
+        ensure!((written..written + OTHER_PAGES_MAX).contains(&distinct), "{model:?}: {written} are written: {writes}");
+        host.power_off()?;
+    }
+    Ok(())
+}
+
+/// Starts a guest that writes so much memory again and again, and measures what it writes.
+pub fn measure_writes(host: &mut Host, mib: u32) -> Result<Value> {
+    let words = format!("mib={mib} rounds=0");
+    host.ask(&format!("vm create w --kernel memory_hash --cmdline \"{words}\" --memory 128M --start"))?;
+    host.attach("w")?.expect("HASH 2 ", COMMAND_LIMIT)?;
+    host.emulator().send("\x1d")?;
+    host.command("")?;
+    let reply = host.ask("vm measure w")?;
+    host.ask("vm kill w")?;
+    host.ask("vm delete w")?;
+    Ok(reply)
 }
 
 fn guests_beside_linux(artifacts: &Artifacts, name: &str, model: Model) -> Result<()> {

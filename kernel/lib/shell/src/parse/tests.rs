@@ -36,6 +36,7 @@ fn short_commands() {
     assert_eq!(command("vm console web"), Command::VmConsole { name: name("web") });
     assert_eq!(command("disk"), Command::DiskList);
     assert_eq!(command("disk list"), Command::DiskList);
+    assert_eq!(command("vm measure web"), Command::VmMeasure { name: "web".into() });
     assert_eq!(command("disk measure disk0"), Command::DiskMeasure { name: "disk0".into() });
     assert_eq!(command("disk show 'my disk'"), Command::DiskShow { name: "my disk".into() });
     assert_eq!(command("net"), Command::NetList);
@@ -123,11 +124,11 @@ fn mistyped_commands_get_the_remedy() {
         ("xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
         (
             "vm",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, save, restore, console, delete, migrate, such as `vm list`",
         ),
         (
             "vm --json",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, save, restore, console, delete, migrate, such as `vm list`",
         ),
         ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
         ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show, measure"),

@@ -5,7 +5,7 @@ use config::{Mac, Name};
 use super::*;
 use crate::{
     CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, MeasuredLoad, Memory, NicIo, Speculation, Weakness,
-    WeaknessStatus, help, parse,
+    WeaknessStatus, Writes, help, parse,
 };
 
 fn name(text: &str) -> Name {
@@ -229,6 +229,16 @@ fn the_other_lists() {
     );
     let module = ModuleInfo { name: "vmlinuz".into(), bytes: 12 << 20 };
     assert_eq!(render(&Reply::Modules(vec![module]), false), "MODULE     SIZE\nvmlinuz  12 MiB\n");
+}
+
+#[test]
+fn how_fast_a_vm_writes() {
+    let (vm, time_ns, look_ns) = ("web".into(), 1_000_000_000, 45_200);
+    let writes = Writes { vm, looks: 10, time_ns, pages: 3000, distinct_pages: 1024, look_ns, is_logged: true };
+    let text = "web writes 3,000 pages a second, 1,024 different ones in 1 s\n\
+                each of 10 looks took 45.2 us: the processor logs writes\n";
+    assert_eq!(render(&Reply::Writes(writes), false), text);
+    assert!(render(&Reply::Writes(Writes::default()), false).contains(" 0 pages a second"));
 }
 
 #[test]
