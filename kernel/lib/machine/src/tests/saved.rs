@@ -150,6 +150,7 @@ fn clocks_on_walls_that_differ_by_a_known_time_do_not_make_the_guest_s_jump() {
             nics: vec![],
             debug: DebugPorts::default(),
             wall_unix_ns,
+            firmware: None,
         };
         let mut copy = bench.restore_with(&saved, now_ns, sign * ahead_ns, config).unwrap();
         assert_eq!(copy.read_msr(TSC).unwrap(), tsc + away_ns * u64::from(TSC_KHZ) / 1_000_000);
