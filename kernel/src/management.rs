@@ -18,8 +18,12 @@ use switch::{Offload, PortId};
 /// Frames on their way out at most.
 const OUTGOING_MAX: usize = 256;
 
-/// Bytes that a connection holds for either way.
-const STREAM_BYTES: usize = 256 << 10;
+/// Bytes that a connection holds for the direction in which memory flows, and for the other. A link of 10 Gbit/s carries
+/// the first in 0.8 ms, which is longer than an answer takes.
+const BULK_BYTES: usize = 1 << 20;
+const ANSWER_BYTES: usize = 64 << 10;
+/// How soon the uplink is looked at again that had no room.
+const ROOM_NS: u64 = 50_000;
 /// How long a connection waits for an answer before it is lost, and how often it asks for one when it has nothing to say.
 const SILENCE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -42,7 +46,13 @@ pub struct Management {
 #[derive(Default)]
 struct Wire {
     incoming: VecDeque<Vec<u8>>,
-    outgoing: VecDeque<Vec<u8>>,
+    /// The first `filled` are on their way; the others are kept for their memory.
+    outgoing: Vec<Vec<u8>>,
+    filled: usize,
+    /// How many may be filled: what the uplink has no room for would be lost, and sent again much later.
+    room: usize,
+    /// There was more to send than that.
+    is_full: bool,
 }
 
 /// The address and its prefix length, once there is one.
@@ -75,23 +85,28 @@ impl Management {
         while let Some(frame) = host.network.lock().next_management_frame() {
             self.wire.incoming.push_back(frame);
         }
-        let now = Instant::from_micros((host.clock.now_ns() / 1000) as i64);
+        let now_ns = host.clock.now_ns();
+        let now = Instant::from_micros((now_ns / 1000) as i64);
+        (self.wire.room, self.wire.is_full) = (host.network.lock().uplink_room().min(OUTGOING_MAX), false);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         self.take_lease();
-        let (from, frames) = (self.port, self.wire.outgoing.make_contiguous());
-        forwarder.forward(host, frames.len(), |index| Frame {
+        let (from, frames) = (self.port, &self.wire.outgoing);
+        forwarder.forward(host, self.wire.filled, |index| Frame {
             from,
             offload: Offload::default(),
             bytes: &frames[index],
         });
-        self.wire.outgoing.clear();
+        self.wire.filled = 0;
+        if self.wire.is_full {
+            return Some(now_ns + ROOM_NS);
+        }
         let next = self.interface.poll_at(now, &self.sockets)?;
         Some(next.total_micros().max(0) as u64 * 1000)
     }
 
     /// A stream that waits for a caller on `port`.
     pub fn listen(&mut self, port: u16) -> SocketHandle {
-        let mut socket = stream();
+        let mut socket = stream(BULK_BYTES, ANSWER_BYTES);
         socket.listen(port).expect("a new socket takes any port but 0");
         self.sockets.add(socket)
     }
@@ -99,7 +114,7 @@ impl Management {
     /// A stream that calls another host; `None` where it cannot.
     pub fn connect(&mut self, to: Ipv4Addr, port: u16) -> Option<SocketHandle> {
         let own_port = 49_152 + (cpu::random().unwrap_or_else(cpu::tsc) % 16_384) as u16;
-        let mut socket = stream();
+        let mut socket = stream(ANSWER_BYTES, BULK_BYTES);
         socket.connect(self.interface.context(), (IpAddress::Ipv4(to), port), own_port).ok()?;
         self.is_touched = true;
         Some(self.sockets.add(socket))
@@ -143,9 +158,9 @@ impl Management {
     }
 }
 
-fn stream() -> tcp::Socket<'static> {
-    let buffer = || tcp::SocketBuffer::new(alloc::vec![0; STREAM_BYTES]);
-    let mut socket = tcp::Socket::new(buffer(), buffer());
+fn stream(receive_bytes: usize, send_bytes: usize) -> tcp::Socket<'static> {
+    let buffer = |bytes| tcp::SocketBuffer::new(alloc::vec![0; bytes]);
+    let mut socket = tcp::Socket::new(buffer(receive_bytes), buffer(send_bytes));
     socket.set_timeout(Some(SILENCE));
     socket.set_keep_alive(Some(KEEP_ALIVE));
     // Whole messages are written at once: there is nothing to wait for.
@@ -171,7 +186,7 @@ fn set_gateway(interface: &mut Interface, gateway: Option<core::net::Ipv4Addr>) 
 }
 
 struct Incoming(Vec<u8>);
-struct Outgoing<'a>(&'a mut VecDeque<Vec<u8>>);
+struct Outgoing<'a>(&'a mut Wire);
 
 impl RxToken for Incoming {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, act: F) -> R {
@@ -181,10 +196,15 @@ impl RxToken for Incoming {
 
 impl TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, act: F) -> R {
-        let mut frame = alloc::vec![0; length];
-        let result = act(&mut frame);
-        self.0.push_back(frame);
-        result
+        let Wire { outgoing, filled, .. } = self.0;
+        if *filled == outgoing.len() {
+            outgoing.push(Vec::new());
+        }
+        let frame = &mut outgoing[*filled];
+        *filled += 1;
+        // Whatever was in it: all of it is written now.
+        frame.resize(length, 0);
+        act(frame)
     }
 }
 
@@ -194,11 +214,15 @@ impl Device for Wire {
 
     fn receive(&mut self, _now: Instant) -> Option<(Incoming, Outgoing<'_>)> {
         let frame = self.incoming.pop_front()?;
-        Some((Incoming(frame), Outgoing(&mut self.outgoing)))
+        Some((Incoming(frame), Outgoing(self)))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Outgoing<'_>> {
-        (self.outgoing.len() < OUTGOING_MAX).then_some(Outgoing(&mut self.outgoing))
+        if self.filled < self.room {
+            return Some(Outgoing(self));
+        }
+        self.is_full = true;
+        None
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -133,6 +133,11 @@ impl Network {
         self.management_frames.pop_front()
     }
 
+    /// How many frames the uplink takes now.
+    pub fn uplink_room(&mut self) -> usize {
+        self.nics.get_mut(self.uplink).map_or(usize::MAX, |nic| nic.room())
+    }
+
     /// The cards' interrupt vectors.
     pub fn vectors(&self) -> &[u8] {
         &self.vectors

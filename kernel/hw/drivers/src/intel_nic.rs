@@ -235,6 +235,11 @@ impl<H: Hal, B: Bus> Nic for IntelNic<H, B> {
         Some(self.counters)
     }
 
+    fn room(&mut self) -> usize {
+        // What is not up takes everything, as a cut wire does.
+        if matches!(self.link, Link::Up(_)) { self.transmitter.room() } else { usize::MAX }
+    }
+
     fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full> {
         // A card without a carrier keeps what it gets, and would send it when nobody waits for it any more.
         if !matches!(self.link, Link::Up(_)) || (offload.ecn && offload.gso != switch::Gso::None) {

@@ -193,10 +193,14 @@ impl SerialPort {
     /// Gives the port what it has room for; returns whether more is waiting.
     pub fn poll(&mut self) -> bool {
         loop {
+            // The device is not asked without need: each of its registers takes a microsecond.
+            if self.queue.is_empty() {
+                return false;
+            }
             // A full FIFO takes nothing; an empty one 16 bytes. The device is asked once for them all.
             let sent = self.uart.send_bytes(self.queue.as_slices().0);
             if sent == 0 {
-                return !self.queue.is_empty();
+                return true;
             }
             self.queue.drain(..sent);
         }

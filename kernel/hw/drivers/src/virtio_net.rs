@@ -114,6 +114,10 @@ impl<H: Hal> Nic for VirtioNet<H> {
         }
     }
 
+    fn room(&mut self) -> usize {
+        if self.failed { usize::MAX } else { self.transmitter.room() }
+    }
+
     fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full> {
         let sent = self.transmitter.transmit(offload, frame);
         self.check();

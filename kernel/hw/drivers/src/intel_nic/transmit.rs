@@ -176,6 +176,14 @@ impl<H: Hal> Transmitter<H> {
         self.next = (self.next + 1) % RING_SIZE;
     }
 
+    /// How many frames of the usual size there is room for.
+    pub(super) fn room(&mut self) -> usize {
+        self.take_back();
+        let frame_bytes = FRAME_BYTES_MAX.next_multiple_of(ALIGN_BYTES);
+        // A descriptor each for a context that may have to be said first; one frame's bytes may be left over at the end.
+        usize::from(self.free / 2).min(((ARENA_BYTES - self.taken_bytes) / frame_bytes).saturating_sub(1))
+    }
+
     /// Where in the arena a frame can go, and the bytes that it then takes; takes back finished frames for it.
     fn make_room(&mut self, bus: &mut impl Bus, descriptors: u16, bytes: usize) -> Result<(usize, usize), Full> {
         if let Some(place) = self.place(descriptors, bytes) {

@@ -126,7 +126,8 @@ fn long_frames_are_spread() {
 #[test]
 fn a_full_queue_asks_for_an_interrupt_and_recovers() {
     let (mut transmitter, mut device) = transmitter(ALL);
-    for _ in 0..8 {
+    for sent in 0..8 {
+        assert_eq!(transmitter.room(), 8 - sent);
         transmitter.transmit(&Offload::default(), &[1; 60]).unwrap();
     }
     assert_eq!(device.used_event(), u16::MAX, "no interrupts so far");
@@ -135,6 +136,7 @@ fn a_full_queue_asks_for_an_interrupt_and_recovers() {
     assert_eq!(device.used_event(), 0);
     let (head, _) = device.take().unwrap();
     device.finish(head.into(), 0);
+    assert_eq!(transmitter.room(), 1, "what was sent is taken back to see");
     transmitter.transmit(&Offload::default(), &[1; 60]).unwrap();
 }
 

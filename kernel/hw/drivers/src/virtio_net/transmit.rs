@@ -36,6 +36,12 @@ impl<H: Hal> Transmitter<H> {
         self.queue.kick();
     }
 
+    /// How many frames of one buffer there is room for.
+    pub(super) fn room(&mut self) -> usize {
+        self.take_back();
+        self.queue.ring.free().into()
+    }
+
     /// Copies a frame into the queue; drops one that the device could not send. `Full` also arms an interrupt for the
     /// next frame sent.
     pub(super) fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full> {
