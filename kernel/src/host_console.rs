@@ -33,6 +33,8 @@ pub struct HostConsole {
     editor: LineEditor,
     mode: Mode,
     output: Vec<u8>,
+    /// When the line is asked for keys next.
+    keys_due_ns: u64,
 }
 
 enum Mode {
@@ -80,6 +82,7 @@ impl HostConsole {
             editor: LineEditor::new("pollux> "),
             mode: Mode::Prompt,
             output: Vec::new(),
+            keys_due_ns: 0,
         };
         console.print_log();
         console.editor.show(&mut console.output);
@@ -88,12 +91,10 @@ impl HostConsole {
     }
 
     /// Takes keys, shows what there is to show; returns when it wants to be called next.
-    pub fn poll(&mut self, host: &'static Host) -> Option<u64> {
-        let mut keys = [0; KEYS_MAX];
-        let count = self.line.as_mut().map_or(0, |line| line.receive(&mut keys));
-        for &key in &keys[..count] {
-            self.key(host, key);
-        }
+    ///
+    /// `is_called` where a device raised an interrupt that may have been the line's.
+    pub fn poll(&mut self, host: &'static Host, is_called: bool) -> Option<u64> {
+        self.take_keys(host, is_called);
         self.go_on(host);
         if log_ring::has_unprinted() && matches!(self.mode, Mode::Prompt) {
             self.editor.hide(&mut self.output);
@@ -104,6 +105,20 @@ impl HostConsole {
         let now_ns = host.clock.now_ns();
         let line_due_ns = if self.send() { LINE_NS } else { KEYBOARD_NS };
         Some(now_ns + line_due_ns)
+    }
+
+    /// Takes what was typed. The line is asked where it may have called, and now and then: that takes a microsecond.
+    fn take_keys(&mut self, host: &'static Host, is_called: bool) {
+        let now_ns = host.clock.now_ns();
+        if !is_called && now_ns < self.keys_due_ns {
+            return;
+        }
+        let mut keys = [0; KEYS_MAX];
+        let count = self.line.as_mut().map_or(0, |line| line.receive(&mut keys));
+        for &key in &keys[..count] {
+            self.key(host, key);
+        }
+        self.keys_due_ns = if count > 0 { now_ns } else { now_ns + KEYBOARD_NS };
     }
 
     fn key(&mut self, host: &'static Host, key: u8) {

@@ -191,7 +191,7 @@ impl Services {
         let jobs_due_ns = self.jobs.poll(host);
         let measurements_due_ns = self.measurements.poll(host);
         CONSOLE.take();
-        let console_due_ns = self.console.poll(host);
+        let console_due_ns = self.console.poll(host, self.may_be_console(arrived));
         let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
         let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
         let faults_due_ns = self.tell_of_faults();
@@ -206,6 +206,12 @@ impl Services {
         let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns];
         let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]).chain(jobs_due_ns);
         due.flatten().min()
+    }
+
+    /// Whether a device called that is neither disk nor card.
+    fn may_be_console(&self, arrived: &[u8]) -> bool {
+        let known = [&self.disks.vectors[..], &self.cards.vectors, &[interrupts::KICK, interrupts::TIMER]];
+        arrived.iter().any(|vector| !known.iter().any(|vectors| vectors.contains(vector)))
     }
 
     /// Lets the disks' drivers look after their devices when that is due; returns whether it was.
