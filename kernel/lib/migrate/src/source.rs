@@ -79,12 +79,15 @@ pub enum Effect {
     End(Outcome),
 }
 
-/// How much less of its time a guest gets at each step, and what it keeps at least.
-const THROTTLE_STEP_PERCENT: u8 = 20;
+/// A guest that is throttled gets half of its time at each step, and keeps this much at least. Smaller steps would spare
+/// it little: each costs a round, and the guest is slow until the last.
 const THROTTLE_KEPT_PERCENT: u8 = 5;
 
 /// Rounds that bring little until the guest is throttled.
 const STALLS_MAX: u32 = 2;
+
+/// What the last pages may take without another round being worth it that leaves less.
+const LAST_PAGES_NS: u64 = 5_000_000;
 
 /// One migration, at the source.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -381,7 +384,10 @@ impl Source {
     fn decide(&mut self, page_ns: u64, rest_ns: u64, now_ns: u64) {
         let remaining = self.to_send.count();
         self.expected_ns = remaining.saturating_mul(page_ns).saturating_add(rest_ns);
-        if remaining == 0 || self.expected_ns <= self.settings.downtime_ns {
+        // A round that left at most half is followed by one that leaves less: it costs no more than it saves the guest,
+        // and halving ends.
+        let shrinks = remaining <= self.round_pages / 2 && remaining.saturating_mul(page_ns) > LAST_PAGES_NS;
+        if remaining == 0 || self.expected_ns <= self.settings.downtime_ns && !shrinks {
             return self.stop();
         }
         self.tick(now_ns);
@@ -392,8 +398,7 @@ impl Source {
         self.stalls = if stalls { self.stalls + 1 } else { 0 };
         if self.stalls >= STALLS_MAX && self.running_percent > THROTTLE_KEPT_PERCENT {
             self.stalls = 0;
-            self.running_percent =
-                self.running_percent.saturating_sub(THROTTLE_STEP_PERCENT).max(THROTTLE_KEPT_PERCENT);
+            self.running_percent = (self.running_percent / 2).max(THROTTLE_KEPT_PERCENT);
             self.effects.push_back(Effect::Throttle(self.running_percent));
         }
         self.round += 1;
@@ -462,6 +467,20 @@ mod tests {
     }
 
     #[test]
+    fn rounds_go_on_while_they_leave_less() {
+        let mut source = source(1000, Settings::default());
+        for left in [40, 20, 9] {
+            assert_eq!(send(&mut source), Some(Effect::Look));
+            // A millisecond a page: 40 ms would fit the downtime, and 20 more so.
+            source.looked(&written(1000, left), 1_000_000, 0, 0);
+        }
+        assert_eq!((source.round(), source.remaining()), (4, 9));
+        assert_eq!(send(&mut source), Some(Effect::Look));
+        source.looked(&written(1000, 8), 1_000_000, 0, 0);
+        assert_eq!(source.take_effect(), Some(Effect::Stop));
+    }
+
+    #[test]
     fn a_busy_guest_is_throttled_step_by_step_and_then_given_up() {
         let mut source = source(100, Settings { timeout_ns: 100 * SECOND, ..Settings::default() });
         let mut steps = Vec::new();
@@ -476,7 +495,7 @@ mod tests {
                 None => {}
             }
         }
-        assert_eq!(steps, [80, 60, 40, 20, 5]);
+        assert_eq!(steps, [50, 25, 12, 6, 5]);
         assert!(matches!(source.take_effect(), Some(Effect::Say(Word::Abort(_)))));
         assert!(matches!(source.take_effect(), Some(Effect::End(Outcome::Stayed(_)))));
     }
