@@ -74,6 +74,9 @@ impl Migrations {
             },
             |key| *key.bytes(),
         );
+        if cfg!(feature = "plain") {
+            log::error!("THIS BUILD SENDS VMS TO OTHER HOSTS UNENCRYPTED: it is for measuring and for nothing else");
+        }
         let peers = match no_secrets() {
             Some((message, _)) if !config.peers.is_empty() => {
                 log::error!("no peer is trusted: {message}");

@@ -2,6 +2,7 @@
 //! emulator; alternating, in one run, so that all three meet the same machine. Each figure is a median.
 
 mod kvm_host;
+mod migrate;
 mod rig;
 mod server;
 
@@ -39,7 +40,7 @@ struct Bench {
     run: fn(&Rig, System) -> Result<Figures>,
 }
 
-const BENCHES: [Bench; 15] = [
+const BENCHES: [Bench; 16] = [
     Bench { name: "boot", run: |rig, system| rig.linux(system, "boot", 1) },
     Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false, 1) },
     Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true, 1) },
@@ -52,6 +53,7 @@ const BENCHES: [Bench; 15] = [
     Bench { name: "nvme", run: |rig, system| rig.controller(system, DiskBus::Nvme) },
     Bench { name: "ahci", run: |rig, system| rig.controller(system, DiskBus::Ahci) },
     Bench { name: "ata", run: |rig, system| rig.controller(system, DiskBus::Ata) },
+    Bench { name: "migrate", run: migrate::run },
     Bench { name: "e1000", run: |rig, system| rig.card(system, NicModel::E1000) },
     Bench { name: "e1000e", run: |rig, system| rig.card(system, NicModel::E1000e) },
     Bench { name: "igb", run: |rig, system| rig.card(system, NicModel::Igb) },

@@ -96,7 +96,8 @@ const TINY_DHCP: &str = include_str!("../../guest/dhcp");
 /// Root's password is `pollux`, hashed in the way that costs an emulator least.
 const TINY_PASSWD: &str = "root:$1$pollux$AfY4hYzDKgVM6Zzd5TWHy/:0:0:root:/:/bin/sh\n";
 /// Static programs of the small guest: name and C source.
-const TINY_PROGRAMS: [(&str, &str); 5] = [
+const TINY_PROGRAMS: [(&str, &str); 6] = [
+    ("dirty", include_str!("../../guest/dirty.c")),
     ("exits", include_str!("../../guest/exits.c")),
     ("disk", include_str!("../../guest/disk.c")),
     ("net", include_str!("../../guest/net.c")),

@@ -37,6 +37,19 @@ pub fn build() -> Result<Kernel> {
     Ok(Kernel { elf, elf32 })
 }
 
+/// Builds the kernel that does not encrypt what it sends to other hosts, for measuring, apart from the other: as an ELF32
+/// file, which no image is made of.
+pub fn build_plain() -> Result<PathBuf> {
+    let target = paths::target().join("plain");
+    let mut command = cargo();
+    command.args(["build", "--release", "--package", "kernel", "--features", "plain", "--target", TARGET]);
+    steps::logged("building the kernel without cipher", "kernel-plain", command.arg("--target-dir").arg(&target))?;
+    let elf = target.join(TARGET).join("release/kernel");
+    let elf32 = elf.with_extension("elf32");
+    steps::output(Command::new("objcopy").args(["-I", "elf64-x86-64", "-O", "elf32-i386"]).arg(&elf).arg(&elf32))?;
+    Ok(elf32)
+}
+
 /// Builds the kernel of the checkout `root` by `cargo`, which runs there.
 pub fn build_in(root: &Path, cargo: &mut Command) -> Result<()> {
     let flags: Vec<String> = remaps(root)?.iter().map(|remap| format!("'--remap-path-prefix={remap}'")).collect();

@@ -11,7 +11,10 @@ use crate::cpio::Archive;
 use crate::guest::{self, KVM_MODULES};
 use crate::steps;
 
-const INIT: &str = include_str!("../../../guest/kvm-host");
+/// The first program of a host with one guest.
+pub const INIT: &str = include_str!("../../../guest/kvm-host");
+/// The first program of the two hosts between which a guest moves.
+pub const MIGRATE_INIT: &str = include_str!("../../../guest/kvm-migrate");
 /// Copies QEMU, the libraries it is linked with, those of its plug-ins, and its firmware; then makes a file system.
 const FILL: &str = r#"set -eu
 root=$1; image=$2
@@ -44,6 +47,8 @@ pub struct System<'a> {
     pub names: &'a [&'a str],
     /// The small guest's initial RAM disk.
     pub guest_initrd: &'a Path,
+    /// The first program.
+    pub init: &'a str,
 }
 
 impl KvmHost {
@@ -71,7 +76,7 @@ impl KvmHost {
         archive.file(&format!("guest/{guest}"), &read(kernel)?);
         archive.file("guest/initrd", &read(system.guest_initrd)?);
         archive.file("guest/words", words.as_bytes());
-        archive.file("init", INIT.as_bytes());
+        archive.file("init", system.init.as_bytes());
         fs::write(path, archive.finish()).with_context(|| format!("writing {}", path.display()))
     }
 }

@@ -70,12 +70,12 @@ struct NestedHost<'a> {
 
 /// Everything that is measured with, built once.
 pub struct Rig {
-    artifacts: Artifacts,
-    kvm_host: KvmHost,
-    guests: Guests,
+    pub(super) artifacts: Artifacts,
+    pub(super) kvm_host: KvmHost,
+    pub(super) guests: Guests,
     server: Server,
     disk: PathBuf,
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
 }
 
 impl Rig {
@@ -176,7 +176,8 @@ impl Rig {
             }
             System::Kvm => {
                 let names = guest::driver_host_modules();
-                let system = kvm_host::System { modules: &modules, names: &names, guest_initrd: &initrd };
+                let system =
+                    kvm_host::System { modules: &modules, names: &names, guest_initrd: &initrd, init: kvm_host::INIT };
                 let host = NestedHost { kernel: &kernel, system, device: Box::new(device) };
                 let nested = Nested { guest: "linux", kernel: &kernel, vcpus: 1 };
                 Ok((self.under_kvm(&name, Accel::Tcg, &host, &nested, &words)?, None))
@@ -309,7 +310,7 @@ impl Rig {
     /// The host of KVM's guests where all devices are virtio's.
     fn virtio_host(&self) -> NestedHost<'_> {
         let (modules, guest_initrd) = (&self.guests.modules, &self.guests.tiny_initrd);
-        let system = kvm_host::System { modules, names: &TINY_MODULES, guest_initrd };
+        let system = kvm_host::System { modules, names: &TINY_MODULES, guest_initrd, init: kvm_host::INIT };
         NestedHost {
             kernel: &self.guests.linux,
             system,
@@ -341,7 +342,7 @@ fn own_reads(report: &Value) -> Result<Figures> {
     loads.iter().map(|load| figure(load).context("a load of `disk measure --json` lacks a value")).collect()
 }
 
-fn parse(transcript: &str) -> Figures {
+pub(super) fn parse(transcript: &str) -> Figures {
     let figure = |line: &str| {
         let mut words = line.trim().strip_prefix("BENCH ")?.split_whitespace();
         Some((words.next()?.to_owned(), words.next()?.parse().ok()?))

@@ -1,0 +1,38 @@
+/* Writes to memory at a steady rate, and ticks: what live migration is measured by.
+   dirty RATE      RATE in MB/s, 0 for none; a word of each page of 32 MiB of noise in turn
+   Every 10 ms the pages that are due, then one '~', so that whoever watches sees for how long it stood still. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define REGION (32u << 20)
+#define PAGE 4096u
+#define TICK_NS 10000000L
+
+int main(int count, char **words)
+{
+    long rate = count > 1 ? atol(words[1]) : 0;
+    uint8_t *region = mmap(0, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (region == MAP_FAILED) return 1;
+    uint64_t noise = 88172645463325252u;
+    if (rate > 0)
+        for (uint64_t *at = (uint64_t *)region; at < (uint64_t *)(region + REGION); at++) {
+            noise ^= noise << 13; noise ^= noise >> 7; noise ^= noise << 17;
+            *at = noise;
+        }
+    printf("DIRTY ready\n");
+    fflush(stdout);
+    long pages = rate * 1000000 / (1000000000 / TICK_NS) / PAGE;
+    uint32_t next = 0;
+    for (uint32_t tick = 1;; tick++) {
+        for (long page = 0; page < pages; page++) {
+            *(volatile uint32_t *)(region + next) = tick;
+            next = (next + PAGE) % REGION;
+        }
+        if (write(1, "~", 1) != 1) return 1;
+        nanosleep(&(struct timespec){ 0, TICK_NS }, 0);
+    }
+}

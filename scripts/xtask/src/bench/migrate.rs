@@ -1,0 +1,259 @@
+//! Measures live migration: the same guest moves between two hosts over the same wire, under Pollux with and without
+//! cipher, and under KVM and QEMU nested in the same emulator, over plain TCP.
+//!
+//! The guest (`scripts/guest/dirty.c`) ticks on its console every 10 ms. [`Watch`] looks at both hosts' serial lines and
+//! so sees, as nobody inside could, for how long there was no tick.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Accel, Host, Launch, TINY_INITRD};
+use serde_json::Value;
+
+use super::Figures;
+use super::kvm_host::{self, MIGRATE_INIT};
+use super::rig::{Rig, System, parse};
+use crate::guest::TINY_MODULES;
+use crate::kernel;
+
+/// How many MB/s the guest writes.
+const LOADS: [u32; 3] = [0, 10, 100];
+/// The guest's memory, and its host's.
+const GUEST_MIB: u32 = 256;
+const HOST_MIB: u32 = 1024;
+/// For a guest to be moved, on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(150);
+/// How long the guest works before it moves, and how long its ticks are watched afterwards.
+const BEFORE: Duration = Duration::from_secs(3);
+const AFTER: Duration = Duration::from_millis(1500);
+const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
+
+/// Everything under one system.
+pub fn run(rig: &Rig, system: System) -> Result<Figures> {
+    let mut figures = Figures::new();
+    match system {
+        System::Pollux => {
+            under_pollux(rig, &rig.artifacts.kernel32, "", &mut figures)?;
+            under_pollux(rig, &kernel::build_plain()?, "plain_", &mut figures)?;
+        }
+        System::Kvm => {
+            for (name, value) in under_kvm(rig)? {
+                figures.insert(format!("plain_{name}"), value);
+                figures.insert(name, value);
+            }
+        }
+        System::Bare => {}
+    }
+    Ok(figures)
+}
+
+/// What the guest is called, and its figures.
+fn name_of(load: u32) -> String {
+    if load == 0 { "idle".to_owned() } else { format!("load{load}") }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").context("looking for a free port")?.local_addr()?.port())
+}
+
+/// The wire between the hosts, at this one's end.
+fn wired(launch: Launch, index: usize, port: u16) -> Launch {
+    let end = if index == 0 { "listen" } else { "connect" };
+    launch
+        .argument("-netdev", format!("socket,id=net0,{end}=127.0.0.1:{port}"))
+        .argument("-device", format!("virtio-net-pci,netdev=net0,mac=52:54:00:50:4d:0{index},romfile="))
+}
+
+fn under_pollux(rig: &Rig, kernel: &Path, prefix: &str, figures: &mut Figures) -> Result<()> {
+    let mut hosts = pair(rig, kernel, &format!("bench-migrate-{prefix}pollux"))?;
+    for load in LOADS {
+        let vm = name_of(load);
+        hosts[0].ask(&format!(
+            "vm create {vm} --kernel linux --initrd {TINY_INITRD} --cmdline \"console=ttyS0 quiet dirty={load}\" --memory {GUEST_MIB}M --start"
+        ))?;
+        let mut console = hosts[0].attach(&vm)?;
+        console.expect("DIRTY ready", LIMIT)?;
+        thread::sleep(BEFORE);
+        console.leave()?;
+        let (moved, gap) = move_watched(rig, &mut hosts, &vm, prefix)?;
+        let mut figure = |name: &str, field: &str, divisor: f64| -> Result<()> {
+            let value = moved[field].as_f64().with_context(|| format!("{moved} has no {field}"))?;
+            figures.insert(format!("{prefix}{vm}_{name}"), value / divisor);
+            Ok(())
+        };
+        figure("total_ms", "total_ns", 1e6)?;
+        figure("source_downtime_ms", "downtime_ns", 1e6)?;
+        figure("sent_MiB", "bytes", 1_048_576.0)?;
+        figures.insert(format!("{prefix}{vm}_longest_gap_ms"), gap.as_secs_f64() * 1e3);
+        eprintln!("        {moved}");
+        hosts[1].ask(&format!("vm kill {vm}"))?;
+        hosts[1].ask(&format!("vm delete {vm}"))?;
+    }
+    Ok(())
+}
+
+fn pair(rig: &Rig, kernel: &Path, name: &str) -> Result<[Host; 2]> {
+    let port = free_port()?;
+    let boot = |index: usize| -> Result<Host> {
+        let side = ["a", "b"][index];
+        let configuration = rig.folder.join(format!("{name}-{side}.toml"));
+        let text =
+            format!("[host]\nname = \"{side}\"\nmanagement = \"static\"\naddress = \"{}/24\"\n", ADDRESSES[index]);
+        std::fs::write(&configuration, text).with_context(|| format!("writing {}", configuration.display()))?;
+        let modules = [
+            (rig.artifacts.linux.clone(), e2e::LINUX.to_owned()),
+            (rig.artifacts.tiny_initrd.clone(), TINY_INITRD.to_owned()),
+            (configuration, "pollux.toml".to_owned()),
+        ];
+        let launch = Launch::new(&format!("{name}-{side}")).accel(Accel::Tcg).memory_mib(HOST_MIB);
+        rig.artifacts.boot(&wired(launch.multiboot(kernel, "", &modules)?, index, port))
+    };
+    let mut hosts = [boot(0)?, boot(1)?];
+    for index in 0..2 {
+        let report = hosts[1 - index].ask("host")?;
+        let key = report["key"].as_str().context("`host` shows no key")?.to_owned();
+        hosts[index].ask(&format!("peer add {} {} {key}", ["b", "a"][index], ADDRESSES[1 - index]))?;
+    }
+    Ok(hosts)
+}
+
+/// Moves a VM while its console is watched on both hosts; gives what the source says, and the longest gap.
+fn move_watched(rig: &Rig, hosts: &mut [Host; 2], vm: &str, prefix: &str) -> Result<(Value, Duration)> {
+    let logs = ["a", "b"].map(|side| rig.artifacts.logs.join(format!("bench-migrate-{prefix}pollux-{side}.log")));
+    let watch = Watch::start(logs);
+    let start = Instant::now();
+    hosts[0].ask(&format!("vm migrate {vm} to b --timeout 120 --strategy stop"))?;
+    // Typed without waiting for an answer: the source shows ticks to the last, the target from the first on.
+    hosts[0].emulator().send(&format!("vm console {vm}\r"))?;
+    let until = start + LIMIT;
+    while hosts[1].state(vm)?.is_none() {
+        ensure!(Instant::now() < until, hosts[0].emulator().failure("the VM does not get to the target"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    let [source, target] = hosts;
+    let mut console = target.attach(vm)?;
+    console.expect("~", LIMIT).context("the VM does not tick at the target")?;
+    thread::sleep(AFTER);
+    let gap = watch.longest_gap(start, Instant::now());
+    console.leave()?;
+    // With the VM its console is gone; where it is not, this leaves it.
+    source.emulator().send("\u{1d}\r")?;
+    thread::sleep(BEFORE / 6);
+    source.wait_gone(vm)?;
+    let moved = source.ask("migrate status")?[0].clone();
+    ensure!(moved["phase"] == "moved", source.emulator().failure(&format!("it did not move: {moved}")));
+    Ok((moved, gap.context("the guest never ticked")?))
+}
+
+fn under_kvm(rig: &Rig) -> Result<Figures> {
+    let initrd = rig.folder.join("bench-migrate-kvm.initrd");
+    let (modules, guest_initrd) = (&rig.guests.modules, &rig.guests.tiny_initrd);
+    let system = kvm_host::System { modules, names: &TINY_MODULES, guest_initrd, init: MIGRATE_INIT };
+    rig.kvm_host.initrd(&initrd, &system, "linux", &rig.artifacts.linux, "")?;
+    let port = free_port()?;
+    let names = ["source", "target"].map(|role| format!("bench-migrate-kvm-{role}"));
+    let loads = LOADS.map(|load| load.to_string()).join(",");
+    let boot = |index: usize| {
+        let role = ["source", "target"][index];
+        let words = format!("console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 role={role} loads={loads}");
+        let launch = Launch::new(&names[index]).accel(Accel::Tcg).memory_mib(HOST_MIB);
+        let launch = launch.linux(&rig.artifacts.linux, &initrd, &words).disk(&rig.kvm_host.disk);
+        wired(launch, index, port).spawn(&rig.artifacts.logs)
+    };
+    let mut source = boot(0)?;
+    // It says nothing that matters, and ends with this.
+    let _target = boot(1)?;
+    let watch = Watch::start(names.each_ref().map(|name| rig.artifacts.logs.join(format!("{name}.log"))));
+    let mut figures = Figures::new();
+    for load in LOADS {
+        let name = name_of(load);
+        source.expect(&format!("MIGRATING {load}"), LIMIT)?;
+        let start = Instant::now();
+        let (which, said) = source.expect_any(&[&format!("MIGRATED {load}"), "BENCH FAILED"], LIMIT)?;
+        ensure!(which == 0, source.failure("KVM did not move its guest"));
+        let gap = watch.longest_gap(start, Instant::now()).context("KVM's guest never ticked")?;
+        figures.insert(format!("{name}_longest_gap_ms"), gap.as_secs_f64() * 1e3);
+        for (figure, value) in parse(&said.replace('~', "")) {
+            match figure.strip_suffix("_KiB") {
+                Some(figure) => figures.insert(format!("{name}_{figure}_MiB"), value / 1024.0),
+                None => figures.insert(format!("{name}_{figure}"), value),
+            };
+        }
+    }
+    std::fs::remove_file(&initrd).with_context(|| format!("removing {}", initrd.display()))?;
+    Ok(figures)
+}
+
+/// Notes when ticks arrive on either of two hosts' serial lines, by their logs.
+struct Watch {
+    ticks: Arc<Mutex<Vec<Instant>>>,
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Watches what is written from now on.
+    fn start(logs: [PathBuf; 2]) -> Self {
+        let (ticks, is_over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (noted, ends) = (ticks.clone(), is_over.clone());
+        let thread = thread::spawn(move || {
+            let open = |log: &PathBuf| {
+                let mut file = File::open(log).ok()?;
+                file.seek(SeekFrom::End(0)).ok().map(|_| file)
+            };
+            let mut files: Vec<File> = logs.iter().filter_map(open).collect();
+            let mut bytes = vec![0; 1 << 16];
+            while !ends.load(Ordering::Relaxed) {
+                for file in &mut files {
+                    let count = file.read(&mut bytes).unwrap_or(0);
+                    if bytes[..count].contains(&b'~') {
+                        noted.lock().expect("nobody panics with it").push(Instant::now());
+                    }
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self { ticks, is_over, thread: Some(thread) }
+    }
+
+    /// The longest time between two ticks that begins after `start`.
+    fn longest_gap(&self, start: Instant, end: Instant) -> Option<Duration> {
+        let ticks = self.ticks.lock().expect("nobody panics with it");
+        longest_gap(ticks.iter().copied().filter(|tick| (start..end).contains(tick)))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It only reads.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn longest_gap(ticks: impl Iterator<Item = Instant>) -> Option<Duration> {
+    let ticks: Vec<Instant> = ticks.collect();
+    ticks.windows(2).map(|pair| pair[1] - pair[0]).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_gap_is_between_two_ticks() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        assert_eq!(longest_gap([at(0), at(10), at(95), at(100)].into_iter()), Some(Duration::from_millis(85)));
+        assert_eq!(longest_gap([at(0)].into_iter()), None);
+    }
+}
