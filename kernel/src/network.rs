@@ -14,14 +14,15 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use config::Mac;
 use switch::{
-    CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Segments, Switch, complete_checksum,
+    CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Received, Segments, Switch, coalesce,
+    complete_checksum,
 };
 
 /// Frames that wait for the management address at most.
 const MANAGEMENT_FRAMES_MAX: usize = 512;
 
-/// Frames taken from a card under one lock.
-const BATCH_FRAMES: usize = 16;
+/// Frames taken from a card under one lock, and segments joined at most: a guest without room loses all of them.
+const BATCH_FRAMES: usize = 32;
 /// Frames taken from a card before others have their turn.
 const RECEIVED_FRAMES_MAX: usize = 256;
 
@@ -208,7 +209,7 @@ impl Network {
     /// Fills `into` with frames that arrived from outside; the port that they came from and how many there are, or
     /// `None` without an uplink. Fewer than fit also means that the card announces the next. `is_first` at the first of
     /// several calls.
-    fn receive(&mut self, into: &mut [(Offload, Vec<u8>)], is_first: bool) -> Option<(PortId, usize)> {
+    fn receive(&mut self, into: &mut [Received], is_first: bool) -> Option<(PortId, usize)> {
         let port = self.ports.iter().find_map(|(id, port)| matches!(port, Port::Uplink).then_some(*id))?;
         let nic = self.nics.get_mut(self.uplink)?;
         if is_first {
@@ -221,6 +222,11 @@ impl Network {
             count += 1;
         }
         Some((port, count))
+    }
+
+    /// The management address, which takes no joined segments.
+    fn management(&self) -> Option<Mac> {
+        self.ports.iter().find_map(|(_, port)| if let Port::Management(mac) = port { Some(*mac) } else { None })
     }
 
     fn remove(&mut self, port: PortId) {
@@ -250,7 +256,7 @@ pub struct Forwarder {
     /// Frames were given to the host's cards, which were not told yet.
     kick_due: bool,
     segment: Vec<u8>,
-    received: Vec<(Offload, Vec<u8>)>,
+    received: Vec<Received>,
 }
 
 /// A frame of a batch, and a guest that it goes to.
@@ -304,18 +310,22 @@ impl Forwarder {
     pub fn receive(&mut self, host: &Host) -> bool {
         let mut received = core::mem::take(&mut self.received);
         received.resize_with(BATCH_FRAMES, Default::default);
+        let management = host.network.lock().management();
+        // What its own stack would have to cut apart again stays as it is.
+        let may_join = |frame: &[u8]| management.is_none_or(|mac| !frame.starts_with(&mac.bytes()));
         let mut more = true;
         for batch in 0..RECEIVED_FRAMES_MAX / BATCH_FRAMES {
-            let Some((from, count)) = host.network.lock().receive(&mut received, batch == 0) else {
+            let Some((from, taken)) = host.network.lock().receive(&mut received, batch == 0) else {
                 more = false;
                 break;
             };
+            let count = coalesce(&mut received[..taken], may_join);
             let frame = |index: usize| {
-                let (offload, bytes): &(Offload, Vec<u8>) = &received[index];
+                let (offload, bytes) = &received[index];
                 Frame { from, offload: *offload, bytes }
             };
             self.forward(host, count, frame);
-            if count < BATCH_FRAMES {
+            if taken < BATCH_FRAMES {
                 more = false;
                 break;
             }

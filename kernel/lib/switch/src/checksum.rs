@@ -25,6 +25,12 @@ impl Sum {
         Self(add_with_carry(self.0, word.swap_bytes().into()))
     }
 
+    /// Whether bytes with their checksum among them are undamaged.
+    pub(crate) fn is_right(self) -> bool {
+        // Their sum is 0 in ones' complement, whose other form only bytes have that are all zero.
+        self.checksum() == 0xffff
+    }
+
     /// The checksum, never 0: where 0 means "none" (UDP) it has to be sent as all ones, and elsewhere both are right.
     pub(crate) fn checksum(self) -> u16 {
         let mut sum = self.0;

@@ -9,12 +9,14 @@
 extern crate alloc;
 
 mod checksum;
+mod coalesce;
 mod forward;
 mod nic;
 mod offload;
 mod segments;
 mod table;
 
+pub use coalesce::{Received, coalesce};
 pub use forward::{Counters, PortConfig, PortId, Switch, Targets};
 pub use nic::{CardCounters, Full, Link, Nic, Offloads};
 pub use offload::{BadOffload, Gso, Offload, complete_checksum};

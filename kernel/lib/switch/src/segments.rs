@@ -8,22 +8,22 @@ use crate::{BadOffload, ETHERNET_HEADER_BYTES, Gso, Offload};
 use alloc::vec::Vec;
 use core::ops::Range;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
-const PROTOCOL_TCP: u8 = 6;
-const IPV6_HEADER_BYTES: usize = 40;
+pub(crate) const PROTOCOL_TCP: u8 = 6;
+pub(crate) const IPV6_HEADER_BYTES: usize = 40;
 
 /// TCP flags, in the byte at offset 13 of its header.
 const TCP_FIN: u8 = 0x01;
-const TCP_PSH: u8 = 0x08;
+pub(crate) const TCP_PSH: u8 = 0x08;
 const TCP_CWR: u8 = 0x80;
 /// Offsets in a TCP header.
-const TCP_SEQUENCE: usize = 4;
-const TCP_DATA_OFFSET: usize = 12;
-const TCP_FLAGS: usize = 13;
-const TCP_CHECKSUM: usize = 16;
+pub(crate) const TCP_SEQUENCE: usize = 4;
+pub(crate) const TCP_DATA_OFFSET: usize = 12;
+pub(crate) const TCP_FLAGS: usize = 13;
+pub(crate) const TCP_CHECKSUM: usize = 16;
 
 /// Where the headers of a frame to be segmented are. Every offset lies inside the frame.
 #[derive(Clone, Copy, Debug)]
@@ -225,7 +225,7 @@ fn tcp_after_ipv6(frame: &[u8], ip: usize) -> Option<usize> {
 }
 
 /// The big-endian word at `at`, which must be inside.
-fn word_at(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn word_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
