@@ -259,6 +259,14 @@ pub struct Forwarder {
     received: Vec<Received>,
 }
 
+/// What was taken in from outside.
+pub struct Arrived {
+    /// Something was.
+    pub any: bool,
+    /// There may be more.
+    pub more: bool,
+}
+
 /// A frame of a batch, and a guest that it goes to.
 struct ForGuest {
     frame: usize,
@@ -306,19 +314,20 @@ impl Forwarder {
         }
     }
 
-    /// Takes in what arrived from outside; says whether there may be more.
-    pub fn receive(&mut self, host: &Host) -> bool {
+    /// Takes in what arrived from outside.
+    pub fn receive(&mut self, host: &Host) -> Arrived {
         let mut received = core::mem::take(&mut self.received);
         received.resize_with(BATCH_FRAMES, Default::default);
         let management = host.network.lock().management();
         // What its own stack would have to cut apart again stays as it is.
         let may_join = |frame: &[u8]| management.is_none_or(|mac| !frame.starts_with(&mac.bytes()));
-        let mut more = true;
+        let mut arrived = Arrived { any: false, more: true };
         for batch in 0..RECEIVED_FRAMES_MAX / BATCH_FRAMES {
             let Some((from, taken)) = host.network.lock().receive(&mut received, batch == 0) else {
-                more = false;
+                arrived.more = false;
                 break;
             };
+            arrived.any |= taken > 0;
             let count = coalesce(&mut received[..taken], may_join);
             let frame = |index: usize| {
                 let (offload, bytes) = &received[index];
@@ -326,12 +335,12 @@ impl Forwarder {
             };
             self.forward(host, count, frame);
             if taken < BATCH_FRAMES {
-                more = false;
+                arrived.more = false;
                 break;
             }
         }
         self.received = received;
-        more
+        arrived
     }
 
     /// Gives a frame to all of its targets but guests, which are noted; says whether it is for the management address.

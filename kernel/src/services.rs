@@ -17,6 +17,10 @@ use spin::Mutex;
 
 /// How often devices without an interrupt are asked.
 const POLL_NS: u64 = 1_000_000;
+/// How often for a while after one had something: more is likely to come.
+const BUSY_POLL_NS: u64 = 100_000;
+/// How long that is.
+const BUSY_NS: u64 = 5_000_000;
 /// How often cards are looked after.
 const CARDS_NS: u64 = 1_000_000_000;
 /// How soon the driver of a disk that is being reset gets its turn.
@@ -56,6 +60,8 @@ pub struct Services {
     jobs: Jobs,
     measurements: Measurements,
     cards: Devices,
+    /// Until when devices without an interrupt are asked more often.
+    busy_until_ns: u64,
     /// When the cards are looked after next; none without one.
     cards_due_ns: Option<u64>,
     started: bool,
@@ -163,6 +169,7 @@ impl Services {
             jobs: Jobs::default(),
             measurements: Measurements::default(),
             cards,
+            busy_until_ns: 0,
             cards_due_ns,
             started: false,
         }
@@ -173,11 +180,17 @@ impl Services {
         let host = self.host;
         let first = !core::mem::replace(&mut self.started, true);
         let ticked = self.tick_disks();
+        let mut had_something = false;
         if TRANSFERS.take() || self.disks.call(arrived) || ticked || first {
-            self.finish_transfers();
+            had_something |= self.finish_transfers() && self.disks.polls;
         }
         self.tick_cards();
-        let more_frames = (FRAMES.take() || self.cards.call(arrived) || first) && forwarder.receive(host);
+        let mut more_frames = false;
+        if FRAMES.take() || self.cards.call(arrived) || first {
+            let frames = forwarder.receive(host);
+            had_something |= frames.any && self.cards.polls;
+            more_frames = frames.more;
+        }
         if more_frames {
             FRAMES.note(host, 0);
         }
@@ -192,7 +205,7 @@ impl Services {
         let measurements_due_ns = self.measurements.poll(host);
         CONSOLE.take();
         let console_due_ns = self.console.poll(host, self.may_be_console(arrived));
-        let poll_due_ns = (self.disks.polls || self.cards.polls).then(|| host.clock.now_ns() + POLL_NS);
+        let poll_due_ns = self.poll_due_ns(had_something);
         let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
         let faults_due_ns = self.tell_of_faults();
         let services_due_ns = [
@@ -212,6 +225,16 @@ impl Services {
     fn may_be_console(&self, arrived: &[u8]) -> bool {
         let known = [&self.disks.vectors[..], &self.cards.vectors, &[interrupts::KICK, interrupts::TIMER]];
         arrived.iter().any(|vector| !known.iter().any(|vectors| vectors.contains(vector)))
+    }
+
+    /// When devices without an interrupt are asked next. `had_something`: one had, just now.
+    fn poll_due_ns(&mut self, had_something: bool) -> Option<u64> {
+        let now_ns = self.host.clock.now_ns();
+        if had_something {
+            self.busy_until_ns = now_ns + BUSY_NS;
+        }
+        let is_busy = now_ns < self.busy_until_ns;
+        (self.disks.polls || self.cards.polls).then_some(now_ns + if is_busy { BUSY_POLL_NS } else { POLL_NS })
     }
 
     /// Lets the disks' drivers look after their devices when that is due; returns whether it was.
@@ -242,8 +265,8 @@ impl Services {
         self.faults_due_ns
     }
 
-    /// Tells machines of the disk transfers that ended.
-    fn finish_transfers(&mut self) {
+    /// Tells machines of the disk transfers that ended; says whether there were any.
+    fn finish_transfers(&mut self) -> bool {
         let host = self.host;
         let mut settled: Vec<(Arc<Running>, usize)> = Vec::new();
         loop {
@@ -263,6 +286,7 @@ impl Services {
             let soon_ns = host.clock.now_ns() + RECOVERY_NS;
             self.disks_due_ns = Some(self.disks_due_ns.map_or(soon_ns, |due_ns| due_ns.min(soon_ns)));
         }
+        !settled.is_empty()
     }
 
     fn poll_management(&mut self, forwarder: &mut Forwarder) {
