@@ -54,13 +54,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Tools and tests.
     ("e2e", &[]),
     ("guests", &[]),
+    ("sim", &["addr", "guestmem", "machine", "migrate", "peer", "trace", "vcpu"]),
     ("guest_image", &[]),
     ("tidy", &[]),
     ("xtask", &["e2e", "guest_image"]),
 ];
 /// The binary joins everything but the tools.
 const KERNEL: &str = "kernel";
-const NOT_FOR_KERNEL: [&str; 5] = ["e2e", "guests", "guest_image", "tidy", "xtask"];
+const NOT_FOR_KERNEL: [&str; 6] = ["e2e", "guests", "guest_image", "sim", "tidy", "xtask"];
 
 /// A crate of the workspace.
 #[derive(Debug, Clone)]

@@ -247,6 +247,8 @@ impl Target {
         self.phase = Phase::Gone;
         self.reason = reason.to_string();
         self.state = Vec::new();
+        // What was due and not done is not done any more: there is nothing left to do it with.
+        self.effects.retain(|effect| *effect != Effect::Restore);
         self.effects.push_back(Effect::Discard(reason.to_string()));
     }
 }
@@ -314,13 +316,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_up_is_not_restored() {
+        let mut target = receiving();
+        target.arrived(0, 4).unwrap();
+        target.state_arrived(1, b"s").unwrap();
+        target.finished().unwrap();
+        target.unlinked("gone");
+        assert_eq!(target.take_effect(), Some(Effect::Discard("gone".to_string())));
+        assert_eq!(target.take_effect(), None);
+    }
+
+    #[test]
     fn a_machine_that_cannot_be_restored_is_given_up() {
         let mut target = receiving();
         target.arrived(0, 4).unwrap();
         target.state_arrived(1, b"s").unwrap();
         target.finished().unwrap();
+        assert_eq!(target.take_effect(), Some(Effect::Restore));
         target.restored(Err("an unknown unit"));
-        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).skip(1).collect();
+        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
         let reason = || "an unknown unit".to_string();
         assert_eq!(effects, [Effect::Say(Word::Abort(reason())), Effect::Discard(reason())]);
     }

@@ -1,0 +1,247 @@
+//! A VM on its way out of a simulated host: does what [`migrate::Source`] says. Its mirror is [`crate::incoming`].
+
+use crate::host::{Net, Vm};
+use crate::stream::News;
+use addr::{Gpa, PAGE_BYTES};
+use guestmem::PageSet;
+use machine::Moment;
+use migrate::clock::Comparison;
+use migrate::pace::Pace;
+use migrate::pages::{self, PAGE};
+use migrate::source::{Effect, Outcome, Phase, Word};
+use migrate::wire::{Message, PAGES_KIND, VERSION};
+use migrate::{Id, Settings, Source};
+
+/// How long until a host is called again.
+const CALL_AGAIN_NS: u64 = 3_000_000;
+/// State bytes in one message: few, so that there are several.
+const STATE_BYTES: usize = 3000;
+
+/// A VM that leaves a host.
+pub struct Outgoing {
+    /// The protocol.
+    pub source: Source,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    from: usize,
+    to: usize,
+    link: Option<usize>,
+    is_open: bool,
+    call_at_ns: Option<u64>,
+    pace: Pace,
+    clocks: Comparison,
+    /// What the last look found, until every vCPU has forgotten its translations.
+    look: Option<PageSet>,
+    is_stopping: bool,
+}
+
+impl Outgoing {
+    /// Begins to move `vm` from one host to another.
+    pub fn new(vm: &Vm, id: Id, settings: Settings, (from, to): (usize, usize), now_ns: u64) -> Self {
+        let memory = vm.machine.memory();
+        let all = memory.all_pages().expect("there is memory");
+        vm.machine.start_tracking().expect("there is memory");
+        *vm.dirty.lock().expect("nobody panicked") = PageSet::new(memory.pages_end()).expect("there is memory");
+        Self {
+            source: Source::new(id, settings, all, now_ns),
+            outcome: None,
+            from,
+            to,
+            link: None,
+            is_open: false,
+            call_at_ns: Some(now_ns),
+            pace: Pace::new(),
+            clocks: Comparison::default(),
+            look: None,
+            is_stopping: false,
+        }
+    }
+
+    /// Whether this is its stream.
+    pub fn is_on(&self, id: usize) -> bool {
+        self.link == Some(id)
+    }
+
+    /// The stream that it is on.
+    pub fn link(&self) -> Option<usize> {
+        self.link
+    }
+
+    /// Takes what came on its stream.
+    pub fn hear(&mut self, news: News, now_ns: u64, utc_ns: u64) {
+        match news {
+            News::Open => {
+                self.is_open = true;
+                if self.source.phase() != Phase::Offering {
+                    self.source.linked();
+                }
+            }
+            News::Ended(reason) => self.lost(&reason, now_ns),
+            News::Message(bytes) => self.answer(&bytes, now_ns, utc_ns),
+            News::Identified => {}
+        }
+    }
+
+    fn answer(&mut self, bytes: &[u8], now_ns: u64, utc_ns: u64) {
+        let own = self.source.id();
+        match Message::parse(bytes) {
+            Ok(Message::Accept) => self.source.accepted(),
+            Ok(Message::Time { asked_ns, utc_ns: other_ns }) => {
+                self.clocks.answered(asked_ns, other_ns, now_ns, utc_ns)
+            }
+            Ok(Message::Refuse { reason }) => self.source.refused(reason),
+            Ok(Message::Ready { id }) if id == own => self.source.ready(),
+            Ok(Message::Running { id }) if id == own => self.source.running(),
+            Ok(Message::Abort { id, reason }) if id == own => self.source.aborted(reason),
+            Ok(Message::Unknown { id }) if id == own => self.source.unknown(),
+            other => panic!("a target said {other:?}"),
+        }
+    }
+
+    fn lost(&mut self, reason: &str, now_ns: u64) {
+        (self.link, self.is_open) = (None, false);
+        self.source.unlinked(reason);
+        self.call_at_ns =
+            matches!(self.source.phase(), Phase::Committed | Phase::Withdrawing).then_some(now_ns + CALL_AGAIN_NS);
+    }
+
+    /// Goes on.
+    pub fn poll(&mut self, vm: &mut Option<Vm>, net: &mut Net, now: Moment, now_ns: u64) {
+        if self.outcome.is_some() {
+            return;
+        }
+        if self.link.is_none() && self.call_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+            self.call_at_ns = None;
+            match net.connect(self.from, self.to) {
+                Some(link) => self.link = Some(link),
+                None => self.lost("it does not answer", now_ns),
+            }
+        }
+        self.source.tick(now_ns);
+        if let Some(vm) = vm {
+            self.watch(vm, net, now_ns);
+        }
+        self.carry_out_all(vm, net, now, now_ns);
+        if let Some(vm) = vm {
+            self.send_pages(vm, net, now_ns);
+        }
+        self.carry_out_all(vm, net, now, now_ns);
+    }
+
+    /// What others were asked to do takes a while.
+    fn watch(&mut self, vm: &mut Vm, net: &mut Net, now_ns: u64) {
+        if self.is_stopping && net.random.one_in(2) {
+            vm.machine.close();
+            self.is_stopping = false;
+            self.source.stopped();
+        }
+        if net.random.one_in(2)
+            && let Some(written) = self.look.take()
+        {
+            self.source.looked(&written, 20_000, 1_000_000, now_ns);
+        }
+        if let Some(link) = self.link.filter(|_| (Phase::Copying..Phase::Finished).contains(&self.source.phase()))
+            && let Some(asked_ns) = self.clocks.ask(now_ns)
+        {
+            net.say(link, 0, &Message::Clock { asked_ns });
+        }
+    }
+
+    fn carry_out_all(&mut self, vm: &mut Option<Vm>, net: &mut Net, now: Moment, now_ns: u64) {
+        let is_called = self.source.phase() != Phase::Offering || self.is_open;
+        while is_called && let Some(effect) = self.source.take_effect() {
+            match vm {
+                Some(present) => self.carry_out(effect, present, net, now, now_ns),
+                None => panic!("a VM that is not there was to {effect:?}"),
+            }
+            if self.outcome == Some(Outcome::Moved) {
+                *vm = None;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, vm: &mut Vm, net: &mut Net, now: Moment, now_ns: u64) {
+        match effect {
+            Effect::Say(word) => self.say(&word, net),
+            Effect::Look => self.look(vm),
+            Effect::Throttle(percent) => vm.percent = percent,
+            Effect::Stop => (vm.runs, self.is_stopping) = (false, true),
+            Effect::SendState => self.send_state(vm, net, now),
+            Effect::Resume => {
+                self.is_stopping = false;
+                vm.machine.open();
+                (vm.runs, vm.percent) = (true, 100);
+            }
+            Effect::Connect => {
+                self.call_at_ns.get_or_insert(now_ns + CALL_AGAIN_NS);
+            }
+            Effect::End(outcome) => {
+                vm.machine.memory().stop_tracking();
+                if let Some(link) = self.link.take() {
+                    net.close(link, 0, "it is done", now_ns);
+                }
+                self.outcome = Some(outcome);
+            }
+        }
+    }
+
+    fn say(&mut self, word: &Word, net: &mut Net) {
+        let Some(link) = self.link else { return };
+        let id = self.source.id();
+        let message = match word {
+            Word::Offer => Message::Offer { id, version: VERSION, description: &[] },
+            Word::Finish => Message::Finish { id, ahead_ns: self.clocks.ahead_ns() },
+            Word::Commit => Message::Commit { id },
+            Word::Abort(reason) => Message::Abort { id, reason },
+        };
+        net.say(link, 0, &message);
+    }
+
+    fn look(&mut self, vm: &Vm) {
+        let memory = vm.machine.memory();
+        let empty = PageSet::new(memory.pages_end()).expect("there is memory");
+        let mut written = core::mem::replace(&mut *vm.dirty.lock().expect("nobody panicked"), empty);
+        memory.harvest(&mut written);
+        self.look = Some(written);
+    }
+
+    fn send_state(&mut self, vm: &mut Vm, net: &mut Net, now: Moment) {
+        let Some(thread) = &mut vm.thread else { return self.source.fail("it has no vCPU") };
+        let vcpu = vm.machine.save_vcpu(thread, now);
+        let Ok(state) = vm.machine.save(&[vcpu], now) else { return self.source.fail("its state cannot be saved") };
+        if let Some(link) = self.link {
+            for bytes in state.chunks(STATE_BYTES) {
+                net.say(link, 0, &Message::State { total: state.len() as u32, bytes });
+            }
+        }
+        self.source.state_sent();
+    }
+
+    /// Sends a few pages: as the kernel does, or one by one, so that more can happen between them.
+    fn send_pages(&mut self, vm: &Vm, net: &mut Net, now_ns: u64) {
+        let Some(link) = self.link.filter(|_| self.clocks.is_known() && self.source.wants_pages()) else { return };
+        let memory = vm.machine.memory();
+        let mut message = Vec::new();
+        if net.random.one_in(3) {
+            self.pace.fill(&mut self.source, memory, &|| now_ns, &mut message).expect("its memory is there");
+        } else {
+            message.push(PAGES_KIND);
+            for _ in 0..1 + net.random.below(60) {
+                let Some(page) = self.source.take_page() else { break };
+                let mut bytes = [0; PAGE];
+                memory.read(Gpa::new(page * PAGE_BYTES), &mut bytes).expect("its memory is there");
+                if pages::is_zero(&bytes) {
+                    pages::encode_zero(&mut message, page, None);
+                } else if message.len() + pages::RECORD_BYTES_MAX < migrate::wire::MESSAGE_BYTES_MAX {
+                    pages::encode_raw(&mut message, page, &bytes);
+                } else {
+                    net.send(link, 0, &message);
+                    message.truncate(1);
+                    pages::encode_raw(&mut message, page, &bytes);
+                }
+            }
+            self.source.advance();
+        }
+        net.send(link, 0, &message);
+    }
+}
