@@ -17,7 +17,7 @@ use spin::Mutex;
 
 /// How often devices without an interrupt are asked.
 const POLL_NS: u64 = 1_000_000;
-/// How often for a while after one had something: more is likely to come.
+/// How often for a while after a card without one had frames: more are likely to come.
 const BUSY_POLL_NS: u64 = 100_000;
 /// How long that is.
 const BUSY_NS: u64 = 5_000_000;
@@ -180,15 +180,14 @@ impl Services {
         let host = self.host;
         let first = !core::mem::replace(&mut self.started, true);
         let ticked = self.tick_disks();
-        let mut had_something = false;
         if TRANSFERS.take() || self.disks.call(arrived) || ticked || first {
-            had_something |= self.finish_transfers() && self.disks.polls;
+            self.finish_transfers();
         }
         self.tick_cards();
-        let mut more_frames = false;
+        let (mut had_frames, mut more_frames) = (false, false);
         if FRAMES.take() || self.cards.call(arrived) || first {
             let frames = forwarder.receive(host);
-            had_something |= frames.any && self.cards.polls;
+            had_frames = frames.any && self.cards.polls;
             more_frames = frames.more;
         }
         if more_frames {
@@ -205,7 +204,7 @@ impl Services {
         let measurements_due_ns = self.measurements.poll(host);
         CONSOLE.take();
         let console_due_ns = self.console.poll(host, self.may_be_console(arrived));
-        let poll_due_ns = self.poll_due_ns(had_something);
+        let poll_due_ns = self.poll_due_ns(had_frames);
         let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
         let faults_due_ns = self.tell_of_faults();
         let services_due_ns = [
@@ -227,10 +226,11 @@ impl Services {
         arrived.iter().any(|vector| !known.iter().any(|vectors| vectors.contains(vector)))
     }
 
-    /// When devices without an interrupt are asked next. `had_something`: one had, just now.
-    fn poll_due_ns(&mut self, had_something: bool) -> Option<u64> {
+    /// When devices without an interrupt are asked next. `had_frames`: a card
+    /// without one had some, just now.
+    fn poll_due_ns(&mut self, had_frames: bool) -> Option<u64> {
         let now_ns = self.host.clock.now_ns();
-        if had_something {
+        if had_frames {
             self.busy_until_ns = now_ns + BUSY_NS;
         }
         let is_busy = now_ns < self.busy_until_ns;
@@ -265,8 +265,8 @@ impl Services {
         self.faults_due_ns
     }
 
-    /// Tells machines of the disk transfers that ended; says whether there were any.
-    fn finish_transfers(&mut self) -> bool {
+    /// Tells machines of the disk transfers that ended.
+    fn finish_transfers(&mut self) {
         let host = self.host;
         let mut settled: Vec<(Arc<Running>, usize)> = Vec::new();
         loop {
@@ -286,7 +286,6 @@ impl Services {
             let soon_ns = host.clock.now_ns() + RECOVERY_NS;
             self.disks_due_ns = Some(self.disks_due_ns.map_or(soon_ns, |due_ns| due_ns.min(soon_ns)));
         }
-        !settled.is_empty()
     }
 
     fn poll_management(&mut self, forwarder: &mut Forwarder) {
