@@ -2,6 +2,7 @@
 //! guest's state break them. The processor only says that one was broken.
 
 use crate::entry::Vmx;
+use crate::event::info;
 use crate::vmcs::{Field, LDTR, TR, access_rights, entering, interruptibility};
 use vcpu::{SegmentName, VcpuState, cr0, cr4, efer, rflags};
 
@@ -39,7 +40,16 @@ pub fn rule_broken(vmx: &Vmx, qualification: u64) -> &'static str {
         4 => return "the VMCS link pointer is not valid",
         _ => {}
     }
-    let checks = [control_registers, debug_and_msrs, segments, system_segments, flags_and_rip, interruptibility_state];
+    let checks = [
+        control_registers,
+        debug_and_msrs,
+        segments,
+        types_and_privileges,
+        system_segments,
+        flags_and_rip,
+        interruptibility_state,
+        pending_debug_exceptions,
+    ];
     let broken = checks.iter().find_map(|check| check(vmx).err());
     broken.unwrap_or("a rule of SDM volume 3, 27.3.1, that software cannot tell apart")
 }
@@ -112,6 +122,35 @@ fn segments(vmx: &Vmx) -> Result<(), &'static str> {
     ])
 }
 
+/// 27.3.1.2: what the types of segments ask of each other, outside virtual-8086 mode.
+fn types_and_privileges(vmx: &Vmx) -> Result<(), &'static str> {
+    if read(vmx, Field::GUEST_RFLAGS) & rflags::VM != 0 {
+        return Ok(());
+    }
+    let (cs, ss) = (rights(vmx, SegmentName::Cs as usize), rights(vmx, SegmentName::Ss as usize));
+    let data =
+        [SegmentName::Es, SegmentName::Ds, SegmentName::Fs, SegmentName::Gs].map(|name| rights(vmx, name as usize));
+    first(&privilege_rules(cs, ss, data, read(vmx, Field::GUEST_CR0) & cr0::PE == 0))
+}
+
+/// The rules over the access rights of CS, SS and the four others.
+fn privilege_rules(cs: u32, ss: u32, data: [u32; 4], real: bool) -> [Rule; 6] {
+    const ACCESSED: u32 = 1 << 0;
+    const CODE: u32 = 1 << 3;
+    const READABLE: u32 = 1 << 1;
+    let usable = |rights: &u32| rights & access_rights::UNUSABLE == 0;
+    let unreadable = |rights: u32| rights & CODE != 0 && rights & READABLE == 0;
+    let (code_dpl, stack_dpl) = (cs >> 5 & 3, ss >> 5 & 3);
+    [
+        (data.into_iter().filter(usable).any(|rights| rights & ACCESSED == 0), "ES, DS, FS or GS was not accessed"),
+        (data.into_iter().filter(usable).any(unreadable), "ES, DS, FS or GS is code that cannot be read"),
+        (cs & 0xf == 3 && code_dpl != 0, "CS.DPL is not 0 while CS is a data segment"),
+        (matches!(cs & 0xf, 9 | 11) && code_dpl != stack_dpl, "CS.DPL is not SS.DPL while CS is non-conforming"),
+        (matches!(cs & 0xf, 13 | 15) && code_dpl > stack_dpl, "CS.DPL is above SS.DPL while CS is conforming"),
+        (real && stack_dpl != 0, "SS.DPL is not 0 in real mode"),
+    ]
+}
+
 /// 27.3.1.2 for TR and LDTR, and 27.3.1.3.
 fn system_segments(vmx: &Vmx) -> Result<(), &'static str> {
     let (tr, ldtr) = (rights(vmx, TR), rights(vmx, LDTR));
@@ -154,6 +193,23 @@ fn interruptibility_state(vmx: &Vmx) -> Result<(), &'static str> {
         (state & SHADOW == SHADOW, "STI and MOV SS block events at once"),
         (state & interruptibility::STI != 0 && flags & rflags::IF == 0, "STI blocks events while RFLAGS.IF is clear"),
         (state & SHADOW != 0 && injects_interrupt(vmx), "an interrupt was injected into a shadow"),
+        (state & interruptibility::MOV_SS != 0 && injects_nmi(vmx), "an NMI was injected while MOV SS blocks it"),
+        (state & interruptibility::NMI != 0 && injects_nmi(vmx), "an NMI was injected while another is handled"),
+    ])
+}
+
+/// 27.3.1.5, its last part: in a shadow the trap of a single step must be pending exactly where there is one.
+fn pending_debug_exceptions(vmx: &Vmx) -> Result<(), &'static str> {
+    const SHADOW: u64 = interruptibility::STI | interruptibility::MOV_SS;
+    const SINGLE_STEP: u64 = 1 << 14;
+    const DEFINED: u64 = 0xf | 1 << 12 | SINGLE_STEP;
+    let (pending, flags) = (read(vmx, Field::PENDING_DEBUG), read(vmx, Field::GUEST_RFLAGS));
+    let (in_shadow, traps) = (read(vmx, Field::INTERRUPTIBILITY) & SHADOW != 0, flags & rflags::TF != 0);
+    let is_pending = pending & SINGLE_STEP != 0;
+    first(&[
+        (pending & !DEFINED != 0, "the pending debug exceptions have reserved bits set"),
+        (in_shadow && traps && !is_pending, "RFLAGS.TF is set in a shadow and no single step is pending"),
+        (in_shadow && !traps && is_pending, "a single step is pending in a shadow while RFLAGS.TF is clear"),
     ])
 }
 
@@ -181,8 +237,16 @@ fn granularity_fits(vmx: &Vmx, index: usize) -> bool {
 }
 
 fn injects_interrupt(vmx: &Vmx) -> bool {
+    injects(vmx, info::INTERRUPT)
+}
+
+fn injects_nmi(vmx: &Vmx) -> bool {
+    injects(vmx, info::NMI)
+}
+
+fn injects(vmx: &Vmx, kind: u32) -> bool {
     let event = read(vmx, Field::ENTRY_EVENT) as u32;
-    event & crate::event::info::VALID != 0 && event & crate::event::info::TYPE_MASK == crate::event::info::INTERRUPT
+    event & info::VALID != 0 && event & info::TYPE_MASK == kind
 }
 
 fn fixed_1(register: u32) -> u64 {
@@ -216,6 +280,21 @@ mod tests {
         assert_eq!(loadable(&state), Err("LSTAR is not canonical"));
         let aux = VcpuState { tsc_aux: 1 << 32, ..VcpuState::reset() };
         assert_eq!(loadable(&aux), Err("TSC_AUX bits 63:32 are not zero"));
+    }
+
+    #[test]
+    fn segments_must_fit_each_other() {
+        const DATA: u32 = 0xf3;
+        let broken = |cs, ss, data, real| first(&privilege_rules(cs, ss, [DATA, DATA, data, 1 << 16], real)).err();
+        assert_eq!(broken(0xfb, DATA, DATA, false), None);
+        assert_eq!(broken(0x93, 0x93, DATA, true), None);
+        assert_eq!(broken(0x9f, DATA, DATA, false), None);
+        assert_eq!(broken(0xfb, DATA, 0xf2, false), Some("ES, DS, FS or GS was not accessed"));
+        assert_eq!(broken(0xfb, DATA, 0xf9, false), Some("ES, DS, FS or GS is code that cannot be read"));
+        assert_eq!(broken(0xb3, 0x93, DATA, false), Some("CS.DPL is not 0 while CS is a data segment"));
+        assert_eq!(broken(0x9b, DATA, DATA, false), Some("CS.DPL is not SS.DPL while CS is non-conforming"));
+        assert_eq!(broken(0xff, 0x93, DATA, false), Some("CS.DPL is above SS.DPL while CS is conforming"));
+        assert_eq!(broken(0x9f, DATA, DATA, true), Some("SS.DPL is not 0 in real mode"));
     }
 
     #[test]
