@@ -26,6 +26,7 @@ pub use emulator::Emulator;
 pub use host::{BOOT_LIMIT, COMMAND_LIMIT, Host, PROMPT, strip_escapes};
 pub use launch::{Accel, DiskBus, Launch, Machine, Medium, NicModel, Serial};
 pub use permit::EMULATORS_MAX;
+pub use programs::bochs::measure_writes;
 pub use programs::smoke::smoke_on;
 pub use programs::{PROGRAMS, Program};
 pub use skipped::Skipped;

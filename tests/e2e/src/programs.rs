@@ -1,6 +1,5 @@
 //! The test programs: each boots what it needs, and its verdict depends on no timing. The main type is [`Program`].
 
-mod bochs;
 mod console;
 mod demo;
 mod drivers;
@@ -20,6 +19,7 @@ use anyhow::Result;
 
 use crate::Artifacts;
 
+pub(crate) mod bochs;
 pub(crate) mod smoke;
 
 /// A test that needs an emulator.

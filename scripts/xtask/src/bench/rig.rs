@@ -26,6 +26,8 @@ const DISK_MIB: u64 = 130;
 /// Memory of the guest under every system, and of the host around it.
 const GUEST_MIB: u32 = 512;
 const HOST_MIB: u32 = 2048;
+/// What guests write again and again to have their writes tracked: two sizes, from which cost per look and per page follow.
+const TRACKED_MIB: [u32; 2] = [1, 2];
 /// Memory of the guest in Bochs, whose machines have 1 GiB.
 const BOCHS_GUEST_MIB: u32 = 256;
 
@@ -222,7 +224,28 @@ impl Rig {
         };
         let seconds = boot.remove("boot_to_user_s").context("the guest did not say how long it took to boot")?;
         figures.insert("boot_to_user".into(), seconds * Bochs::INSTRUCTIONS_PER_SECOND as f64);
+        if system == System::Pollux {
+            figures.extend(self.vmx_tracking(Model::Intel, "log")?);
+            figures.extend(self.vmx_tracking(Model::OldIntel, "bits")?);
+        }
         Ok(figures)
+    }
+
+    /// What it costs to look what a guest wrote: a look that finds little, and each page more.
+    fn vmx_tracking(&self, model: Model, how: &str) -> Result<Figures> {
+        let mut host = self.artifacts.boot_bochs(&format!("bench-pollux-vmx-tracking-{how}"), model, 1)?;
+        let mut look = |mib: u32| -> Result<(f64, f64)> {
+            let writes = e2e::measure_writes(&mut host, mib)?;
+            let number = |name: &str| writes[name].as_f64().with_context(|| format!("`vm measure` gives no {name}"));
+            let instructions = number("look_ns")? * Bochs::INSTRUCTIONS_PER_SECOND as f64 / 1e9;
+            Ok((number("pages")? / number("looks")?, instructions))
+        };
+        let (few, short) = look(TRACKED_MIB[0])?;
+        let (many, long) = look(TRACKED_MIB[1])?;
+        ensure!(many > few, "more memory was not more written: {few} and {many} pages");
+        let page = (long - short) / (many - few);
+        let figure = |name: &str, value: f64| (format!("tracking_{name}_by_{how}"), value);
+        Ok(Figures::from([figure("look", short - page * few), figure("page", page)]))
     }
 
     fn vmx_pollux(&self, name: &str, options: &str) -> Result<Figures> {

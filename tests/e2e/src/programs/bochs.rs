@@ -72,7 +72,10 @@ pub fn vmx_writes(artifacts: &Artifacts) -> Result<()> {
     Ok(())
 }
 
-/// Starts a guest that writes so much memory again and again, and measures what it writes.
+/// Starts a guest that writes so much memory again and again, and measures what it writes: the reply to `vm measure`.
+///
+/// # Errors
+/// If the guest does not come so far, or the measurement is refused.
 pub fn measure_writes(host: &mut Host, mib: u32) -> Result<Value> {
     let words = format!("mib={mib} rounds=0");
     host.ask(&format!("vm create w --kernel memory_hash --cmdline \"{words}\" --memory 128M --start"))?;
