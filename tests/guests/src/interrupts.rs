@@ -144,8 +144,10 @@ static FAULT_CODE: AtomicU64 = AtomicU64::new(0);
 static FAULT_ADDRESS: AtomicU64 = AtomicU64::new(0);
 static FAULT_RIP: AtomicU64 = AtomicU64::new(0);
 static FAULT_FLAGS: AtomicU64 = AtomicU64::new(0);
-/// What handles an exception or the NMI instead; 0 for nothing.
-static HANDLERS: [AtomicU64; 32] = [const { AtomicU64::new(0) }; 32];
+/// RCX, RSI and RDI.
+static FAULT_REGISTERS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+/// What handles a vector instead; 0 for nothing.
+static HANDLERS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 const NO_FAULT: u64 = u64::MAX;
 const TRAP_FLAG: u64 = 1 << 8;
 
@@ -162,6 +164,12 @@ pub struct Fault {
     pub rip: u64,
     /// See `rip`.
     pub rflags: u64,
+    /// What a repeated string instruction left: RCX, RSI and RDI.
+    pub rcx: u64,
+    /// See `rcx`.
+    pub rsi: u64,
+    /// See `rcx`.
+    pub rdi: u64,
 }
 
 /// Fills in and loads the IDT. No line of the PICs is let through: a BIOS leaves the PIT ticking on an exception's vector.
@@ -203,10 +211,13 @@ pub fn catch<F: FnMut()>(mut action: F) -> Option<Fault> {
         address: FAULT_ADDRESS.load(Ordering::Relaxed),
         rip: FAULT_RIP.load(Ordering::Relaxed),
         rflags: FAULT_FLAGS.load(Ordering::Relaxed),
+        rcx: FAULT_REGISTERS[0].load(Ordering::Relaxed),
+        rsi: FAULT_REGISTERS[1].load(Ordering::Relaxed),
+        rdi: FAULT_REGISTERS[2].load(Ordering::Relaxed),
     })
 }
 
-/// Lets `handler` see each exception with this vector, which then returns to where the frame says; `None` for the usual.
+/// Lets `handler` see each exception or interrupt with this vector, which then returns to where the frame says; `None` for the usual.
 pub fn handle(vector: u8, handler: Option<fn(&mut Frame)>) {
     HANDLERS[usize::from(vector)].store(handler.map_or(0, |handler| handler as usize as u64), Ordering::Relaxed);
 }
@@ -255,6 +266,10 @@ fn exception(frame: &mut Frame) {
     FAULT_ADDRESS.store(address, Ordering::Relaxed);
     FAULT_RIP.store(frame.rip, Ordering::Relaxed);
     FAULT_FLAGS.store(frame.rflags, Ordering::Relaxed);
+    // R15 was pushed last.
+    for (place, index) in FAULT_REGISTERS.iter().zip([13, 9, 8]) {
+        place.store(frame.registers[index], Ordering::Relaxed);
+    }
     frame.rflags &= !TRAP_FLAG;
     frame.rip = resume;
     frame.rsp = RESUME_RSP.load(Ordering::Relaxed);

@@ -65,6 +65,12 @@ pub fn read_ioapic(index: u8) -> u32 {
     }
 }
 
+/// Ends the level-triggered interrupts with this vector by the IOAPIC's own register.
+pub fn end_ioapic(vector: u8) {
+    // SAFETY: as `write_ioapic`.
+    unsafe { mmio::write(IOAPIC + 0x40, 4, vector.into()) }
+}
+
 /// Routes an IOAPIC pin, edge-triggered, to `vector` on the CPU with this APIC id; with no vector, masks it.
 pub fn route(pin: u8, vector: Option<u8>, apic_id: u8) {
     const MASKED: u32 = 1 << 16;

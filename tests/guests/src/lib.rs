@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod interrupts;
 pub mod legacy;
 pub mod mmio;
+pub mod paging;
 pub mod pci;
 pub mod power;
 pub mod random;
