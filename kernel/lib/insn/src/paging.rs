@@ -20,6 +20,9 @@ const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const KEY_SHIFT: u32 = 59;
 const NO_EXECUTE: u64 = 1 << 63;
+/// What a page-directory pointer of PAE paging has not, but bit 5: QEMU's processor sets it there under nested paging, and
+/// refuses it as little.
+const POINTER_RESERVED: u64 = 0x1c6;
 
 /// Bits of the page-fault error code (SDM volume 3, 5.7).
 const ERROR_PROTECTION: u32 = 1 << 0;
@@ -159,7 +162,7 @@ impl<C: Context> Walk<'_, C> {
         if pointer & PRESENT == 0 {
             return Err(self.fault(0));
         }
-        if pointer & (above | 0x1e6) != 0 {
+        if pointer & (above | POINTER_RESERVED) != 0 {
             return Err(self.fault(ERROR_PROTECTION | ERROR_RESERVED));
         }
         self.wide(path, pointer & ADDRESS, 21, above & !NO_EXECUTE | self.reserved_no_execute())

@@ -278,11 +278,15 @@ fn physical_address_extension() {
     assert_eq!(look(&mock, 0xc021_2345, Access::Read), Ok(Gpa::new(0x61_2345)));
     assert_eq!(look(&mock, 0xc021_2345, Access::Fetch), fault(0x11, 0xc021_2345));
     assert_eq!(look(&mock, 0x8000_0000, Access::Read), fault(0, 0x8000_0000));
-    // The pointer's accessed bit does not exist: bit 5 is reserved there.
+    // The pointer's accessed bit does not exist. It is not set, but one that somebody set is let pass.
     translate(&mut mock, 0xc000_5678, Access::Write, Privilege::Supervisor).unwrap();
     assert_eq!(mock.peek(0x1020 + 8 * 3, 8), 0x2000 | P);
     mock.poke(0x1020 + 8 * 3, 8, 0x2000 | P | A);
-    assert_eq!(look(&mock, 0xc000_5678, Access::Read), fault(9, 0xc000_5678));
+    assert_eq!(look(&mock, 0xc000_5678, Access::Write), Ok(Gpa::new(0x7_0000_0678)));
+    for reserved in [W, U, D, PS] {
+        mock.poke(0x1020 + 8 * 3, 8, 0x2000 | P | reserved);
+        assert_eq!(look(&mock, 0xc000_5678, Access::Read), fault(9, 0xc000_5678));
+    }
     // Bits 62:52 are reserved here, unlike in 4-level paging.
     mock.poke(0x1020 + 8 * 3, 8, 0x2000 | P);
     mock.poke(0x3000 + 8 * 5, 8, 1 << 55 | 0x4000 | P);
