@@ -12,6 +12,7 @@ pub mod boot;
 pub mod cpu;
 pub mod interrupts;
 pub mod legacy;
+pub mod legacy_modes;
 pub mod mmio;
 pub mod paging;
 pub mod pci;

@@ -95,7 +95,7 @@ fn back() {
     write(SPURIOUS, 0xff);
     tap::check(read(LVT_TIMER) & 1 << 16 != 0, "disabling it masks them");
     // The page can lie elsewhere.
-    set(cpu::msr::APIC_BASE, PAGE + 0x1_0000 | ENABLED | BOOT);
+    set(cpu::msr::APIC_BASE, (PAGE + 0x1_0000) | ENABLED | BOOT);
     // SAFETY: the page is where it was put.
     let moved = unsafe { mmio::read(PAGE + 0x1_0000 + SPURIOUS, 4) };
     set(cpu::msr::APIC_BASE, PAGE | ENABLED | BOOT);

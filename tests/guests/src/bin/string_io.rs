@@ -140,7 +140,7 @@ impl Memory {
         let registers = Registers { rdx: PCI_ADDRESS, rcx: 2, rsi: WINDOW, ..Registers::default() };
         check(OUTSD, registers, |after| (read(), after.rsi) == (0x8000_1110, WINDOW + 4), "OUTSD writes what is there");
         check(REP_OUTSD, registers, |after| (read(), after.rsi) == (0x8000_2224, WINDOW + 8), "REP OUTSD the last");
-        let low = Registers { rsi: self.frames[0] + 8 | 0xffff_ffff << 32, ..registers };
+        let low = Registers { rsi: (self.frames[0] + 8) | 0xffff_ffff << 32, ..registers };
         let end = self.frames[0] + 12;
         let code = [0x67, 0x6f];
         check(&code, low, |after| (read(), after.rsi) == (0x8000_3338, end), "a short address ends at 32 bits");
