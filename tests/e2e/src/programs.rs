@@ -62,6 +62,7 @@ pub static PROGRAMS: &[Program] = &[
     full("other_vendor", saved::other_vendor),
     full("power_button", tiny::power_button),
     full("multiboot_guest", multiboot::guest),
+    full("pvh_guest", multiboot::pvh),
     full("malformed_kernel", tiny::malformed_kernel),
     full("bare_guests", guests::all),
     full("iommu_vtd", iommu::vtd),

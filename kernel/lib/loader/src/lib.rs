@@ -2,7 +2,7 @@
 //!
 //! [`load`] takes a kernel with its initrd and command line ([`Boot`]). A bzImage starts by Linux's 64-bit boot protocol
 //! (Linux 6.12, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; Documentation/arch/x86/zero-page.rst), a
-//! Multiboot 1 image by that specification. `machine` writes the tables of `firmware` first and passes their root in;
+//! Multiboot 1 image by that specification, another ELF kernel by PVH where it has that note. `machine` writes the tables of `firmware` first and passes their root in;
 //! [`layout`] says what lies where below 1 MiB for Linux.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ pub mod layout;
 mod memory_map;
 mod multiboot;
 mod places;
+mod pvh;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -38,9 +39,9 @@ pub struct Module<'a> {
 /// What to boot.
 #[derive(Clone, Copy, Debug)]
 pub struct Boot<'a> {
-    /// The bzImage or Multiboot image.
+    /// The bzImage, Multiboot image or PVH kernel.
     pub kernel: Module<'a>,
-    /// The initial RAM disk, which is a Multiboot kernel's module.
+    /// The initial RAM disk, which is a Multiboot or PVH kernel's module.
     pub initrd: Option<Module<'a>>,
     /// The command line, without the terminating NUL.
     pub command_line: &'a str,
@@ -51,7 +52,7 @@ pub struct Boot<'a> {
 /// Why a guest cannot be booted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
-    /// The file has neither Linux's signatures nor a Multiboot header.
+    /// The file has neither Linux's signatures nor a Multiboot header nor PVH's note.
     NotKernel,
     /// The kernel speaks an older boot protocol than 2.12.
     TooOld {
@@ -106,7 +107,10 @@ impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotKernel => {
-                write!(out, "not a kernel: use a Linux bzImage (a file like /boot/vmlinuz-*) or a Multiboot 1 image")
+                write!(
+                    out,
+                    "not a kernel: use a Linux bzImage (a file like /boot/vmlinuz-*), a Multiboot 1 image or a PVH kernel"
+                )
             }
             Self::TooOld { version } => {
                 let (major, minor) = (version >> 8, version & 0xff);
@@ -154,6 +158,9 @@ pub fn load(memory: &GuestMemory, boot: &Boot<'_>) -> Result<VcpuState, Error> {
         (Ok(image), _) => load_linux(memory, boot, &image),
         (Err(Error::NotKernel), Some(header)) => {
             multiboot::load(memory, boot, &multiboot::Image::parse(boot.kernel.bytes, header)?)
+        }
+        (Err(Error::NotKernel), None) => {
+            pvh::load(memory, boot, pvh::Note::find(boot.kernel.bytes).ok_or(Error::NotKernel)?)
         }
         (Err(error), _) => Err(error),
     }

@@ -36,11 +36,7 @@ pub fn load(memory: &GuestMemory, boot: &Boot<'_>, image: &Image<'_>) -> Result<
     let information = Information::new(memory, boot, module)?;
     let at = place_information(memory, image, information.bytes())?;
 
-    for segment in image.segments() {
-        memory.write(Gpa::new(segment.start), segment.content)?;
-        let content_bytes = segment.content.len() as u64;
-        memory.zero(Gpa::new(segment.start + content_bytes), segment.end - segment.start - content_bytes)?;
-    }
+    image.write(memory)?;
     if let Some(module) = boot.initrd {
         memory.write(information.module(), module.bytes)?;
     }
@@ -57,7 +53,7 @@ fn usable(memory: &GuestMemory) -> impl Iterator<Item = (u64, u64)> + '_ {
 }
 
 /// A kernel that is linked to an address lies there or nowhere.
-fn check_places(memory: &GuestMemory, image: &Image<'_>) -> Result<(), Error> {
+pub fn check_places(memory: &GuestMemory, image: &Image<'_>) -> Result<(), Error> {
     for segment in image.segments() {
         let (start, end) = (segment.start, segment.end);
         if !usable(memory).any(|(first, last)| first <= start && end <= last) {
@@ -68,7 +64,7 @@ fn check_places(memory: &GuestMemory, image: &Image<'_>) -> Result<(), Error> {
 }
 
 /// The first page behind the image, where there is a module.
-fn place_module(memory: &GuestMemory, boot: &Boot<'_>, image: &Image<'_>) -> Result<Gpa, Error> {
+pub fn place_module(memory: &GuestMemory, boot: &Boot<'_>, image: &Image<'_>) -> Result<Gpa, Error> {
     let Some(module) = boot.initrd else { return Ok(Gpa::new(0)) };
     let start = image.end().max(layout::HIGH_MEMORY.as_u64()).next_multiple_of(PAGE_BYTES);
     let needed_bytes = start + module.bytes.len() as u64;
@@ -78,7 +74,7 @@ fn place_module(memory: &GuestMemory, boot: &Boot<'_>, image: &Image<'_>) -> Res
 }
 
 /// The highest page below 640 KiB from which on the image leaves `bytes` alone, but for the first page.
-fn place_information(memory: &GuestMemory, image: &Image<'_>, bytes: u64) -> Result<Gpa, Error> {
+pub fn place_information(memory: &GuestMemory, image: &Image<'_>, bytes: u64) -> Result<Gpa, Error> {
     let low_end = layout::LOW_MEMORY_END.as_u64();
     let mut end = usable(memory).find(|(start, _)| *start == 0).map_or(0, |(_, end)| end.min(low_end));
     loop {
@@ -95,7 +91,7 @@ fn place_information(memory: &GuestMemory, image: &Image<'_>, bytes: u64) -> Res
 }
 
 /// The registers at the kernel's entry: protected mode, paging and interrupts off.
-fn state(entry: u32, information: Gpa) -> VcpuState {
+pub fn state(entry: u32, information: Gpa) -> VcpuState {
     let mut state = VcpuState::reset();
     state.gprs = [0; 16];
     state.gprs[Gpr::Rax as usize] = MAGIC;

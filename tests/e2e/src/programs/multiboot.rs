@@ -1,5 +1,6 @@
 //! Kernels that start by Multiboot 1, and the debug ports that such kernels use.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -7,6 +8,25 @@ use anyhow::{Context, Result, ensure};
 use crate::{Artifacts, GUEST_BOOT_LIMIT, PROMPT};
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// A bare kernel that is no Multiboot image, but has PVH's note.
+pub fn pvh(artifacts: &Artifacts) -> Result<()> {
+    const MULTIBOOT_MAGIC: [u8; 4] = 0x1bad_b002u32.to_le_bytes();
+    let mut elf = fs::read(artifacts.guest("memory_hash")?.with_extension(""))?;
+    let at = elf.windows(4).position(|bytes| bytes == MULTIBOOT_MAGIC).context("the guest has no Multiboot header")?;
+    elf[at] ^= 1;
+    let file = artifacts.logs.join("pvh-guest");
+    fs::write(&file, elf).with_context(|| format!("writing {}", file.display()))?;
+    let modules = [(file.as_path(), "pvh")];
+    let mut host = artifacts.boot(&artifacts.bare_with("pvh_guest", &modules)?)?;
+    host.ask("vm create bare --kernel pvh --initrd pvh --memory 128M --cmdline \"mib=8 rounds=2\" --start")?;
+    let mut console = host.attach("bare")?;
+    let (which, _) = console.expect_any(&["ok 1 - memory keeps", "not ok ", "Bail out!"], GUEST_BOOT_LIMIT)?;
+    ensure!(which == 0, console.emulator().failure("it did not get what PVH promises"));
+    console.leave()?;
+    host.wait_state("bare", "stopped", LIMIT)?;
+    host.power_off()
+}
 
 /// A bare kernel that says by addresses where it lies, and one that is an ELF32 file: Pollux itself, to its prompt.
 pub fn guest(artifacts: &Artifacts) -> Result<()> {

@@ -5,7 +5,9 @@
 //! none is believed.
 
 use crate::Error;
+use addr::Gpa;
 use core::ops::Range;
+use guestmem::{GuestMemory, Outside};
 
 const MAGIC: u32 = 0x1bad_b002;
 /// The header lies in the image's first bytes, all of it, on a multiple of four.
@@ -80,11 +82,25 @@ impl<'a> Image<'a> {
             return Err(Error::UnknownRequirements { flags: unknown });
         }
         let image = if header.flags & HAS_ADDRESSES != 0 { addressed(file, header.at) } else { elf(file) }?;
-        let entry = u64::from(image.entry);
-        if !image.segments().any(|piece| (piece.start..piece.end).contains(&entry)) {
-            return Err(Error::BadHeader("entry"));
-        }
+        image.check_entry()?;
         Ok(image)
+    }
+
+    /// Whether the first instruction lies in the image.
+    pub fn check_entry(&self) -> Result<(), Error> {
+        let entry = u64::from(self.entry);
+        let is_inside = self.segments().any(|piece| (piece.start..piece.end).contains(&entry));
+        if is_inside { Ok(()) } else { Err(Error::BadHeader("entry")) }
+    }
+
+    /// Puts it where it belongs.
+    pub fn write(&self, memory: &GuestMemory) -> Result<(), Outside> {
+        for piece in self.segments() {
+            memory.write(Gpa::new(piece.start), piece.content)?;
+            let content_bytes = piece.content.len() as u64;
+            memory.zero(Gpa::new(piece.start + content_bytes), piece.end - piece.start - content_bytes)?;
+        }
+        Ok(())
     }
 
     /// What is loaded; none is empty.
@@ -97,12 +113,14 @@ impl<'a> Image<'a> {
         self.segments().map(|piece| piece.end).max().unwrap_or(0)
     }
 
-    fn empty(entry: u32) -> Self {
+    /// An image of nothing.
+    pub fn empty(entry: u32) -> Self {
         Self { pieces: [Piece::default(); SEGMENTS_MAX], count: 0, entry }
     }
 
-    fn push(&mut self, start: u32, content: &'a [u8], memory_bytes: u64) -> Result<(), Error> {
-        let end = u64::from(start) + memory_bytes;
+    /// Adds a piece.
+    pub fn push(&mut self, start: u32, content: &'a [u8], memory_bytes: u64) -> Result<(), Error> {
+        let end = u64::from(start).saturating_add(memory_bytes);
         if content.len() as u64 > memory_bytes || end > 1 << 32 {
             return Err(Error::BadHeader("segment"));
         }
