@@ -279,6 +279,7 @@ impl Incoming {
             lz4_pages: 0,
             bytes: self.received.bytes,
             bytes_per_s: 0,
+            dirty_pages_per_s: 0,
             running_percent: 100,
             expected_downtime_ns: 0,
             downtime_ns: None,

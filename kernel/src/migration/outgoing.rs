@@ -50,6 +50,9 @@ pub struct Outgoing {
     is_tracked: bool,
     /// What the last look found; it counts once every vCPU has forgotten its translations.
     look: Option<PageSet>,
+    /// When that was collected last, and how fast the guest writes by that.
+    looked_ns: u64,
+    dirty_pages_per_s: u64,
     is_stopping: bool,
     /// The disks whose writes are being made stable; none before the guest stands still.
     flushing: Option<Vec<Lent>>,
@@ -93,6 +96,8 @@ impl Outgoing {
                 call_at_ns: Some(now_ns),
                 is_tracked: false,
                 look: None,
+                looked_ns: now_ns,
+                dirty_pages_per_s: 0,
                 is_stopping: false,
                 flushing: None,
                 started_ns: now_ns,
@@ -252,7 +257,11 @@ impl Outgoing {
             && machine.invalidated()
             && let Some(written) = self.look.take()
         {
-            self.source.looked(&written, self.pace.page_ns(), REST_NS, host.clock.now_ns());
+            let now_ns = host.clock.now_ns();
+            let since_ns = now_ns.saturating_sub(self.looked_ns).max(1);
+            self.dirty_pages_per_s = written.count().saturating_mul(1_000_000_000) / since_ns;
+            self.looked_ns = now_ns;
+            self.source.looked(&written, self.pace.page_ns(), REST_NS, now_ns);
         }
         if machine.invalidated()
             && let Some(retired) = self.retired.take()
@@ -502,6 +511,7 @@ impl Outgoing {
             lz4_pages: counts.lz4,
             bytes: counts.bytes,
             bytes_per_s: self.pace.bytes_per_s(),
+            dirty_pages_per_s: self.dirty_pages_per_s,
             running_percent: self.source.running_percent(),
             expected_downtime_ns: self.source.expected_ns(),
             downtime_ns: self.stopped_ns.map(|stopped_ns| end_ns.saturating_sub(stopped_ns)),

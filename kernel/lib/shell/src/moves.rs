@@ -48,6 +48,8 @@ pub struct MoveInfo {
     pub bytes: u64,
     /// Bytes a second, as last measured.
     pub bytes_per_s: u64,
+    /// Pages a second that the guest wrote, as of the last look.
+    pub dirty_pages_per_s: u64,
     /// What of its time the guest has, while it is throttled.
     pub running_percent: u8,
     /// The downtime that is expected if it stopped now.
@@ -81,6 +83,7 @@ pub(crate) fn render_moves(moves: &[MoveInfo]) -> String {
         ("LEFT", Right),
         ("SENT", Right),
         ("SPEED", Right),
+        ("DIRTIED", Right),
         ("EXPECTED", Right),
         ("DOWN", Right),
         ("TOTAL", Right),
@@ -94,6 +97,7 @@ pub(crate) fn render_moves(moves: &[MoveInfo]) -> String {
             count(one.remaining),
             bytes(one.bytes),
             format!("{}/s", bytes(one.bytes_per_s)),
+            format!("{}/s", bytes(one.dirty_pages_per_s.saturating_mul(4096))),
             duration(one.expected_downtime_ns),
             one.downtime_ns.map_or_else(|| "-".into(), duration),
             duration(one.total_ns),
@@ -102,6 +106,9 @@ pub(crate) fn render_moves(moves: &[MoveInfo]) -> String {
     let mut text = table.render();
     for one in moves.iter().filter(|one| one.reason.is_some()) {
         text.push_str(&format!("{}: {}\n", one.vm, one.reason.as_deref().unwrap_or_default()));
+    }
+    for one in moves.iter().filter(|one| one.running_percent < 100) {
+        text.push_str(&format!("{}: its guest has {} % of its time\n", one.vm, one.running_percent));
     }
     text
 }
@@ -127,13 +134,15 @@ mod tests {
             lz4_pages: 3,
             bytes: 96 << 20,
             bytes_per_s: 40 << 20,
-            running_percent: 100,
+            dirty_pages_per_s: 256,
+            running_percent: 60,
             expected_downtime_ns: 30_000_000,
             downtime_ns: None,
             total_ns: 2_000_000_000,
         };
         let text = render_moves(&[one]);
-        assert_eq!(text.lines().count(), 3);
+        assert_eq!(text.lines().count(), 4);
+        assert!(text.contains("1 MiB/s") && text.contains("60 % of its time"), "{text}");
         assert!(
             text.contains("to castor") && text.contains("1,234") && text.contains("web: the link is lost"),
             "{text}"

@@ -17,7 +17,7 @@ use crate::wire::Wire;
 use crate::{Artifacts, COMMAND_LIMIT, GUEST_BOOT_LIMIT, LINUX, Launch, SCRATCH_DISK, TINY_INITRD};
 
 /// How often the guest moves, unless the environment says otherwise.
-const MOVES: u32 = 4;
+const MOVES: u32 = 10;
 const MOVES_VARIABLE: &str = "POLLUX_MOVES";
 /// Where the guest and its client are.
 const GUEST: [u8; 4] = [10, 9, 0, 9];
