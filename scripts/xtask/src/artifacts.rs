@@ -22,7 +22,8 @@ pub fn build(accel: Accel) -> Result<Artifacts> {
     let image = paths::target().join("pollux.img");
     let usb_image = paths::target().join("pollux-usb.img");
     let test_image = paths::target().join("pollux-test.img");
-    let contents = Contents::demonstration(&guests);
+    let ovmf = ovmf()?;
+    let contents = Contents::demonstration(&guests, &ovmf);
     let bare_guests = kernel::build_guests()?;
     image::build(&kernel.elf, &contents, &image)?;
     image::build_usb(&kernel.elf, &contents, &usb_image)?;
@@ -33,18 +34,20 @@ pub fn build(accel: Accel) -> Result<Artifacts> {
         usb_image,
         test_image,
         datastore: guests.datastore,
+        uefi_datastore: guests.uefi_datastore,
         linux: guests.linux,
         debian_initrd: guests.debian_initrd,
         tiny_initrd: guests.tiny_initrd,
         guests: bare_guests,
-        ovmf: ovmf()?,
+        ovmf,
         bochs: bochs::find().map_err(|error| format!("{error:#}")),
         accel,
         logs: paths::e2e_logs(),
     })
 }
 
-fn ovmf() -> Result<(PathBuf, PathBuf)> {
+/// The firmware: code and variables.
+pub fn ovmf() -> Result<(PathBuf, PathBuf)> {
     for (code, variables) in OVMF {
         if Path::new(code).exists() && Path::new(variables).exists() {
             return Ok((code.into(), variables.into()));

@@ -20,6 +20,8 @@ enum Demonstration {
     Boot,
     /// Two hosts: VMs move there and back, one under a client on a disk of both, and stay where something fails
     Migrate,
+    /// A disk that boots by UEFI, two vCPUs by direct boot and a Multiboot kernel, side by side
+    Guests,
     /// What other hardware has: its disks, network cards, IOMMUs, firmware, and Intel's VT-x
     Hardware,
 }
@@ -28,6 +30,8 @@ enum Demonstration {
 const BOOT: &[&str] = &["bios_cd", "bios_usb", "uefi_usb", "bios_stick", "uefi_stick", "pings", "kill_loop"];
 /// What `Migrate` shows.
 const MIGRATE: &[&str] = &["migrate", "migrate_link_cut", "migrate_traffic", "migrate_faults"];
+/// What `Guests` shows.
+const GUESTS: &[&str] = &["guests_side_by_side", "uefi_guest"];
 /// What `Hardware` shows.
 const HARDWARE: &[&str] = &[
     "nvme",
@@ -50,6 +54,7 @@ pub fn command(options: &Options) -> Result<()> {
     let programs = match options.demonstration {
         Demonstration::Boot => BOOT,
         Demonstration::Migrate => MIGRATE,
+        Demonstration::Guests => GUESTS,
         Demonstration::Hardware => HARDWARE,
     };
     setup::setup()?;
@@ -69,7 +74,7 @@ mod tests {
 
     #[test]
     fn each_program_of_a_demonstration_exists_once() {
-        for name in [BOOT, MIGRATE, HARDWARE].into_iter().flatten() {
+        for name in [BOOT, MIGRATE, GUESTS, HARDWARE].into_iter().flatten() {
             assert_eq!(e2e::PROGRAMS.iter().filter(|program| program.name == *name).count(), 1, "{name}");
         }
     }

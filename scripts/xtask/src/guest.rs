@@ -2,6 +2,8 @@
 //! kernel, and a small one of busybox. The main function is [`guests`]; what it makes is kept in the cache under a hash of
 //! the recipe, so it is built once.
 
+pub mod uefi;
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -115,6 +117,8 @@ pub struct Guests {
     pub tiny_initrd: PathBuf,
     /// A disk with a GPT: partition `debian` is the Debian guest's root, `scratch` is free for tests.
     pub datastore: PathBuf,
+    /// Such a disk whose partition `uefi` is an installed disk that boots by UEFI.
+    pub uefi_datastore: PathBuf,
     /// Kernel modules by name, `NAME.ko`.
     pub modules: PathBuf,
 }
@@ -129,6 +133,7 @@ pub fn guests() -> Result<Guests> {
         linux: debian.join("linux"),
         debian_initrd: debian.join("initrd"),
         tiny_initrd: tiny.join("initrd"),
+        uefi_datastore: uefi::datastore(&debian.join("datastore.img"))?,
         datastore: debian.join("datastore.img"),
         modules: debian.join("modules"),
     })
@@ -259,12 +264,15 @@ fn make_datastore(disk: &Path, file_system: &Path) -> Result<()> {
         command.arg(format!("--partition-guid={number}:706f6c6c-7578-4000-8000-00000000001{number}"));
     }
     steps::output(command.arg(disk)).context("partitioning the datastore")?;
-    copy_sparse(file_system, disk, MIB)
+    copy_range(file_system, 0, u64::MAX, disk, MIB)
 }
 
-/// Copies `source` into `target` at byte `offset`, leaving holes where it is zero.
-fn copy_sparse(source: &Path, target: &Path, offset: u64) -> Result<()> {
+/// Copies up to `bytes` bytes of `source` from `start` on into `target` at byte `offset`, leaving holes where they are
+/// zero.
+fn copy_range(source: &Path, start: u64, bytes: u64, target: &Path, offset: u64) -> Result<()> {
     let mut input = File::open(source).with_context(|| format!("opening {}", source.display()))?;
+    input.seek(SeekFrom::Start(start))?;
+    let mut input = input.take(bytes);
     let mut output =
         File::options().write(true).open(target).with_context(|| format!("opening {}", target.display()))?;
     let mut chunk = vec![0; 1 << 20];

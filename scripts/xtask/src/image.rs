@@ -2,7 +2,7 @@
 //! CD and USB stick by grub-mkrescue, and [`build_usb`], a stick with a partition table of its own; either carries the
 //! kernel, the configuration and whatever boot modules it is given, and is the same to the byte when built again.
 
-mod usb;
+pub mod usb;
 
 use std::env;
 use std::fs;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::guest::{self, Guests};
-use crate::{kernel, paths, setup, steps};
+use crate::{artifacts, kernel, paths, setup, steps};
 
 /// GRUB's modules that the image needs; their dependencies follow. Everything else would only make it larger. The partition
 /// tables are all there because GRUB's UEFI start-up complains about each one that is not.
@@ -65,12 +65,14 @@ pub struct Contents {
 
 impl Contents {
     /// The demonstration: both guests, the Debian one started at once.
-    pub fn demonstration(guests: &Guests) -> Self {
+    pub fn demonstration(guests: &Guests, ovmf: &(PathBuf, PathBuf)) -> Self {
         let module = |name: &str, path: &Path| (name.to_owned(), path.to_path_buf());
         let modules = vec![
             module(e2e::LINUX, &guests.linux),
             module(e2e::DEBIAN_INITRD, &guests.debian_initrd),
             module(e2e::TINY_INITRD, &guests.tiny_initrd),
+            module(e2e::OVMF_CODE, &ovmf.0),
+            module(e2e::OVMF_VARIABLES, &ovmf.1),
         ];
         Self { configuration: CONFIGURATION.to_owned(), modules }
     }
@@ -87,7 +89,7 @@ impl Contents {
 /// Builds the image of the demonstration, or what the options say, and writes it where they say.
 pub fn command(options: &Options) -> Result<()> {
     setup::setup()?;
-    let mut contents = Contents::demonstration(&guest::guests()?);
+    let mut contents = Contents::demonstration(&guest::guests()?, &artifacts::ovmf()?);
     if let Some(path) = &options.config {
         contents.configuration = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     }

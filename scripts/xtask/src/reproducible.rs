@@ -10,14 +10,14 @@ use anyhow::{Context, Result, ensure};
 use e2e::Artifacts;
 
 use crate::image::{self, Contents};
-use crate::{guest, kernel, paths, steps};
+use crate::{artifacts, guest, kernel, paths, steps};
 
 /// The coarsest time on an image: FAT counts two seconds.
 const NEXT_TIME: Duration = Duration::from_secs(3);
 
 /// Builds both images a second time, later, and compares.
 pub fn images(artifacts: &Artifacts) -> Result<()> {
-    let contents = Contents::demonstration(&guest::guests()?);
+    let contents = Contents::demonstration(&guest::guests()?, &artifacts::ovmf()?);
     let elf = artifacts.kernel32.with_extension("");
     thread::sleep(NEXT_TIME);
     let builds: [(image::Build, &Path); 2] =

@@ -12,6 +12,10 @@ pub const LINUX: &str = "linux";
 pub const DEBIAN_INITRD: &str = "debian-initrd";
 /// Name of the boot module with the small guest's initial RAM disk.
 pub const TINY_INITRD: &str = "tiny-initrd";
+/// Name of the boot module with the firmware of guests that boot by UEFI: its code.
+pub const OVMF_CODE: &str = "ovmf-code";
+/// The same for what it keeps at first.
+pub const OVMF_VARIABLES: &str = "ovmf-vars";
 /// Name of the virtual disk with the Debian guest's root file system.
 pub const DEBIAN_DISK: &str = "debian";
 /// Name of a virtual disk that tests may overwrite.
@@ -36,6 +40,8 @@ pub struct Artifacts {
     pub test_image: PathBuf,
     /// A disk with a GPT whose partitions are the virtual disks.
     pub datastore: PathBuf,
+    /// Such a disk: `uefi` is an installed Debian that boots by UEFI, `uefi-vars` is free for what its firmware keeps.
+    pub uefi_datastore: PathBuf,
     /// Debian's stock cloud kernel.
     pub linux: PathBuf,
     /// The Debian guest's initial RAM disk.

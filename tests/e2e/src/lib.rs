@@ -18,7 +18,8 @@ mod transcript;
 mod wire;
 
 pub use artifacts::{
-    Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINUX, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD,
+    Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, LINUX, OVMF_CODE, OVMF_VARIABLES, SCRATCH_DISK,
+    TINY_INITRD, TINY_PASSWORD,
 };
 pub use bochs::{Bochs, Model, Pc, Release};
 pub use console::{Console, GUEST_BOOT_LIMIT, GUEST_COMMAND_LIMIT};

@@ -14,6 +14,7 @@ mod saved;
 mod smp;
 mod tiny;
 mod traffic;
+mod uefi;
 
 use anyhow::Result;
 
@@ -63,6 +64,8 @@ pub static PROGRAMS: &[Program] = &[
     full("power_button", tiny::power_button),
     full("multiboot_guest", multiboot::guest),
     full("pvh_guest", multiboot::pvh),
+    full("uefi_guest", uefi::guest),
+    full("guests_side_by_side", uefi::side_by_side),
     full("malformed_kernel", tiny::malformed_kernel),
     full("bare_guests", guests::all),
     full("iommu_vtd", iommu::vtd),

@@ -56,20 +56,20 @@ pub fn write(tree: &Path, epoch: &str, out: &Path) -> Result<()> {
     let (core, uefi) = (work.join("core.img"), tree.join("EFI/BOOT/BOOTX64.EFI"));
     fs::create_dir_all(tree.join("EFI/BOOT")).context("creating the folder for UEFI")?;
     // The first without a disk: GRUB puts the one before it from which it was started.
-    make_grub("i386-pc", "(,gpt2)/boot/grub", BIOS_MODULES, &core)?;
-    make_grub("x86_64-efi", "/boot/grub", UEFI_MODULES, &uefi)?;
+    make_grub("i386-pc", "(,gpt2)/boot/grub", &[MODULES, BIOS_MODULES].concat(), &core)?;
+    make_grub("x86_64-efi", "/boot/grub", &[MODULES, UEFI_MODULES].concat(), &uefi)?;
 
-    let files = files(tree)?;
-    let esp_sectors = esp_sectors(&files)?;
+    let esp_sectors = esp_sectors(&files(tree)?)?;
     partition(out, esp_sectors)?;
     write_boot_code(out, &fs::read(&core).context("reading GRUB's core")?)?;
-    fill_esp(out, tree, &files, esp_sectors, epoch)
+    fill_esp(out, tree, esp_sectors, epoch)
 }
 
-fn make_grub(platform: &str, prefix: &str, modules: &[&str], out: &Path) -> Result<()> {
+/// Makes GRUB for a platform, with these modules, that looks for its menu under `prefix`.
+pub fn make_grub(platform: &str, prefix: &str, modules: &[&str], out: &Path) -> Result<()> {
     let mut command = Command::new("grub-mkimage");
     command.arg("-O").arg(platform).arg("-d").arg(Path::new(GRUB_FOLDER).join(platform));
-    command.arg("-p").arg(prefix).arg("-o").arg(out).args(MODULES).args(modules);
+    command.arg("-p").arg(prefix).arg("-o").arg(out).args(modules);
     steps::output(&mut command).with_context(|| format!("making GRUB for {platform}"))?;
     Ok(())
 }
@@ -167,8 +167,9 @@ fn write_boot_code(out: &Path, core: &[u8]) -> Result<()> {
     image.write_all(&core).context("writing GRUB's core")
 }
 
-/// Makes the file system of the second partition and copies the files into it.
-fn fill_esp(out: &Path, tree: &Path, files: &[Entry], esp_sectors: u64, epoch: &str) -> Result<()> {
+/// Makes the file system of an EFI system partition, which begins at [`ESP_SECTOR`], and copies the files of `tree` into
+/// it.
+pub fn fill_esp(out: &Path, tree: &Path, esp_sectors: u64, epoch: &str) -> Result<()> {
     let place = format!("{}@@{}", out.display(), ESP_SECTOR * SECTOR_BYTES);
     let mtools = |program: &str| {
         let mut command = Command::new(program);
@@ -180,7 +181,7 @@ fn fill_esp(out: &Path, tree: &Path, files: &[Entry], esp_sectors: u64, epoch: &
     format.args(["-F", "-c", &clusters, "-T", &esp_sectors.to_string(), "-H", &ESP_SECTOR.to_string()]);
     format.args(["-h", "255", "-s", "63", "-N", ESP_SERIAL, "-v", "POLLUX", "::"]);
     steps::output(&mut format).context("making the EFI system partition")?;
-    for Entry { path, bytes } in files {
+    for Entry { path, bytes } in &files(tree)? {
         let target = format!("::/{}", path.display());
         let mut command = match bytes {
             None => mtools("mmd"),
