@@ -8,7 +8,7 @@ use guestmem::PageSet;
 use memory::TableFrames;
 use nested::ept::Ept;
 use nested::npt::Npt;
-use nested::{Mark, OutOfMemory, PageSize, Retired, Tables};
+use nested::{Format, Mark, OutOfMemory, PageSize, Retired, Tables};
 use vcpu::Vcpu;
 
 /// What runs guests on this machine.
@@ -155,6 +155,25 @@ impl SecondStage {
         match self {
             Self::Npt(tables) => tables.unmap(gpa, PageSize::Small),
             Self::Ept { tables, .. } => tables.unmap(gpa, PageSize::Small),
+        }
+    }
+
+    /// Takes a large page of guest memory away; false where it is in small ones, or there is no memory to split a larger one.
+    pub fn unmap_large(&mut self, gpa: Gpa) -> bool {
+        fn unmap<F: Format>(tables: &mut Tables<F, TableFrames>, gpa: Gpa) -> bool {
+            !tables.is_split(gpa, PageSize::Large) && tables.unmap(gpa, PageSize::Large).is_ok()
+        }
+        match self {
+            Self::Npt(tables) => unmap(tables, gpa),
+            Self::Ept { tables, .. } => unmap(tables, gpa),
+        }
+    }
+
+    /// Whether an address of the guest's is mapped.
+    pub fn leads_somewhere(&self, gpa: Gpa) -> bool {
+        match self {
+            Self::Npt(tables) => tables.translate(gpa).is_some(),
+            Self::Ept { tables, .. } => tables.translate(gpa).is_some(),
         }
     }
 

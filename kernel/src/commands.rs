@@ -18,12 +18,16 @@ use alloc::vec::Vec;
 use block::Health;
 use config::{Name, VmSpec};
 use shell::{
-    CardCounts, CardInfo, Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine, Memory,
-    MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction, VmDetail, VmStat, VmSummary,
+    BalloonInfo, CardCounts, CardInfo, Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine,
+    Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction, VmDetail, VmStat,
+    VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.
 const SHUTDOWN_NS: u64 = 30_000_000_000;
+
+/// What a balloon leaves a guest at least.
+const BALLOON_KEEPS_BYTES_MIN: u64 = 16 << 20;
 
 /// The services run on this CPU.
 const SERVICE_CPU: usize = 0;
@@ -62,6 +66,10 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
         },
         Command::VmControl { name, action } => match host.vm(&name) {
             Some(vm) => return control(host, &vm, action, json),
+            None => no_such_vm(host, &name),
+        },
+        Command::VmBalloon { name, keeps } => match host.vm(&name) {
+            Some(vm) => done(balloon(host, &vm, keeps.bytes()), || format!("{name} is to keep {keeps}")),
             None => no_such_vm(host, &name),
         },
         Command::VmSave { name, to } => match host.vm(&name) {
@@ -272,7 +280,7 @@ fn no_such_vm(host: &Host, name: &str) -> Reply {
 fn host_report(host: &Host) -> HostReport {
     // Commands are carried out by CPU 0; the others' banks are as they last saw them.
     processor::look(0);
-    let guests_bytes = running(host).iter().map(|running| running.machine.memory().total_bytes()).sum();
+    let guests_bytes = running(host).iter().map(|running| running.held_bytes()).sum();
     // What the heap holds idle is Pollux's own: this number then moves with guests only.
     let (free_bytes, total_bytes) = {
         let frames = memory::FRAMES.lock();
@@ -315,14 +323,16 @@ fn summary(host: &Host, vm: &Vm) -> VmSummary {
         state: vm.state(),
         vcpus: vm.spec.vcpus,
         memory_bytes: vm.spec.memory.bytes(),
+        held_bytes: vm.running().map_or(0, |running| running.held_bytes()),
         uptime_ns: started_ns.map_or(0, |started_ns| host.clock.now_ns() - started_ns),
     }
 }
 
-fn detail(host: &Host, vm: &Vm) -> VmDetail {
+fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
     let running = vm.running();
     VmDetail {
         summary: summary(host, vm),
+        balloon: running.as_ref().map(|running| balloon_info(host, running)),
         kernel: vm.spec.kernel.clone(),
         initrd: vm.spec.initrd.clone(),
         command_line: vm.spec.command_line.clone(),
@@ -331,6 +341,43 @@ fn detail(host: &Host, vm: &Vm) -> VmDetail {
         exits: running.as_ref().map_or(0, |running| running.counters().total().count),
         cpu_time_ns: running.map_or(0, |running| running.cpu_ns()),
     }
+}
+
+fn balloon_info(host: &'static Host, running: &Arc<Running>) -> BalloonInfo {
+    let memory_bytes = running.machine.memory().total_bytes();
+    let state = running.machine.balloon(&mut InputHost::new(host, SERVICE_CPU, running));
+    BalloonInfo {
+        driver: state.has_driver,
+        target_bytes: memory_bytes.saturating_sub(state.target_bytes),
+        keeps_bytes: memory_bytes.saturating_sub(state.given_up_bytes),
+        unused_bytes: state.statistics.free_bytes,
+        available_bytes: state.statistics.available_bytes,
+    }
+}
+
+/// Tells a guest how much of its memory to keep.
+fn balloon(host: &'static Host, vm: &Vm, keeps_bytes: u64) -> Result<(), Refusal> {
+    must_stay(vm)?;
+    let running = vm.must_run()?;
+    let name = vm.name();
+    let all_bytes = running.machine.memory().total_bytes();
+    if !(BALLOON_KEEPS_BYTES_MIN..=all_bytes).contains(&keeps_bytes) {
+        let message = format!("{name} cannot keep {} MiB of its {} MiB", keeps_bytes >> 20, all_bytes >> 20);
+        return Err((message, format!("give {} to {} MiB", BALLOON_KEEPS_BYTES_MIN >> 20, all_bytes >> 20)));
+    }
+    let mut input = InputHost::new(host, SERVICE_CPU, &running);
+    if !running.machine.balloon(&mut input).has_driver {
+        let remedy = "wait until it has started, or load virtio_balloon in it".into();
+        return Err((format!("{name}'s guest does not drive its balloon"), remedy));
+    }
+    let (needed_bytes, free_bytes) = (keeps_bytes.saturating_sub(running.held_bytes()), vm::free_bytes());
+    if needed_bytes > free_bytes {
+        let message =
+            format!("{name} would need {} MiB more and {} MiB are free", needed_bytes >> 20, free_bytes >> 20);
+        return Err((message, "let it keep less, or stop another VM".into()));
+    }
+    running.machine.set_balloon(all_bytes - keeps_bytes, &mut input);
+    Ok(())
 }
 
 fn disks(host: &Host) -> Vec<DiskInfo> {

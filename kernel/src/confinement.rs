@@ -2,7 +2,7 @@
 //! the VMs that use them, for as long as they do.
 //!
 //! [`start`] turns the units on before the first driver starts: from then on a device reaches nothing. [`driving`] says
-//! whose driver works, so that what it allocates is its device's, and [`Grant`] is a VM's memory in a disk's reach.
+//! whose driver works, so that what it allocates is its device's, and [`Grant`] puts a VM's memory in a disk's reach.
 //! Addresses are not changed: a device sees memory where the processor does.
 
 use addr::{Gpa, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
@@ -56,11 +56,9 @@ enum DomainTables {
     AmdVi(Tables<AmdVi, IoTables>),
 }
 
-/// Memory of a VM in a device's reach. Taken back by [`Grant::revoke`]; dropped without that, it stays there for ever.
-#[must_use = "a grant that is not revoked stays"]
+/// That a device reaches memory of a VM. What it was given must be taken back, or stays in its reach for ever.
 pub struct Grant {
     domain: usize,
-    runs: Vec<(Hpa, u64)>,
 }
 
 /// Turns the IOMMUs on, if there are any that can be used.
@@ -89,27 +87,28 @@ pub fn driving<R>(source: Source, act: impl FnOnce() -> R) -> R {
 }
 
 /// Puts memory in a device's reach; `None` where nothing is confined.
-pub fn grant(source: Source, runs: Vec<(Hpa, u64)>) -> Result<Option<Grant>, OutOfMemory> {
+pub fn grant(source: Source, runs: &[(Hpa, u64)]) -> Result<Option<Grant>, OutOfMemory> {
     let Some(confinement) = CONFINEMENT.get() else { return Ok(None) };
-    let mut confinement = confinement.lock();
-    let Some(domain) = confinement.domain(source) else { return Ok(None) };
-    let grant = Grant { domain, runs };
-    match confinement.give(domain, &grant.runs) {
-        Ok(()) => Ok(Some(grant)),
-        Err(OutOfMemory) => {
-            drop(confinement);
-            grant.revoke();
-            Err(OutOfMemory)
-        }
-    }
+    let Some(domain) = confinement.lock().domain(source) else { return Ok(None) };
+    let grant = Grant { domain };
+    grant.give(runs).map(|()| Some(grant))
 }
 
 impl Grant {
-    /// Takes the memory out of the device's reach. False where the unit does not answer: then it may still be reached, and
+    /// Puts more memory in the device's reach: all of it, or nothing.
+    pub fn give(&self, runs: &[(Hpa, u64)]) -> Result<(), OutOfMemory> {
+        let mut confinement = CONFINEMENT.get().expect("a grant comes from here").lock();
+        confinement.give(self.domain, runs).inspect_err(|_| {
+            // A unit that does not answer says so when the VM ends.
+            let _ = confinement.take(self.domain, runs);
+        })
+    }
+
+    /// Takes memory out of the device's reach. False where the unit does not answer: then it may still be reached, and
     /// nobody else may have it.
-    pub fn revoke(self) -> bool {
+    pub fn take(&self, runs: &[(Hpa, u64)]) -> bool {
         let confinement = CONFINEMENT.get().expect("a grant comes from here");
-        confinement.lock().take(self.domain, &self.runs).is_ok()
+        confinement.lock().take(self.domain, runs).is_ok()
     }
 }
 

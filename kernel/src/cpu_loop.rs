@@ -294,6 +294,10 @@ impl machine::Host for GuestHost<'_> {
         self.turns.end(self.queued);
     }
 
+    fn back(&mut self, gpa: Gpa) -> bool {
+        self.queued.running.back(gpa)
+    }
+
     fn steal_ns(&self) -> u64 {
         self.queued.running.vcpus[self.queued.vcpu].steal_ns()
     }
@@ -302,6 +306,10 @@ impl machine::Host for GuestHost<'_> {
         if !outbox.console().is_empty() {
             self.queued.running.vm.console.lock().push(outbox.console());
             services::note_console(self.host, self.cpu);
+        }
+        if outbox.given_up() {
+            self.queued.running.note_given_up();
+            services::note_given_up(self.host, self.cpu);
         }
         self.flush_transfers(outbox);
         self.flush_frames(outbox);

@@ -29,6 +29,8 @@ const RECOVERY_NS: u64 = 1_000_000;
 const MORE_FRAMES_NS: u64 = 100_000;
 /// How often it is looked whether an ended life can be taken down: another CPU needs microseconds to let go of it.
 const TAKE_DOWN_NS: u64 = 50_000;
+/// How often it is looked whether every vCPU has forgotten memory that its guest gave up.
+const RELEASE_NS: u64 = 50_000;
 /// How long a life may take to end before that is worth a message.
 const SLOW_END_NS: u64 = 5_000_000_000;
 
@@ -36,6 +38,8 @@ const SLOW_END_NS: u64 = 5_000_000_000;
 static ENDED: Mutex<Vec<(Arc<Running>, Ending)>> = Mutex::new(Vec::new());
 /// Some guest's console printed something.
 static CONSOLE: Work = Work::new();
+/// Guests gave memory up.
+static GIVEN_UP: Work = Work::new();
 /// Frames wait for the management address.
 static MANAGEMENT: Work = Work::new();
 /// Disk transfers ended that no interrupt announces.
@@ -64,6 +68,8 @@ pub struct Services {
     busy_until_ns: u64,
     /// When the cards are looked after next; none without one.
     cards_due_ns: Option<u64>,
+    /// When to look again after memory that guests gave up.
+    release_due_ns: Option<u64>,
     started: bool,
 }
 
@@ -97,6 +103,11 @@ pub fn note_management(host: &Host, from: usize) {
     MANAGEMENT.note(host, from);
 }
 
+/// Notes that a guest gave memory up. `from` is the CPU that calls.
+pub fn note_given_up(host: &Host, from: usize) {
+    GIVEN_UP.note(host, from);
+}
+
 /// Notes that disk transfers ended which no interrupt announces. `from` is the CPU that calls.
 pub fn note_transfers(host: &Host, from: usize) {
     TRANSFERS.note(host, from);
@@ -104,7 +115,7 @@ pub fn note_transfers(host: &Host, from: usize) {
 
 /// Whether something waits that no interrupt announces.
 pub fn has_work() -> bool {
-    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &FRAMES].into_iter().any(Work::waits)
+    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &FRAMES, &GIVEN_UP].into_iter().any(Work::waits)
         || !ENDED.lock().is_empty()
         || saved::has_work()
         || measure::has_work()
@@ -171,6 +182,7 @@ impl Services {
             cards,
             busy_until_ns: 0,
             cards_due_ns,
+            release_due_ns: None,
             started: false,
         }
     }
@@ -198,6 +210,7 @@ impl Services {
         forwarder.settle(host, |running, nic| {
             running.machine.frames_settle(nic, &mut InputHost::new(host, 0, running));
         });
+        let release_due_ns = self.release_given_up();
         let ending_due_ns = self.take_down_ended();
         // Behind everything that may note the end of a transfer.
         let jobs_due_ns = self.jobs.poll(host);
@@ -215,7 +228,7 @@ impl Services {
             ending_due_ns,
             faults_due_ns,
         ];
-        let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns];
+        let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns, release_due_ns];
         let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]).chain(jobs_due_ns);
         due.flatten().min()
     }
@@ -304,6 +317,18 @@ impl Services {
             self.management_due_ns = management.poll(self.host, forwarder);
         }
         due_ns
+    }
+
+    /// Takes what guests gave up; returns when to look again after what is not done.
+    fn release_given_up(&mut self) -> Option<u64> {
+        let is_due = self.release_due_ns.is_some_and(|due_ns| due_ns <= self.host.clock.now_ns());
+        if GIVEN_UP.take() || is_due {
+            let vms = self.host.vms.lock().clone();
+            let running = vms.iter().filter_map(|vm| vm.running());
+            let more = running.filter(|running| running.release(self.host, 0)).count() > 0;
+            self.release_due_ns = more.then(|| self.host.clock.now_ns() + RELEASE_NS);
+        }
+        self.release_due_ns
     }
 
     /// Takes down the lives that ended; returns when to look again after those that are not done.

@@ -7,6 +7,7 @@ use crate::vm::{GuestFrames, Refusal, Running};
 use addr::{Gpa, LARGE_PAGE_BYTES};
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use block::{HostRun, Op, SECTOR_BYTES, SubmitError, Transfer};
 use guestmem::GuestMemory;
@@ -38,7 +39,7 @@ pub struct Full;
 /// Host memory for headers and streams, which disks read and write.
 pub struct Staging {
     memory: GuestMemory,
-    _frames: GuestFrames,
+    _frames: Arc<GuestFrames>,
 }
 
 impl Slot {
@@ -153,6 +154,7 @@ impl Staging {
     pub fn new(slot: &Slot, bytes: u64) -> Result<Self, Refusal> {
         let frames = GuestFrames::take(bytes.next_multiple_of(LARGE_PAGE_BYTES))?;
         frames.put_in_reach(slot.device).map_err(no_tables)?;
+        let frames = Arc::new(frames);
         let memory = frames.memory()?;
         (0..).take_while(|&index| frames.zero(index)).for_each(drop);
         Ok(Self { memory, _frames: frames })

@@ -8,6 +8,7 @@ mod guest_firmware;
 mod life;
 mod memory;
 mod place;
+mod release;
 pub mod tracking;
 
 use crate::host::{self, Host};
@@ -23,7 +24,7 @@ use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use life::Parts;
 pub use life::{DiskIo, Ending, Order, Running, Start};
 use machine::{CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
-pub use memory::{GuestFrames, has_huge_pages};
+pub use memory::{GuestFrames, free_bytes, has_huge_pages};
 use shell::{ConsoleBuffer, VmState};
 use spin::{Mutex, Once};
 use trace::{Event, RunState};
@@ -166,6 +167,7 @@ impl Vm {
             Life::Running(running) if running.is_arriving() => VmState::Arriving,
             // On its last way it stands still for a moment that is nobody's pause.
             Life::Running(running) if running.order() == Order::Pause && !running.is_moving() => VmState::Paused,
+            Life::Running(running) if running.is_short_of_memory() => VmState::Waiting,
             Life::Running(_) => VmState::Running,
             Life::Stopped => VmState::Stopped,
             Life::Saved => VmState::Saved,
@@ -292,7 +294,7 @@ impl Vm {
     /// Everything that a life needs, with its disks claimed.
     fn build(self: &Arc<Self>, host: &'static Host, disks: &[Lent], origin: Origin) -> Result<Arc<Running>, Refusal> {
         let no_memory = |_| ("there is no memory for page tables".to_string(), "stop another VM first".to_string());
-        let frames = GuestFrames::take(self.spec.memory.bytes())?;
+        let frames = Arc::new(GuestFrames::take(self.spec.memory.bytes())?);
         let mut devices: Vec<_> = disks.iter().map(|&lent| host.storage.lock().source(lent)).collect();
         devices.sort();
         devices.dedup();

@@ -4,6 +4,7 @@
 use super::Next;
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
+use crate::services;
 use crate::slot::{Full, Slot, Staging, io_error, push_runs};
 use crate::vm::{Ending, Order, Refusal, Running, Start, Vm};
 use addr::Hpa;
@@ -237,6 +238,8 @@ impl Restore {
         running.begin(threads);
         running.let_go();
         self.vm.end_restoring();
+        running.note_given_up();
+        services::note_given_up(host, SERVICE_CPU);
         running.command(host, SERVICE_CPU, Order::Run);
         running.machine.announce(&mut InputHost::new(host, SERVICE_CPU, &running));
         log::info!("{} is restored from {}", self.vm.name(), self.slot.name());

@@ -45,8 +45,8 @@ pub struct Save {
     began_ns: u64,
     was_paused: bool,
     contents: Contents,
-    /// The frames of the VM's memory, and how many of them are on their way.
-    memory: Vec<(Gpa, Hpa)>,
+    /// The frames of the VM's memory, as of its rest.
+    memory: Vec<(Gpa, Option<Hpa>)>,
     /// A frame's pages that the disk had no room for yet.
     pending: Vec<HostRun>,
     /// Where the next pages go, and in the end the stream.
@@ -70,7 +70,6 @@ impl Save {
             return Err((format!("{} is being saved or stopped already", vm.name()), "see \"vm list\"".into()));
         }
         running.machine.close();
-        let memory = running.machine.memory().frames().collect();
         let (console, machine, frames) = (Vec::new(), Vec::new(), Vec::new());
         let contents = Contents { name: vm.name().into(), console, machine, frames };
         Ok(Self {
@@ -82,7 +81,7 @@ impl Save {
             began_ns: host.clock.now_ns(),
             was_paused,
             contents,
-            memory,
+            memory: Vec::new(),
             pending: Vec::new(),
             at_bytes: PAGES_AT_BYTES,
             header: None,
@@ -159,6 +158,7 @@ impl Save {
         match saved {
             Some(Ok(bytes)) => {
                 self.contents.machine = bytes;
+                self.memory = machine.memory().all_frames().collect();
                 self.contents.console = self.running.vm.console_text();
                 self.step = Step::Clear;
                 Ok(Next::At(now_ns))
@@ -175,7 +175,8 @@ impl Save {
         if self.pending.is_empty() {
             let Some(&(gpa, hpa)) = self.memory.get(self.contents.frames.len()) else { return Ok(Ok(Step::Stream)) };
             let frame = self.look_at(gpa);
-            for (first, count) in frame.runs() {
+            // Memory that the guest gave up reads as zeroes: there is nothing to write.
+            for (hpa, (first, count)) in hpa.into_iter().flat_map(|hpa| frame.runs().map(move |run| (hpa, run))) {
                 let offset = first as u64 * PAGE_BYTES;
                 push_runs(&mut self.pending, hpa.wrapping_add(offset), count as u64 * PAGE_BYTES);
             }

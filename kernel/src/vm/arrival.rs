@@ -5,6 +5,7 @@
 
 use super::{Life, Origin, Refusal, Running, Vm, claim_disks, forget};
 use crate::host::Host;
+use crate::services;
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -50,6 +51,9 @@ pub fn admit(host: &'static Host, running: &Arc<Running>) {
     }
     running.set_arriving(false);
     running.let_go();
+    // Memory in its balloon is this host's.
+    running.note_given_up();
+    services::note_given_up(host, cpu::percpu::current().index());
     Vm::enqueue(host, running);
     // Those that slept find out by themselves.
     let from = cpu::percpu::current().index();

@@ -7,6 +7,7 @@ use super::{GuestFrames, Refusal, Vm};
 use crate::host::Host;
 use addr::{Gpa, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::format;
+use alloc::sync::Arc;
 use firmware::layout;
 use guestmem::GuestMemory;
 use machine::FirmwareConfig;
@@ -43,10 +44,10 @@ impl Files {
 }
 
 /// What a VM with a firmware of its own is made of.
-type Prepared = (GuestMemory, Option<FirmwareConfig>, Option<GuestFrames>);
+type Prepared = (GuestMemory, Option<FirmwareConfig>, Option<Arc<GuestFrames>>);
 
 /// A VM's memory over its frames, and its firmware, with the memory of its flash, if it has one.
-pub fn prepare(host: &Host, vm: &Vm, frames: &GuestFrames) -> Result<Prepared, Refusal> {
+pub fn prepare(host: &Host, vm: &Vm, frames: &Arc<GuestFrames>) -> Result<Prepared, Refusal> {
     if vm.spec.kernel.is_some() {
         return Ok((frames.memory()?, None, None));
     }
@@ -55,7 +56,7 @@ pub fn prepare(host: &Host, vm: &Vm, frames: &GuestFrames) -> Result<Prepared, R
     let mut memory = frames.memory_below(layout::LOW_MEMORY_END_FIRMWARE)?;
     let start = Gpa::new(layout::FLASH_END.as_u64() - code_bytes);
     memory.add_rom(start, place(files.code), code_bytes);
-    let flash_frames = GuestFrames::take((files.variables.len() as u64).next_multiple_of(LARGE_PAGE_BYTES))?;
+    let flash_frames = Arc::new(GuestFrames::take((files.variables.len() as u64).next_multiple_of(LARGE_PAGE_BYTES))?);
     let flash = flash_frames.memory()?;
     let kept = vm.variables.lock();
     let content = kept.as_deref().unwrap_or(files.variables);

@@ -7,6 +7,7 @@
 
 use super::memory::GuestFrames;
 use super::place::Place;
+use super::release::Releasing;
 use super::{Refusal, Vm, note};
 use crate::backend::SecondStage;
 use crate::host::Host;
@@ -85,10 +86,11 @@ pub struct Running {
     /// vCPUs that their CPUs have not let go of for good.
     queued: AtomicUsize,
     /// Dropped after everything that points into them.
-    second_stage: Mutex<SecondStage>,
-    frames: GuestFrames,
+    pub(super) second_stage: Mutex<SecondStage>,
+    pub(super) frames: Arc<GuestFrames>,
+    pub(super) releasing: Releasing,
     /// The memory of its firmware's flash.
-    _flash: Option<GuestFrames>,
+    _flash: Option<Arc<GuestFrames>>,
 }
 
 /// What a life is made of.
@@ -97,9 +99,9 @@ pub struct Parts {
     /// A vCPU and its CPU each.
     pub vcpus: Vec<(Box<dyn Vcpu>, usize)>,
     pub second_stage: SecondStage,
-    pub frames: GuestFrames,
+    pub frames: Arc<GuestFrames>,
     /// The memory of its firmware's flash, where it has one.
-    pub flash: Option<GuestFrames>,
+    pub flash: Option<Arc<GuestFrames>>,
     pub disks: Vec<Lent>,
     pub now_ns: u64,
     pub is_first: bool,
@@ -158,6 +160,7 @@ impl Running {
             queued,
             second_stage: Mutex::new(second_stage),
             frames,
+            releasing: Releasing::default(),
             _flash: flash,
         }
     }

@@ -1,7 +1,9 @@
 //! A guest's memory: host frames taken, handed to the guest's slots, mapped, and given back.
 //!
 //! The main type is [`GuestFrames`]. Frames come as the last owner left them: the CPU that runs the guest zeroes them
-//! one by one ([`GuestFrames::zero`]) before the guest's first instruction.
+//! one by one ([`GuestFrames::zero`]) before the guest's first instruction. A frame that the guest gave up goes back in two
+//! steps, [`GuestFrames::set_aside`] and [`GuestFrames::free_aside`], between which every vCPU forgets it; where the guest
+//! uses that memory again it gets another ([`Supply`]).
 
 use super::Refusal;
 use crate::backend::SecondStage;
@@ -11,7 +13,7 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use firmware::layout;
-use guestmem::{Backing, GuestMemory};
+use guestmem::{Backing, GuestMemory, Supply};
 use iommu::Source;
 use memory::{FRAMES, HostFrames};
 use nested::{OutOfMemory, PageSize};
@@ -19,90 +21,168 @@ use spin::Mutex;
 
 /// Free memory that a start leaves for everybody else: page tables, the heap, the devices' queues.
 const RESERVE_BYTES: u64 = 8 << 20;
+/// More of it that guests leave which use again what they gave up: their devices find room there, as they cannot wait.
+const DEVICES_BYTES: u64 = 16 << 20;
 
 /// Guest memory that does not fit below the PCI window starts here.
 const HIGH_MEMORY: Gpa = Gpa::new(4 << 30);
 
 /// The large frames behind a guest's memory, in the order of its addresses, and the devices that reach them.
 pub struct GuestFrames {
-    frames: Vec<Hpa>,
+    count: usize,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    /// None where the guest gave the memory up.
+    frames: Vec<Option<Hpa>>,
+    /// What was taken from the guest, and a vCPU may still use.
+    aside: Vec<Hpa>,
     /// Which devices were let in, and what takes that back where an IOMMU stands between.
-    grants: Mutex<Vec<(Source, Option<Grant>)>>,
+    grants: Vec<(Source, Option<Grant>)>,
 }
 
 impl Drop for GuestFrames {
     fn drop(&mut self) {
-        // All of them, even when one device's unit does not answer.
-        let grants = core::mem::take(&mut *self.grants.lock());
-        let stuck = grants.into_iter().filter_map(|(_, grant)| grant).map(Grant::revoke).filter(|done| !done).count();
+        self.held.lock().give_back_all();
+    }
+}
+
+impl Held {
+    fn give_back_all(&mut self) {
+        let mut frames: Vec<Hpa> = self.frames.drain(..).flatten().collect();
+        frames.append(&mut self.aside);
+        self.give_back(&frames);
+    }
+
+    /// Frees frames, once no device reaches them.
+    fn give_back(&self, frames: &[Hpa]) {
+        let runs = runs_of(frames);
+        // All devices, even when one's unit does not answer.
+        let stuck =
+            self.grants.iter().filter_map(|(_, grant)| grant.as_ref()).filter(|grant| !grant.take(&runs)).count();
         if stuck > 0 {
-            let mib = self.bytes() >> 20;
+            let mib = (frames.len() as u64 * LARGE_PAGE_BYTES) >> 20;
             log::error!("an IOMMU does not answer: {mib} MiB stay out of use, a device may still reach them");
             return;
         }
-        let mut frames = FRAMES.lock();
-        self.frames.iter().for_each(|&frame| frames.free_large(frame));
+        let mut free = FRAMES.lock();
+        frames.iter().for_each(|&frame| free.free_large(frame));
+    }
+
+    /// Lets every device that was let in reach a frame; none of them where it fails.
+    fn grant(&self, frame: Hpa) -> bool {
+        let run = [(frame, LARGE_PAGE_BYTES)];
+        let granted = self.grants.iter().filter_map(|(_, grant)| grant.as_ref()).all(|grant| grant.give(&run).is_ok());
+        if !granted {
+            self.give_back(&[frame]);
+        }
+        granted
+    }
+}
+
+impl Supply for GuestFrames {
+    fn supply(&self, number: usize, at_once: bool) -> Option<Hpa> {
+        let left_bytes = if at_once { RESERVE_BYTES } else { RESERVE_BYTES + DEVICES_BYTES };
+        let frame = {
+            let mut frames = FRAMES.lock();
+            (frames.free_bytes() >= left_bytes + LARGE_PAGE_BYTES).then(|| frames.take_large()).flatten()?
+        };
+        HostFrames.zero(frame, LARGE_PAGE_BYTES);
+        let mut held = self.held.lock();
+        if !held.grant(frame) {
+            return None;
+        }
+        held.frames[number] = Some(frame);
+        Some(frame)
     }
 }
 
 impl GuestFrames {
     /// Frames for `bytes` bytes of memory, or in one line why there are none.
     pub fn take(bytes: u64) -> Result<Self, Refusal> {
-        let free_bytes = FRAMES.lock().free_bytes().saturating_sub(RESERVE_BYTES);
+        let free_bytes = free_bytes();
         if bytes > free_bytes {
             return Err(too_much(bytes, free_bytes));
         }
         let count = (bytes / LARGE_PAGE_BYTES) as usize;
-        let mut taken = Self { frames: list_of(count, bytes, free_bytes)?, grants: Mutex::new(Vec::new()) };
-        if taken.fill(count) { Ok(taken) } else { Err(too_much(bytes, free_bytes)) }
+        let mut held = Held { frames: list_of(count, bytes, free_bytes)?, aside: Vec::new(), grants: Vec::new() };
+        let is_enough = held.fill(count);
+        let taken = Self { count, held: Mutex::new(held) };
+        if is_enough { Ok(taken) } else { Err(too_much(bytes, free_bytes)) }
     }
 
     /// The guest's memory over these frames: from 0 up to the PCI window, the rest from 4 GiB on.
-    pub fn memory(&self) -> Result<GuestMemory, Refusal> {
+    pub fn memory(self: &Arc<Self>) -> Result<GuestMemory, Refusal> {
         self.memory_below(layout::LOW_MEMORY_END)
     }
 
     /// The same, the first part up to `low_end` at most.
-    pub fn memory_below(&self, low_end: Gpa) -> Result<GuestMemory, Refusal> {
-        let low_count = self.frames.len().min((low_end.as_u64() / LARGE_PAGE_BYTES) as usize);
-        let (low, high) = self.frames.split_at(low_count);
-        let mut memory = GuestMemory::new(Arc::new(HostFrames));
+    pub fn memory_below(self: &Arc<Self>, low_end: Gpa) -> Result<GuestMemory, Refusal> {
+        let held = self.held.lock();
+        let low_count = self.count.min((low_end.as_u64() / LARGE_PAGE_BYTES) as usize);
+        let (low, high) = held.frames.split_at(low_count);
+        let mut memory = GuestMemory::new(Arc::new(HostFrames)).with_supply(self.clone());
         for (start, frames) in [(Gpa::new(0), low), (HIGH_MEMORY, high)] {
             if !frames.is_empty() {
                 let mut list = list_of(frames.len(), self.bytes(), 0)?;
-                list.extend_from_slice(frames);
+                list.extend(frames.iter().flatten());
                 memory.add_slot(start, list);
             }
         }
         Ok(memory)
     }
 
+    /// Takes the frame behind `gpa` from the guest, unless it has none there. It is nobody's before
+    /// [`free_aside`](Self::free_aside).
+    pub fn set_aside(&self, memory: &GuestMemory, gpa: Gpa) {
+        let mut held = self.held.lock();
+        // Without room to note it, the guest keeps it.
+        if held.aside.try_reserve(1).is_ok()
+            && let Some((frame, number)) = memory.take_frame(gpa)
+        {
+            held.frames[number] = None;
+            held.aside.push(frame);
+        }
+    }
+
+    /// Frees what was set aside: no vCPU can reach it any more, and nobody copies from or to it.
+    pub fn free_aside(&self) {
+        let mut held = self.held.lock();
+        let aside = core::mem::take(&mut held.aside);
+        held.give_back(&aside);
+    }
+
+    /// How much of its memory the guest has, and what was set aside.
+    pub fn held_bytes(&self) -> u64 {
+        let held = self.held.lock();
+        (held.frames.iter().flatten().count() + held.aside.len()) as u64 * LARGE_PAGE_BYTES
+    }
+
     /// Zeroes the frame at `index`; says whether there is one.
     pub fn zero(&self, index: usize) -> bool {
-        self.frames.get(index).inspect(|&&frame| HostFrames.zero(frame, LARGE_PAGE_BYTES)).is_some()
+        let frame = self.held.lock().frames.get(index).copied();
+        frame.inspect(|frame| frame.iter().for_each(|&frame| HostFrames.zero(frame, LARGE_PAGE_BYTES))).is_some()
     }
 
     /// Lets the device behind a disk reach all of it, until this is dropped. Once is enough.
     pub fn put_in_reach(&self, device: Source) -> Result<(), OutOfMemory> {
-        let mut grants = self.grants.lock();
-        if grants.iter().any(|(other, _)| *other == device) {
+        let mut held = self.held.lock();
+        if held.grants.iter().any(|(other, _)| *other == device) {
             return Ok(());
         }
-        let mut runs: Vec<(Hpa, u64)> = Vec::new();
-        for &frame in &self.frames {
-            match runs.last_mut() {
-                Some((start, bytes)) if start.wrapping_add(*bytes) == frame => *bytes += LARGE_PAGE_BYTES,
-                _ => runs.push((frame, LARGE_PAGE_BYTES)),
-            }
-        }
-        grants.push((device, confinement::grant(device, runs)?));
+        let frames: Vec<Hpa> = held.frames.iter().flatten().copied().collect();
+        let grant = confinement::grant(device, &runs_of(&frames))?;
+        held.grants.push((device, grant));
         Ok(())
     }
 
     fn bytes(&self) -> u64 {
-        self.frames.len() as u64 * LARGE_PAGE_BYTES
+        self.count as u64 * LARGE_PAGE_BYTES
     }
+}
 
+impl Held {
     /// Takes frames until there are `count`, huge ones where they fit; says whether there were enough.
     fn fill(&mut self, count: usize) -> bool {
         const LARGE_PER_HUGE: usize = (HUGE_PAGE_BYTES / LARGE_PAGE_BYTES) as usize;
@@ -111,14 +191,32 @@ impl GuestFrames {
             if count - self.frames.len() >= LARGE_PER_HUGE
                 && let Some(huge) = frames.take_huge()
             {
-                self.frames.extend((0..LARGE_PER_HUGE as u64).map(|index| huge.wrapping_add(index * LARGE_PAGE_BYTES)));
+                let parts = (0..LARGE_PER_HUGE as u64).map(|index| huge.wrapping_add(index * LARGE_PAGE_BYTES));
+                self.frames.extend(parts.map(Some));
                 continue;
             }
             let Some(frame) = frames.take_large() else { return false };
-            self.frames.push(frame);
+            self.frames.push(Some(frame));
         }
         true
     }
+}
+
+/// Frames as runs, where they follow each other.
+fn runs_of(frames: &[Hpa]) -> Vec<(Hpa, u64)> {
+    let mut runs: Vec<(Hpa, u64)> = Vec::new();
+    for &frame in frames {
+        match runs.last_mut() {
+            Some((start, bytes)) if start.wrapping_add(*bytes) == frame => *bytes += LARGE_PAGE_BYTES,
+            _ => runs.push((frame, LARGE_PAGE_BYTES)),
+        }
+    }
+    runs
+}
+
+/// What guests can have of the host's memory.
+pub fn free_bytes() -> u64 {
+    FRAMES.lock().free_bytes().saturating_sub(RESERVE_BYTES)
 }
 
 /// Whether the processor has pages of 1 GiB.
@@ -178,7 +276,7 @@ impl Run {
     }
 }
 
-fn list_of(count: usize, bytes: u64, free_bytes: u64) -> Result<Vec<Hpa>, Refusal> {
+fn list_of<T>(count: usize, bytes: u64, free_bytes: u64) -> Result<Vec<T>, Refusal> {
     let mut list = Vec::new();
     list.try_reserve_exact(count).map_err(|_| too_much(bytes, free_bytes))?;
     Ok(list)

@@ -41,7 +41,7 @@ chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.t
 rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/machine-id"; : > "$1/etc/machine-id""#;
 
 /// Modules of the small guest, in the order in which they load.
-pub const TINY_MODULES: [&str; 11] = [
+pub const TINY_MODULES: [&str; 12] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -53,6 +53,7 @@ pub const TINY_MODULES: [&str; 11] = [
     "virtio_net",
     "rng-core",
     "virtio-rng",
+    "virtio_balloon",
 ];
 /// Modules of the Linux host that `bench` compares with, beside those, in the order in which they load.
 pub const KVM_MODULES: [&str; 11] =

@@ -1,5 +1,6 @@
 //! The test programs: each boots what it needs, and its verdict depends on no timing. The main type is [`Program`].
 
+mod balloon;
 mod console;
 mod demo;
 mod drivers;
@@ -63,6 +64,7 @@ pub static PROGRAMS: &[Program] = &[
     full("other_vendor", saved::other_vendor),
     full("power_button", tiny::power_button),
     full("multiboot_guest", multiboot::guest),
+    full("balloon", balloon::balloon),
     full("pvh_guest", multiboot::pvh),
     full("uefi_guest", uefi::guest),
     full("guests_side_by_side", uefi::side_by_side),

@@ -2,7 +2,8 @@
 //!
 //! [`GuestMemory`] maps guest-physical addresses through slots of large frames to host frames and copies through a
 //! [`Backing`], which alone knows how to reach host memory. A guest can change its bytes at any moment: callers copy
-//! once, check the copy, and use the copy. `virtio`, `loader`, `firmware` and `machine` build on it.
+//! once, check the copy, and use the copy. `virtio`, `loader`, `firmware` and `machine` build on it. Memory that a guest
+//! gave up has no frame and reads as zeroes; what writes there gets a new frame from [`Supply`].
 #![cfg_attr(not(any(test, feature = "heap")), no_std)]
 #![forbid(unsafe_code)]
 
@@ -19,7 +20,9 @@ pub use pages::PageSet;
 use addr::{Gpa, GpaRange, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 use dirty::DirtyLog;
+use spin::Mutex;
 
 /// How host frames are reached: raw copies, and single loads and stores that are atomic when aligned.
 ///
@@ -40,7 +43,14 @@ pub trait Backing: Send + Sync {
     fn compare_exchange(&self, at: Hpa, size: usize, expected: u64, new: u64) -> bool;
 }
 
-/// An access outside the guest's memory.
+/// Where frames come from for memory that the guest gave up and uses again.
+pub trait Supply: Send + Sync {
+    /// A zeroed large frame for the guest's frame `number` (in the order in which [`GuestMemory::add_slot`] added them),
+    /// or `None` where the host has none. What is needed `at_once` is a device's; a guest can wait.
+    fn supply(&self, number: usize, at_once: bool) -> Option<Hpa>;
+}
+
+/// An access outside the guest's memory, or to memory that the guest gave up and for which the host has no frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outside {
     /// The first address that is not memory.
@@ -59,8 +69,10 @@ pub struct HostRun {
 /// A piece of the guest-physical address space that is memory.
 struct Slot {
     range: GpaRange,
-    /// One large frame for each [`LARGE_PAGE_BYTES`] of the range.
-    frames: Vec<Hpa>,
+    /// One large frame for each [`LARGE_PAGE_BYTES`] of the range, or [`ABSENT`].
+    frames: Vec<AtomicU64>,
+    /// The number of the first.
+    first: usize,
 }
 
 /// A piece of the guest-physical address space that can be read and not written, in one piece of host memory.
@@ -69,18 +81,39 @@ struct Rom {
     at: Hpa,
 }
 
+/// No frame's address.
+const ABSENT: u64 = u64::MAX;
+
 /// The memory of one guest.
 pub struct GuestMemory {
     backing: Arc<dyn Backing>,
     slots: Vec<Slot>,
     roms: Vec<Rom>,
     dirty: DirtyLog,
+    supply: Option<Arc<dyn Supply>>,
+    /// Held by who puts a frame in.
+    filling: Mutex<()>,
+    absent_bytes: AtomicU64,
 }
 
 impl GuestMemory {
     /// A guest without memory.
     pub fn new(backing: Arc<dyn Backing>) -> Self {
-        Self { backing, slots: Vec::new(), roms: Vec::new(), dirty: DirtyLog::default() }
+        Self {
+            backing,
+            slots: Vec::new(),
+            roms: Vec::new(),
+            dirty: DirtyLog::default(),
+            supply: None,
+            filling: Mutex::new(()),
+            absent_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// The same, with frames for what the guest gives up and uses again.
+    pub fn with_supply(mut self, supply: Arc<dyn Supply>) -> Self {
+        self.supply = Some(supply);
+        self
     }
 
     /// Adds memory at `start`, a large frame for each [`LARGE_PAGE_BYTES`].
@@ -91,7 +124,9 @@ impl GuestMemory {
         assert!(start.is_aligned(LARGE_PAGE_BYTES) && frames.iter().all(|frame| frame.is_aligned(LARGE_PAGE_BYTES)));
         let range = GpaRange::new(start, frames.len() as u64 * LARGE_PAGE_BYTES).expect("a slot does not wrap");
         assert!(self.slots.iter().all(|slot| !slot.range.overlaps(range)), "slots do not overlap");
-        self.slots.push(Slot { range, frames });
+        let first = self.slots.iter().map(|slot| slot.frames.len()).sum();
+        let frames = frames.into_iter().map(|frame| AtomicU64::new(frame.as_u64())).collect();
+        self.slots.push(Slot { range, frames, first });
         self.slots.sort_by_key(|slot| slot.range.start());
     }
 
@@ -121,12 +156,68 @@ impl GuestMemory {
         self.slots.iter().map(|slot| slot.range)
     }
 
-    /// The frames behind the guest's memory: guest-physical address and large frame, in order.
+    /// The frames behind the guest's memory: guest-physical address and large frame, in order. Where the guest gave memory
+    /// up there is none.
     pub fn frames(&self) -> impl Iterator<Item = (Gpa, Hpa)> + '_ {
+        self.all_frames().filter_map(|(gpa, frame)| Some((gpa, frame?)))
+    }
+
+    /// The same for all of its memory.
+    pub fn all_frames(&self) -> impl Iterator<Item = (Gpa, Option<Hpa>)> + '_ {
         self.slots.iter().flat_map(|slot| {
             let gpas = (0..).map(|index| slot.range.start().wrapping_add(index * LARGE_PAGE_BYTES));
-            gpas.zip(slot.frames.iter().copied())
+            gpas.zip(slot.frames.iter().map(present))
         })
+    }
+
+    /// How many bytes of its memory have no frame.
+    pub fn absent_bytes(&self) -> u64 {
+        self.absent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes the large frame behind `at` away: its content is lost, and what the guest does there next finds zeroes. The
+    /// caller sees to it that nobody works in the frame any more before another gets it. Gives the frame and its number.
+    pub fn take_frame(&self, at: Gpa) -> Option<(Hpa, usize)> {
+        let slot = self.slot_at(at)?;
+        let index = index_in(slot, at);
+        let frame = slot.frames[index].swap(ABSENT, Ordering::AcqRel);
+        (frame != ABSENT).then(|| {
+            self.absent_bytes.fetch_add(LARGE_PAGE_BYTES, Ordering::Relaxed);
+            (Hpa::new(frame), slot.first + index)
+        })
+    }
+
+    /// The large frame behind `at`, after a touch of the guest's there: a new one where it had been given up. `None` where
+    /// that is no memory, or the host has none left.
+    pub fn touch(&self, at: Gpa) -> Option<Hpa> {
+        self.fill(self.slot_at(at)?, at, false)
+    }
+
+    /// Puts a frame behind `at`, where there is none.
+    fn fill(&self, slot: &Slot, at: Gpa, at_once: bool) -> Option<Hpa> {
+        let index = index_in(slot, at);
+        let _filling = self.filling.lock();
+        if let Some(frame) = present(&slot.frames[index]) {
+            return Some(frame);
+        }
+        let frame = self.supply.as_ref()?.supply(slot.first + index, at_once)?;
+        self.absent_bytes.fetch_sub(LARGE_PAGE_BYTES, Ordering::Relaxed);
+        slot.frames[index].store(frame.as_u64(), Ordering::Release);
+        Some(frame)
+    }
+
+    /// Puts frames behind the range, which is memory, where there are none.
+    fn fill_range(&self, at: Gpa, bytes: u64) -> Result<(), Outside> {
+        let mut next = at.align_down(LARGE_PAGE_BYTES);
+        let end = at.as_u64().saturating_add(bytes);
+        while next.as_u64() < end {
+            let slot = self.slot_at(next).ok_or(Outside { at: next })?;
+            if present(&slot.frames[index_in(slot, next)]).is_none() {
+                self.fill(slot, next, true).ok_or(Outside { at: next })?;
+            }
+            next = next.wrapping_add(LARGE_PAGE_BYTES);
+        }
+        Ok(())
     }
 
     /// How many bytes of memory the guest has.
@@ -136,13 +227,27 @@ impl GuestMemory {
 
     /// Copies guest bytes out. On an error nothing useful is in `into`.
     pub fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), Outside> {
-        let mut done = 0;
-        let copied = self.each_run(at, into.len() as u64, |run| {
-            let next = done + run.bytes as usize;
-            self.backing.read(run.start, &mut into[done..next]);
+        if let Some(run) = self.run_at(at)
+            && run.bytes >= into.len() as u64
+        {
+            self.backing.read(run.start, into);
+            return Ok(());
+        }
+        if let Err(outside) = self.check(at, into.len() as u64) {
+            return self.read_rom(at, into).ok_or(outside);
+        }
+        let (mut at, mut done) = (at, 0);
+        while done < into.len() {
+            let rest = (LARGE_PAGE_BYTES - at.offset_in(LARGE_PAGE_BYTES)) as usize;
+            let next = into.len().min(done + rest);
+            match self.run_at(at) {
+                Some(run) => self.backing.read(run.start, &mut into[done..next]),
+                None => into[done..next].fill(0),
+            }
+            at = at.wrapping_add((next - done) as u64);
             done = next;
-        });
-        copied.or_else(|outside| self.read_rom(at, into).ok_or(outside))
+        }
+        Ok(())
     }
 
     /// Copies bytes into the guest. On an error no byte was written.
@@ -165,6 +270,7 @@ impl GuestMemory {
     }
 
     /// Calls `use_run` for each host run behind the range, in order, for DMA; for none of them if any byte is no memory.
+    /// What had been given up gets frames.
     ///
     /// Neighbouring large frames that follow each other in host memory come as separate runs.
     pub fn each_run(&self, at: Gpa, bytes: u64, mut use_run: impl FnMut(HostRun)) -> Result<(), Outside> {
@@ -178,6 +284,7 @@ impl GuestMemory {
             return Ok(());
         }
         self.check(at, bytes)?;
+        self.fill_range(at, bytes)?;
         let (mut at, mut left) = (at, bytes);
         while left > 0 {
             let run = self.run_at(at).ok_or(Outside { at })?;
@@ -206,7 +313,7 @@ impl GuestMemory {
     pub fn store(&self, at: Gpa, size: usize, value: u64) -> Result<(), Outside> {
         assert!(matches!(size, 1 | 2 | 4 | 8));
         if at.is_aligned(size as u64) {
-            self.backing.store(self.run_at(at).ok_or(Outside { at })?.start, size, value);
+            self.backing.store(self.filled_run_at(at)?.start, size, value);
             self.mark_dirty(at, size as u64);
             return Ok(());
         }
@@ -218,7 +325,7 @@ impl GuestMemory {
     pub fn compare_exchange(&self, at: Gpa, size: usize, expected: u64, new: u64) -> Result<bool, Outside> {
         assert!(matches!(size, 1 | 2 | 4 | 8));
         if at.is_aligned(size as u64) {
-            let run = self.run_at(at).ok_or(Outside { at })?;
+            let run = self.filled_run_at(at)?;
             let equal = self.backing.compare_exchange(run.start, size, expected, new);
             if equal {
                 self.mark_dirty(at, size as u64);
@@ -298,14 +405,37 @@ impl GuestMemory {
         self.slots.iter().find(|slot| slot.range.contains(at))
     }
 
-    /// The rest of the large frame behind `at`.
+    /// The rest of the large frame behind `at`, where there is one.
     fn run_at(&self, at: Gpa) -> Option<HostRun> {
         let slot = self.slot_at(at)?;
-        let offset = at.as_u64() - slot.range.start().as_u64();
-        let inside = offset % LARGE_PAGE_BYTES;
-        let frame = slot.frames[(offset / LARGE_PAGE_BYTES) as usize];
-        Some(HostRun { start: frame.wrapping_add(inside), bytes: LARGE_PAGE_BYTES - inside })
+        present(&slot.frames[index_in(slot, at)]).map(|frame| rest_of(frame, at))
     }
+
+    /// The same, with a frame put there where there was none.
+    fn filled_run_at(&self, at: Gpa) -> Result<HostRun, Outside> {
+        self.run_at(at).map_or_else(
+            || {
+                let slot = self.slot_at(at).ok_or(Outside { at })?;
+                self.fill(slot, at, true).map(|frame| rest_of(frame, at)).ok_or(Outside { at })
+            },
+            Ok,
+        )
+    }
+}
+
+/// Which of a slot's frames is behind `at`, which lies in it.
+fn index_in(slot: &Slot, at: Gpa) -> usize {
+    ((at.as_u64() - slot.range.start().as_u64()) / LARGE_PAGE_BYTES) as usize
+}
+
+fn present(frame: &AtomicU64) -> Option<Hpa> {
+    let frame = frame.load(Ordering::Acquire);
+    (frame != ABSENT).then(|| Hpa::new(frame))
+}
+
+fn rest_of(frame: Hpa, at: Gpa) -> HostRun {
+    let inside = at.offset_in(LARGE_PAGE_BYTES);
+    HostRun { start: frame.wrapping_add(inside), bytes: LARGE_PAGE_BYTES - inside }
 }
 
 #[cfg(test)]
@@ -406,5 +536,74 @@ mod tests {
         assert!(memory.check(Gpa::new(4 * LARGE_PAGE_BYTES), LARGE_PAGE_BYTES).is_ok());
         assert_eq!(memory.total_bytes(), 2 * LARGE_PAGE_BYTES);
         assert_eq!(memory.frames().count(), 2);
+    }
+
+    /// Hands out what was taken away, zeroed, up to a number of times.
+    struct Frames(std::sync::Arc<heap::Heap>, Mutex<Vec<Hpa>>);
+
+    impl Supply for Frames {
+        fn supply(&self, _number: usize, _at_once: bool) -> Option<Hpa> {
+            self.1.lock().pop().inspect(|&frame| self.0.zero(frame, LARGE_PAGE_BYTES))
+        }
+    }
+
+    /// Two large frames of memory, and a supply of `spare` more.
+    fn memory_with_supply(spare: u64) -> GuestMemory {
+        let heap = std::sync::Arc::new(heap::Heap::new((2 + spare) * LARGE_PAGE_BYTES));
+        let frame = |index| Hpa::new(index * LARGE_PAGE_BYTES);
+        let supply = Frames(heap.clone(), Mutex::new((2..2 + spare).map(frame).collect()));
+        let mut memory = GuestMemory::new(heap).with_supply(std::sync::Arc::new(supply));
+        memory.add_slot(Gpa::new(0), alloc::vec![frame(0), frame(1)]);
+        memory
+    }
+
+    #[test]
+    fn what_was_given_up_reads_as_zeroes_and_takes_no_frame_for_that() {
+        let memory = memory_with_supply(1);
+        memory.write(Gpa::new(LARGE_PAGE_BYTES - 2), b"abcd").unwrap();
+        assert_eq!(memory.take_frame(Gpa::new(LARGE_PAGE_BYTES + 5)), Some((Hpa::new(LARGE_PAGE_BYTES), 1)));
+        assert_eq!(memory.take_frame(Gpa::new(LARGE_PAGE_BYTES)), None, "once");
+        let mut bytes = *b"....";
+        memory.read(Gpa::new(LARGE_PAGE_BYTES - 2), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"ab\0\0");
+        assert_eq!(memory.load(Gpa::new(LARGE_PAGE_BYTES), 8).unwrap(), 0);
+        assert_eq!(memory.absent_bytes(), LARGE_PAGE_BYTES);
+        assert_eq!(memory.all_frames().map(|(_, frame)| frame).collect::<Vec<_>>(), [Some(Hpa::new(0)), None]);
+        assert!(memory.check(Gpa::new(0), 2 * LARGE_PAGE_BYTES).is_ok(), "it is memory all the same");
+    }
+
+    #[test]
+    fn every_kind_of_use_but_reading_gets_a_frame() {
+        type Use = fn(&GuestMemory, Gpa) -> bool;
+        let uses: [Use; 6] = [
+            |memory, at| memory.write(at, b"ab").is_ok(),
+            |memory, at| memory.store(at, 4, 7).is_ok(),
+            |memory, at| memory.compare_exchange(at, 8, 0, 1) == Ok(true),
+            |memory, at| memory.zero(at, 3).is_ok(),
+            |memory, at| memory.each_run(at, 8, |_| ()).is_ok(),
+            |memory, at| memory.touch(at).is_some(),
+        ];
+        for act in uses {
+            for at in [Gpa::new(LARGE_PAGE_BYTES), Gpa::new(2 * LARGE_PAGE_BYTES - 8)] {
+                let memory = memory_with_supply(1);
+                memory.write(Gpa::new(LARGE_PAGE_BYTES + 0x1000), b"old").unwrap();
+                memory.take_frame(at).unwrap();
+                assert!(act(&memory, at));
+                assert_eq!(memory.absent_bytes(), 0);
+                assert_eq!(memory.load(Gpa::new(LARGE_PAGE_BYTES + 0x1000), 2).unwrap(), 0, "the old content is gone");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_frame_a_use_fails_and_nothing_is_written() {
+        let memory = memory_with_supply(0);
+        memory.take_frame(Gpa::new(LARGE_PAGE_BYTES)).unwrap();
+        assert!(memory.write(Gpa::new(LARGE_PAGE_BYTES - 1), b"ab").is_err());
+        assert_eq!(memory.load(Gpa::new(LARGE_PAGE_BYTES - 1), 1).unwrap(), 0);
+        assert!(memory.store(Gpa::new(LARGE_PAGE_BYTES), 8, 1).is_err());
+        assert_eq!(memory.touch(Gpa::new(LARGE_PAGE_BYTES)), None);
+        assert_eq!(memory.touch(Gpa::new(2 * LARGE_PAGE_BYTES)), None, "no memory at all");
+        assert_eq!(memory.touch(Gpa::new(5)), Some(Hpa::new(0)));
     }
 }

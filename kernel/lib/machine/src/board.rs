@@ -2,6 +2,7 @@
 
 mod saved;
 
+use crate::balloon::Balloon;
 use crate::console::Console;
 use crate::function::PciFunction;
 use crate::guest_firmware::Firmware;
@@ -41,6 +42,7 @@ pub enum Slot {
     Rng,
     Disk(usize),
     Card(usize),
+    Balloon,
 }
 
 /// All that is behind the board's lock.
@@ -55,6 +57,7 @@ pub struct Board {
     pub(crate) rng: Function<Rng>,
     pub(crate) disks: Vec<Disk>,
     pub(crate) cards: Vec<Card>,
+    pub(crate) balloon: Balloon,
     /// Device numbers from 1 on.
     slots: Vec<Slot>,
     /// The level of each device number's interrupt pin.
@@ -81,6 +84,7 @@ impl Board {
         let mut slots = alloc::vec![Slot::Console, Slot::Rng];
         slots.extend((0..disks.len()).map(Slot::Disk));
         slots.extend((0..nics.len()).map(Slot::Card));
+        slots.push(Slot::Balloon);
         assert!(slots.len() <= FUNCTIONS_MAX, "a machine of {} functions does not fit one bus", slots.len());
         let below = |range: &GpaRange| range.start() < layout::LOW_MEMORY_END;
         let low_bytes = memory.ranges().filter(below).map(GpaRange::bytes).sum();
@@ -95,6 +99,7 @@ impl Board {
             rng: Function::new(Rng::new()),
             disks: disks.into_iter().map(Disk::new).collect(),
             cards: nics.into_iter().map(Card::new).collect(),
+            balloon: Balloon::new(),
             slots,
             pins: 0,
             effects: Vec::new(),
@@ -262,6 +267,7 @@ impl Board {
                     match slot {
                         Slot::Disk(disk) => self.disks[disk].reset(),
                         Slot::Console => self.console.note_reset(),
+                        Slot::Balloon => self.balloon.reset(),
                         Slot::Rng | Slot::Card(_) => {}
                     }
                 }
@@ -276,6 +282,7 @@ impl Board {
             Slot::Rng => &mut self.rng,
             Slot::Disk(disk) => &mut self.disks[disk].function,
             Slot::Card(card) => &mut self.cards[card].function,
+            Slot::Balloon => &mut self.balloon.function,
         }
     }
 
@@ -365,6 +372,7 @@ impl Board {
                 Slot::Rng => place(&mut self.rng, io, mmio, line),
                 Slot::Disk(disk) => place(&mut self.disks[disk].function, io, mmio, line),
                 Slot::Card(card) => place(&mut self.cards[card].function, io, mmio, line),
+                Slot::Balloon => place(&mut self.balloon.function, io, mmio, line),
             }
         }
     }

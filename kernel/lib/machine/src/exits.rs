@@ -20,6 +20,8 @@ pub enum Next {
     Yield,
     /// The vCPU waits for an interrupt.
     Halt,
+    /// The host has no memory for it now: the same again later.
+    Wait,
     /// The machine ends.
     End(End),
 }
@@ -32,6 +34,11 @@ impl Machine {
             Exit::InterruptWindow => thread.vcpu.want_interrupt_window(Window::Never),
             Exit::Port(access) => return self.port(thread, access, clock),
             Exit::NestedFault { gpa, access, page_walk } => {
+                if self.memory.check(gpa, 1).is_ok() {
+                    // It had given that memory up.
+                    thread.vcpu.park();
+                    return if host.back(gpa) { Next::Run } else { Next::Wait };
+                }
                 return self.nested_fault(thread, gpa, access, page_walk, clock);
             }
             Exit::MsrRead { index } => return self.msr_read(thread, exit, index, clock),

@@ -100,7 +100,7 @@ impl Machine {
     }
 
     /// The board, for an input to be applied to.
-    fn enter(&self) -> MutexGuard<'_, Board> {
+    pub(crate) fn enter(&self) -> MutexGuard<'_, Board> {
         let board = self.board.lock();
         match board.input_mode {
             InputMode::Solo | InputMode::Closed => board,
@@ -108,7 +108,7 @@ impl Machine {
     }
 
     /// Ends an input: its interrupts leave at once, what needs an outbox is left to the boot vCPU.
-    fn leave(&self, board: &mut Board, host: &mut dyn Host) {
+    pub(crate) fn leave(&self, board: &mut Board, host: &mut dyn Host) {
         self.carry_out(board, None, host);
         if board.has_work() {
             self.post(0, Mail::Board, host);

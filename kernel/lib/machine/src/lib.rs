@@ -10,6 +10,7 @@
 extern crate alloc;
 
 mod addresses;
+mod balloon;
 mod board;
 mod console;
 mod context;
@@ -35,6 +36,7 @@ mod storage;
 mod tests;
 
 pub use addresses::{VCPUS_MAX, VcpuSet};
+pub use balloon::BalloonState;
 pub use chipset::DebugPorts;
 pub use cpuid::{CpuProfile, Leaf};
 pub use guest_firmware::FirmwareConfig;
@@ -79,6 +81,10 @@ pub trait Host {
     fn now(&self) -> Moment;
     /// Sees to it that this CPU is interrupted at `ns`, or before.
     fn arm(&mut self, ns: u64);
+    /// Puts memory behind an address of the guest's that it touches after it had given it up; false where there is none now.
+    fn back(&mut self, _gpa: Gpa) -> bool {
+        false
+    }
     /// Lets another vCPU of this machine look into its mailbox: it is running elsewhere, or asleep.
     fn kick(&mut self, vcpu: usize);
     /// The vCPU that runs waits for another of its machine, for this one or any: it should run where this one does.
@@ -152,8 +158,8 @@ impl Machine {
     /// A machine that was not started.
     ///
     /// # Panics
-    /// With no vCPU or too many, and with more disks and cards than one PCI bus takes besides console, random numbers
-    /// and the LPC bridge: 28.
+    /// With no vCPU or too many, and with more disks and cards than one PCI bus takes besides console, random numbers,
+    /// the balloon and the LPC bridge: 27.
     pub fn new(config: MachineConfig) -> Self {
         let MachineConfig { id, vcpus, memory, profile, disks, nics, debug, firmware, wall_unix_ns } = config;
         assert!((1..=VCPUS_MAX).contains(&(vcpus as usize)), "a machine of {vcpus} vCPUs");

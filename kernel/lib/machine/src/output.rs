@@ -54,6 +54,7 @@ pub struct Outbox {
     runs: Vec<HostRun>,
     frames: Vec<OutFrame>,
     frames_used: usize,
+    given_up: bool,
 }
 
 impl Outbox {
@@ -66,12 +67,13 @@ impl Outbox {
             runs: Vec::new(),
             frames: Vec::new(),
             frames_used: 0,
+            given_up: false,
         }
     }
 
     /// Whether anything waits to leave.
     pub fn is_empty(&self) -> bool {
-        self.console.is_empty() && self.transfers.is_empty() && self.frames_used == 0
+        self.console.is_empty() && self.transfers.is_empty() && self.frames_used == 0 && !self.given_up
     }
 
     /// Console bytes.
@@ -89,12 +91,24 @@ impl Outbox {
         &mut self.frames[..self.frames_used]
     }
 
+    /// Whether the guest gave memory up: the host is to call [`crate::Machine::release`].
+    pub fn given_up(&self) -> bool {
+        self.given_up
+    }
+
     /// Forgets what has left.
     pub fn clear(&mut self) {
         self.console.clear();
         self.transfers.clear();
         self.runs.clear();
         self.frames_used = 0;
+        self.given_up = false;
+    }
+
+    pub(crate) fn note_given_up(&mut self) {
+        match self.mode {
+            OutputMode::Pass => self.given_up = true,
+        }
     }
 
     pub(crate) fn push_console(&mut self, bytes: &[u8]) {

@@ -16,6 +16,9 @@ use chipset::{DeliveryMode, Effect, Lapic, Message, Pending, Target};
 use trace::Event as Trace;
 use vcpu::{Event, ReadyFor, SegmentName, Vcpu, VcpuState, Window};
 
+/// How soon a vCPU that found no memory looks again.
+const MEMORY_NS: u64 = 10_000_000;
+
 /// Why a vCPU let go of its CPU.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Pause {
@@ -156,6 +159,7 @@ impl Machine {
                 (None, Next::Run) => {}
                 (None, Next::Halt) => thread.activity = Activity::Halted,
                 (None, Next::Yield) => return Pause::Interrupted,
+                (None, Next::Wait) => return Pause::Idle(Some(now.ns + MEMORY_NS)),
             }
         }
     }
@@ -227,6 +231,7 @@ impl Machine {
                 return more;
             }
             Slot::Card(card) => return board.pump_card(&self.memory, card, queue, outbox),
+            Slot::Balloon => board.pump_balloon(&self.memory, queue, outbox),
         }
         false
     }

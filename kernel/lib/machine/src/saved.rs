@@ -33,6 +33,7 @@ mod kind {
     pub const CARD: Kind = Kind { number: 7, name: "network card", version: 1 };
     pub const VCPU: Kind = Kind { number: 8, name: "vCPU", version: 1 };
     pub const LAPIC: Kind = Kind { number: 9, name: "local APIC", version: 1 };
+    pub const BALLOON: Kind = Kind { number: 11, name: "balloon", version: 1 };
     pub const EXTENDED: Kind = Kind { number: 10, name: "extended state of vCPU", version: 1 };
 }
 
@@ -46,6 +47,8 @@ pub enum Busy {
     Disk(usize),
     /// Its last output has not left.
     Output,
+    /// Memory that it gave up is on its way back to the host.
+    Balloon,
     /// It has ended.
     Ended,
 }
@@ -103,6 +106,7 @@ impl Machine {
         match board.disks.iter().position(|disk| !disk.is_at_rest()) {
             Some(disk) => Some(Busy::Disk(disk)),
             None if board.end.is_some() => Some(Busy::Ended),
+            None if board.balloon.is_busy() => Some(Busy::Balloon),
             None => (!board.effects.is_empty()).then_some(Busy::Output),
         }
     }
@@ -143,6 +147,7 @@ impl Machine {
         for (index, card) in (0..).zip(&board.cards) {
             writer.unit(kind::CARD, index, &card.save());
         }
+        writer.unit(kind::BALLOON, 0, &board.balloon.save());
         for (index, vcpu) in (0..).zip(vcpus) {
             writer.unit(kind::VCPU, index, &vcpu.thread);
             writer.unit(kind::LAPIC, index, &vcpu.lapic);
@@ -209,6 +214,7 @@ impl Machine {
         for (index, card) in (0..).zip(&mut board.cards) {
             unit(reader, kind::CARD, index, |saved| card.restore(saved))?;
         }
+        unit(reader, kind::BALLOON, 0, |saved| board.balloon.restore(saved, &self.memory))?;
         // Writes that were done and wait for their flush.
         for disk in 0..board.disks.len() {
             if board.disks[disk].has_unflushed() {
@@ -297,6 +303,7 @@ impl fmt::Display for Busy {
         match self {
             Self::Disk(disk) => write!(out, "its disk {disk} is at work"),
             Self::Output => out.write_str("its last output has not left"),
+            Self::Balloon => out.write_str("memory that it gave up is on its way back"),
             Self::Ended => out.write_str("it has ended"),
         }
     }

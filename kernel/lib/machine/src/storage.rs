@@ -41,10 +41,18 @@ pub struct Disk {
     stale: u32,
     /// The heads of writes that were done and must be made stable.
     unflushed: Vec<u16>,
-    /// Where the reads that the host works on go: a device writes there unseen, until it is done.
-    reads: Vec<(u64, Vec<Piece>)>,
+    /// The memory that the host's transfers work in, until they are done: where a read goes, a device writes unseen.
+    under_way: Vec<UnderWay>,
     /// Lists that are free to be used again.
     spare: Vec<Vec<Piece>>,
+}
+
+/// A transfer that the host works on.
+struct UnderWay {
+    id: u64,
+    /// Whether it writes to guest memory.
+    is_read: bool,
+    pieces: Vec<Piece>,
 }
 
 /// A transfer's id: the request's head in the low 16 bits, whether a flush must follow, and the epoch.
@@ -65,7 +73,7 @@ impl Disk {
             in_flight: 0,
             stale: 0,
             unflushed: Vec::new(),
-            reads: Vec::new(),
+            under_way: Vec::new(),
             spare: Vec::new(),
         }
     }
@@ -98,6 +106,11 @@ impl Disk {
         }
     }
 
+    /// The guest memory that the host's transfers work in.
+    pub fn pieces_under_way(&self) -> impl Iterator<Item = Piece> + '_ {
+        self.under_way.iter().flat_map(|transfer| transfer.pieces.iter().copied())
+    }
+
     /// Puts the request at hand into the outbox.
     fn start(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox) {
         let request = &self.request;
@@ -115,13 +128,13 @@ impl Disk {
         match queued {
             Ok(()) => {
                 self.in_flight += 1;
-                if request.op == Op::Read {
+                if !request.pieces.is_empty() {
                     let mut pieces = self.spare.pop().unwrap_or_default();
                     pieces.extend_from_slice(&request.pieces);
-                    self.reads.push((id, pieces));
+                    self.under_way.push(UnderWay { id, is_read: request.op == Op::Read, pieces });
                 }
             }
-            // virtio-blk checked the pieces, and a guest's memory does not shrink.
+            // virtio-blk checked the pieces: the host has no frame for memory that the guest had given up.
             Err(Outside { .. }) => self.function.complete(memory, self.request.id, Outcome::IoError),
         }
     }
@@ -132,10 +145,13 @@ impl Disk {
 
     /// A transfer ended; says whether a flush must follow.
     fn done(&mut self, memory: &GuestMemory, id: u64, outcome: Outcome) -> bool {
-        if let Some(index) = self.reads.iter().position(|(read, _)| *read == id) {
-            let (_, mut pieces) = self.reads.swap_remove(index);
-            // Whatever became of it, some of it may have been written.
-            pieces.drain(..).for_each(|(at, bytes)| memory.mark_dirty(at, bytes.into()));
+        if let Some(index) = self.under_way.iter().position(|transfer| transfer.id == id) {
+            let UnderWay { is_read, mut pieces, .. } = self.under_way.swap_remove(index);
+            if is_read {
+                // Whatever became of it, some of it may have been written.
+                pieces.iter().for_each(|&(at, bytes)| memory.mark_dirty(at, bytes.into()));
+            }
+            pieces.clear();
             self.spare.push(pieces);
         }
         if id >> EPOCH_SHIFT != self.epoch {

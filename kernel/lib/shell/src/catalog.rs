@@ -185,6 +185,17 @@ pub(crate) const CATALOG: &[Spec] = &[
         })
     },
     Spec {
+        operand: Some(Operand { title: "NAME SIZE", value: Value::Vm, required: true, words_max: 2 }),
+        details: "The guest gives up the rest of its memory, which goes back to the host in pieces of 2 MiB, and takes none \
+                  of it again unless it would run out. Its full size gives it all of it back. The guest must have a \
+                  balloon driver, as every Linux has. Memory that a guest reports as free goes back by itself.",
+        examples: &["vm balloon web 512M", "vm balloon web 1G"],
+        ..plain(&["vm", "balloon"], "say how much of its memory a running VM keeps", |arguments| {
+            let [name, keeps] = arguments.operands("NAME SIZE")?;
+            Ok(Command::VmBalloon { name: name.parse()?, keeps: keeps.parse()? })
+        })
+    },
+    Spec {
         details: "Writes its memory, its devices and its console's text to a virtual disk that no VM has, whose content is \
                   lost. The VM is then off, and `vm restore` lets it go on, also after the host restarted. Where saving \
                   fails the VM runs on.",

@@ -2,7 +2,7 @@
 
 use alloc::{boxed::Box, string::String};
 
-use config::{Name, PeerSpec, VmSpec};
+use config::{Name, PeerSpec, Size, VmSpec};
 
 /// A command and how its reply is to be shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +38,13 @@ pub enum Command {
         name: Name,
         /// What to do to it.
         action: VmAction,
+    },
+    /// `vm balloon`: how much of its memory a running VM keeps.
+    VmBalloon {
+        /// Which VM.
+        name: Name,
+        /// What it keeps.
+        keeps: Size,
     },
     /// `vm save`: stops a VM and writes all of it to a virtual disk.
     VmSave {

@@ -37,8 +37,8 @@ pub use moves::{MoveInfo, PeerInfo};
 pub use parse::{ParseError, parse};
 pub use render::{render, to_terminal};
 pub use reply::{
-    Backend, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply, ErrorReply,
-    ExitStat, Feature, HardwareErrors, HostReport, LoadOrder, LogLine, Measured, MeasuredLoad, Memory, ModuleInfo,
-    NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary, Weakness,
-    WeaknessStatus, Writes,
+    Backend, BalloonInfo, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply,
+    ErrorReply, ExitStat, Feature, HardwareErrors, HostReport, LoadOrder, LogLine, Measured, MeasuredLoad, Memory,
+    ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    Weakness, WeaknessStatus, Writes,
 };

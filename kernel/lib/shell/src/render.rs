@@ -3,9 +3,9 @@
 use alloc::{format, string::String, vec::Vec};
 
 use crate::{
-    Backend, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help, HostReport,
-    LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat,
-    VmState, VmSummary, WeaknessStatus, Writes,
+    Backend, BalloonInfo, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help,
+    HostReport, LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail,
+    VmStat, VmState, VmSummary, WeaknessStatus, Writes,
     moves::{render_moves, render_peers},
     table::{
         Side::{Left, Right},
@@ -213,6 +213,7 @@ fn state(state: &VmState) -> String {
         VmState::Created
         | VmState::Running
         | VmState::Paused
+        | VmState::Waiting
         | VmState::Arriving
         | VmState::Stopped
         | VmState::Saved => state.name().into(),
@@ -223,10 +224,19 @@ fn render_vms(vms: &[VmSummary]) -> String {
     if vms.is_empty() {
         return "no VMs: `help vm create` shows how to make one\n".into();
     }
-    let mut table = Table::new([("NAME", Left), ("VCPUS", Right), ("MEMORY", Right), ("UP", Right), ("STATE", Left)]);
+    let mut table = Table::new([
+        ("NAME", Left),
+        ("VCPUS", Right),
+        ("MEMORY", Right),
+        ("HELD", Right),
+        ("UP", Right),
+        ("STATE", Left),
+    ]);
     for vm in vms {
         let up = if vm.uptime_ns == 0 { "-".into() } else { duration(vm.uptime_ns) };
-        table.row([vm.name.as_str().into(), count(vm.vcpus.into()), bytes(vm.memory_bytes), up, state(&vm.state)]);
+        let held = if vm.held_bytes == 0 { "-".into() } else { bytes(vm.held_bytes) };
+        let (vcpus, memory) = (count(vm.vcpus.into()), bytes(vm.memory_bytes));
+        table.row([vm.name.as_str().into(), vcpus, memory, held, up, state(&vm.state)]);
     }
     table.render()
 }
@@ -239,7 +249,10 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["state".into(), state(&vm.summary.state)]);
     facts.row(["up".into(), duration(vm.summary.uptime_ns)]);
     facts.row(["vCPUs".into(), count(vm.summary.vcpus.into())]);
-    facts.row(["memory".into(), bytes(vm.summary.memory_bytes)]);
+    facts.row(["memory".into(), format!("{}, {} held", bytes(vm.summary.memory_bytes), bytes(vm.summary.held_bytes))]);
+    if let Some(balloon) = &vm.balloon {
+        facts.row(["balloon".into(), render_balloon(balloon)]);
+    }
     facts.row(["kernel".into(), vm.kernel.clone().unwrap_or_else(|| "none: it boots by UEFI".into())]);
     facts.row(["initrd".into(), vm.initrd.clone().unwrap_or_else(|| "none".into())]);
     facts.row(["command line".into(), or_none(vm.command_line.clone())]);
@@ -248,6 +261,17 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["exits".into(), count(vm.exits)]);
     facts.row(["CPU time".into(), duration(vm.cpu_time_ns)]);
     facts.render()
+}
+
+fn render_balloon(balloon: &BalloonInfo) -> String {
+    let BalloonInfo { driver, target_bytes, keeps_bytes, unused_bytes, available_bytes } = *balloon;
+    if !driver {
+        return "the guest has no driver for it".into();
+    }
+    let said =
+        |number: Option<u64>, what: &str| number.map_or(String::new(), |number| format!(", {} {what}", bytes(number)));
+    let (unused, available) = (said(unused_bytes, "unused"), said(available_bytes, "available"));
+    format!("keeps {} of {} wanted{unused}{available}", bytes(keeps_bytes), bytes(target_bytes))
 }
 
 fn render_disks(disks: &[DiskInfo]) -> String {

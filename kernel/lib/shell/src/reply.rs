@@ -243,6 +243,8 @@ pub enum VmState {
     Running,
     /// It stands still and can go on.
     Paused,
+    /// It needs memory, and the host has none left.
+    Waiting,
     /// It is on its way here from another host, where it runs.
     Arriving,
     /// It is powered off.
@@ -273,6 +275,8 @@ pub struct VmSummary {
     pub vcpus: u16,
     /// Its RAM.
     pub memory_bytes: u64,
+    /// How much of the host's memory it has: less than its RAM where its guest gave some up.
+    pub held_bytes: u64,
     /// Since it was started; 0 where it is not running.
     pub uptime_ns: u64,
 }
@@ -283,6 +287,8 @@ pub struct VmDetail {
     /// What a list says.
     #[serde(flatten)]
     pub summary: VmSummary,
+    /// Its balloon, where it runs.
+    pub balloon: Option<BalloonInfo>,
     /// The boot module with its kernel; without one it boots by UEFI.
     pub kernel: Option<String>,
     /// The boot module with its initial RAM disk.
@@ -297,6 +303,21 @@ pub struct VmDetail {
     pub exits: u64,
     /// The time that its vCPUs had on a CPU, summed.
     pub cpu_time_ns: u64,
+}
+
+/// What a guest does without, and what it says of its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct BalloonInfo {
+    /// Whether the guest drives its balloon.
+    pub driver: bool,
+    /// What it is to keep.
+    pub target_bytes: u64,
+    /// What it says it keeps.
+    pub keeps_bytes: u64,
+    /// Of that, what it had not used for anything when it was last asked.
+    pub unused_bytes: Option<u64>,
+    /// What a new program of its could get.
+    pub available_bytes: Option<u64>,
 }
 
 /// A virtual disk: a partition of a datastore.
@@ -582,6 +603,7 @@ impl VmState {
             Self::Created => "created",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Waiting => "waiting",
             Self::Arriving => "arriving",
             Self::Stopped => "stopped",
             Self::Exited { .. } => "exited",

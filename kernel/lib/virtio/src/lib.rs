@@ -1,4 +1,4 @@
-//! Virtio devices as a guest sees them: split queues, the PCI transport, and the block, net, console and rng devices.
+//! Virtio devices as a guest sees them: split queues, the PCI transport, and the block, net, console, rng and balloon devices.
 //!
 //! [`Function`] is one virtio PCI function around a [`Device`]; accesses to its registers and the work of its device
 //! go in, [`Signal`]s come out. `machine` decodes exits into its methods and joins the devices to disks and networks;
@@ -14,6 +14,7 @@
 
 extern crate alloc;
 
+pub mod balloon;
 pub mod blk;
 mod chain;
 mod common_configuration;
@@ -27,6 +28,7 @@ pub mod saved;
 mod testing;
 mod transport;
 
+pub use balloon::Balloon;
 pub use blk::Blk;
 pub use chain::Piece;
 pub use console::Console;

@@ -30,6 +30,11 @@ pub struct TestHost {
     pub console: Vec<u8>,
     pub transfers: Vec<(OutTransfer, Vec<HostRun>)>,
     pub frames: Vec<(usize, Vec<u8>)>,
+    /// How often the guest gave memory up.
+    pub given_up: u32,
+    /// Whether there is memory for what a guest touches, and for what it touched.
+    pub has_memory: bool,
+    pub backed: Vec<Gpa>,
     /// The most that one flush had: console bytes, transfers, runs, frames.
     pub flush_max: [usize; 4],
 }
@@ -38,7 +43,9 @@ impl TestHost {
     /// A host that was told nothing. `time` is in nanoseconds.
     pub fn new(time: Arc<AtomicU64>) -> Self {
         let (kicks, armed, console, transfers, frames) = (vec![], vec![], vec![], vec![], vec![]);
-        Self { time, kicks, ways: vec![], steal_ns: 0, armed, console, transfers, frames, flush_max: [0; 4] }
+        let (given_up, has_memory, backed) = (0, false, vec![]);
+        let (ways, steal_ns, flush_max) = (vec![], 0, [0; 4]);
+        Self { time, kicks, ways, steal_ns, armed, console, transfers, frames, given_up, has_memory, backed, flush_max }
     }
 }
 
@@ -60,12 +67,18 @@ impl Host for TestHost {
         self.ways.push(to);
     }
 
+    fn back(&mut self, gpa: Gpa) -> bool {
+        self.backed.push(gpa);
+        self.has_memory
+    }
+
     fn steal_ns(&self) -> u64 {
         self.steal_ns
     }
 
     fn flush(&mut self, outbox: &mut Outbox) {
         let before = (self.console.len(), self.transfers.len(), self.frames.len());
+        self.given_up += u32::from(outbox.given_up());
         self.console.extend_from_slice(outbox.console());
         self.transfers.extend(outbox.transfers().map(|(transfer, runs)| (*transfer, runs.to_vec())));
         self.frames.extend(outbox.frames_mut().iter().map(|out| (out.nic, out.frame.bytes.clone())));

@@ -327,14 +327,13 @@ fn an_extended_state_that_cannot_be_loaded_is_refused() {
     assert_eq!(refused, "its extended state of vCPU 0 is impossible: this processor cannot load it");
 }
 
-/// Saved by the first version. Whoever has to change this test makes saved machines unreadable.
+/// Saved by the first version, which had no balloon. Whoever has to change this test makes saved machines unreadable.
 #[test]
 fn version_1_stays_readable() {
     let (mut bench, ..) = used();
     let kept = include_bytes!("saved-machine-1.bin");
-    assert!(bench.save().unwrap() == kept, "the form changed");
     let mut copy = bench.restore(kept, 1000, 0).unwrap();
-    assert!(copy.save().unwrap() == kept, "something was not taken over");
+    assert!(copy.save().unwrap() == bench.save().unwrap(), "something was not taken over");
 }
 
 proptest! {

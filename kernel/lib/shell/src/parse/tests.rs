@@ -124,11 +124,11 @@ fn mistyped_commands_get_the_remedy() {
         ("xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
         (
             "vm",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, save, restore, console, delete, migrate, such as `vm list`",
         ),
         (
             "vm --json",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, save, restore, console, delete, migrate, such as `vm list`",
         ),
         ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
         ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show, measure"),

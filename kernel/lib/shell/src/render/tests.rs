@@ -4,8 +4,8 @@ use config::{Mac, Name};
 
 use super::*;
 use crate::{
-    CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, MeasuredLoad, Memory, NicIo, Speculation, Weakness,
-    WeaknessStatus, Writes, help, parse,
+    BalloonInfo, CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, MeasuredLoad, Memory, NicIo, Speculation,
+    Weakness, WeaknessStatus, Writes, help, parse,
 };
 
 fn name(text: &str) -> Name {
@@ -57,7 +57,14 @@ fn host(backend: Backend) -> Reply {
 }
 
 fn vm(state: VmState) -> VmSummary {
-    VmSummary { name: name("web"), state, vcpus: 2, memory_bytes: 1 << 30, uptime_ns: 3_400_000_000 }
+    VmSummary {
+        name: name("web"),
+        state,
+        vcpus: 2,
+        memory_bytes: 1 << 30,
+        held_bytes: 1 << 29,
+        uptime_ns: 3_400_000_000,
+    }
 }
 
 #[test]
@@ -113,15 +120,15 @@ fn vms_for_people_and_programs() {
     let reply = Reply::Vms(vec![vm(VmState::Running), crashed]);
     assert_eq!(
         render(&reply, false),
-        "NAME  VCPUS  MEMORY     UP  STATE\n\
-         web       2   1 GiB  3.4 s  running\n\
-         web       2   1 GiB  3.4 s  crashed: triple fault\n"
+        "NAME  VCPUS  MEMORY     HELD     UP  STATE\n\
+         web       2   1 GiB  512 MiB  3.4 s  running\n\
+         web       2   1 GiB  512 MiB  3.4 s  crashed: triple fault\n"
     );
     assert_eq!(
         render(&reply, true),
-        "{\"vms\":[{\"name\":\"web\",\"state\":\"running\",\"vcpus\":2,\"memory_bytes\":1073741824,\"uptime_ns\":3400000000},\
+        "{\"vms\":[{\"name\":\"web\",\"state\":\"running\",\"vcpus\":2,\"memory_bytes\":1073741824,\"held_bytes\":536870912,\"uptime_ns\":3400000000},\
          {\"name\":\"web\",\"state\":\"crashed\",\"reason\":\"triple fault\",\"vcpus\":2,\"memory_bytes\":1073741824,\
-         \"uptime_ns\":3400000000}]}\n"
+         \"held_bytes\":536870912,\"uptime_ns\":3400000000}]}\n"
     );
     assert_eq!(render(&Reply::Vms(vec![]), true), "{\"vms\":[]}\n");
     assert!(render(&Reply::Vms(vec![]), false).contains("help vm create"));
@@ -131,6 +138,13 @@ fn vms_for_people_and_programs() {
 fn one_vm_in_full() {
     let reply = Reply::Vm(VmDetail {
         summary: vm(VmState::Paused),
+        balloon: Some(BalloonInfo {
+            driver: true,
+            target_bytes: 1 << 29,
+            keeps_bytes: 600 << 20,
+            unused_bytes: Some(100 << 20),
+            available_bytes: None,
+        }),
         kernel: Some("vmlinuz".into()),
         initrd: None,
         command_line: String::new(),
@@ -303,7 +317,7 @@ fn help_for_all_and_for_one() {
         assert!(shown.lines().all(|line| line.len() < 80), "{text}");
     }
     let one = render(&help("vm create"), false);
-    assert!(one.starts_with("vm create NAME --kernel MODULE\n  define a VM\n  A VM is forgotten"));
+    assert!(one.starts_with("vm create NAME\n  define a VM\n  Without a kernel"));
     assert!(one.contains("\n  --memory SIZE        its memory, 256M when not given\n"));
     assert!(one.contains("\nexamples\n  vm create web --kernel"));
     let value: serde_json::Value = serde_json::from_str(&render(&help("disk"), true)).unwrap();
