@@ -1,7 +1,7 @@
 //! The host's disks, and whose transfers are under way on them.
 
 use crate::vm::Running;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::gpt::Guid;
@@ -96,7 +96,11 @@ impl Storage {
             }
         })?;
         let disk = self.datastores[place.datastore].claim(place.partition);
-        let disk = disk.map_err(|_| (alloc::format!("disk {name} is in use"), "see \"disk list\""))?;
+        let disk = disk.map_err(|_| {
+            let owner = self.owner(place.datastore, place.partition);
+            let by = owner.map_or("the host itself".into(), |running| running.vm.name().to_string());
+            (alloc::format!("disk {name} is in use by {by}"), "see \"disk list\"")
+        })?;
         Ok(Lent { datastore: place.datastore, disk })
     }
 

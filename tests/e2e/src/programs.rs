@@ -69,6 +69,7 @@ pub static PROGRAMS: &[Program] = &[
     full("uefi_guest", uefi::guest),
     full("guests_side_by_side", uefi::side_by_side),
     full("malformed_kernel", tiny::malformed_kernel),
+    full("remains", guests::remains),
     full("bare_guests", guests::all),
     full("iommu_vtd", iommu::vtd),
     full("iommu_amdvi", iommu::amdvi),

@@ -79,6 +79,16 @@ pub fn hello(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
+/// Memory that one guest wrote is zeroed before another gets it.
+pub fn remains(artifacts: &Artifacts) -> Result<()> {
+    let guest = artifacts.guest("remains")?;
+    let mut host = artifacts.boot(&artifacts.fast_with("remains", &[(guest, "remains")])?)?;
+    for round in 0..3 {
+        run(&mut host, "remains", "", "").with_context(|| format!("round {round}"))?;
+    }
+    host.power_off()
+}
+
 /// Runs every bare guest beside a Linux guest.
 pub fn all(artifacts: &Artifacts) -> Result<()> {
     let modules: Vec<(&Path, &str)> =

@@ -78,5 +78,59 @@ pub fn mistakes(artifacts: &Artifacts) -> Result<()> {
         host.refusal(line)?;
     }
     ensure!(host.state("t")?.is_none(), "a VM of a refused command is listed");
+    with_a_guest(&mut host)?;
     host.power_off()
+}
+
+/// Mistakes beside a VM that runs: each is refused for its reason, and nothing is changed by it.
+fn with_a_guest(host: &mut Host) -> Result<()> {
+    super::tiny::create(host, "web", "linger=yes", "--memory 128M --disk scratch --nic mac=02:00:00:00:00:07")?;
+    let before = unchanging(host)?;
+    for (command, why) in [
+        ("vm create web --kernel linux", "there is a VM web already"),
+        ("vm create t --kernel linux --memory 3T --start", "it needs 3145728 MiB of memory"),
+        ("vm create t --kernel linux --memory 5T --start", "5T"),
+        ("vm create t --kernel linux --memory 1K", "1K"),
+        ("vm create t --kernel linux --memory 3M", "3M"),
+        ("vm create t --kernel linux --memory 99999999999999999999G", "is not a size"),
+        ("vm create t --kernel linux --memory -1M", "is not a size"),
+        ("vm create t --kernel linux --disk scratch --start", "disk scratch is in use by web"),
+        ("vm create t --kernel linux --disk nothing --start", "there is no disk nothing"),
+        ("vm create t --kernel linux --disk scratch --disk scratch", "scratch"),
+        ("vm create t --kernel linux --nic mac=03:00:00:00:00:07", "03:00:00:00:00:07"),
+        ("vm create t --kernel linux --nic mac=02:00:00:00:00:07 --start", "02:00:00:00:00:07"),
+        ("vm create t --kernel linux --vcpus 65", "`65` is not a number of vCPUs"),
+        ("vm create t --kernel linux --vcpus 0", "`0` is not a number of vCPUs"),
+        ("vm create t --kernel linux --pin 99 --start", "99"),
+        ("vm create t --kernel linux --pin 7 --start", "it is pinned to CPU 7, which is not there"),
+        ("vm create t --kernel linux --initrd nothing --start", "there is no boot module nothing"),
+        ("vm create a/b --kernel linux", "a/b"),
+        ("vm create t --kernel linux --memroy 128M", "unknown option --memroy"),
+        ("vm create t --kernel linux --memory 128M --memory 256M", "--memory is given twice"),
+        ("vm start web", "web is running already"),
+        ("vm resume nobody", "nobody"),
+        ("vm delete web", "web is running"),
+        ("vm save web --to scratch", "scratch"),
+        ("vm balloon web 1M", "web cannot keep 1 MiB of its 128 MiB"),
+        ("vm balloon web 256M", "web cannot keep 256 MiB of its 128 MiB"),
+        ("vm balloon web", "NAME SIZE"),
+        ("vm balloon nobody 64M", "nobody"),
+        ("vm migrate web to nowhere", "nowhere"),
+        ("trace --cpu 17", "there are 2 CPUs"),
+    ] {
+        let refusal = host.refusal(command)?;
+        ensure!(refusal.contains(why) && refusal.lines().count() == 1, "`{command}` is answered by {refusal:?}");
+        ensure!(host.state("t")?.is_none(), "`{command}` left a VM");
+    }
+    let after = unchanging(host)?;
+    ensure!(before == after, "mistakes changed {before} into {after}");
+    ensure!(host.state("web")?.as_deref() == Some("running"), "the VM beside them has stopped");
+    Ok(())
+}
+
+/// What no mistake changes: disks with their owners, and the host's memory in guests' hands.
+fn unchanging(host: &mut Host) -> Result<String> {
+    let disks = host.ask("disk list")?;
+    let report = host.ask("vm show web")?;
+    Ok(format!("{disks} {} {}", report["memory_bytes"], report["disks"]))
 }
