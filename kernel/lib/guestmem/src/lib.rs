@@ -208,6 +208,9 @@ impl GuestMemory {
 
     /// Puts frames behind the range, which is memory, where there are none.
     fn fill_range(&self, at: Gpa, bytes: u64) -> Result<(), Outside> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let mut next = at.align_down(LARGE_PAGE_BYTES);
         let end = at.as_u64().saturating_add(bytes);
         while next.as_u64() < end {
@@ -593,6 +596,16 @@ mod tests {
                 assert_eq!(memory.load(Gpa::new(LARGE_PAGE_BYTES + 0x1000), 2).unwrap(), 0, "the old content is gone");
             }
         }
+    }
+
+    #[test]
+    fn no_bytes_are_everywhere() {
+        let memory = memory_with_supply(1);
+        memory.take_frame(Gpa::new(LARGE_PAGE_BYTES)).unwrap();
+        for at in [LARGE_PAGE_BYTES + 5, 2 * LARGE_PAGE_BYTES + 5, u64::MAX] {
+            assert!(memory.write(Gpa::new(at), &[]).is_ok() && memory.read(Gpa::new(at), &mut []).is_ok());
+        }
+        assert_eq!(memory.absent_bytes(), LARGE_PAGE_BYTES, "they take no frame");
     }
 
     #[test]
