@@ -49,6 +49,8 @@ pub struct Vmx {
     pub(crate) pending_debug: u64,
     /// An NMI was held back: an exit shall follow as soon as it could go in.
     pub(crate) nmi_waits: Cell<bool>,
+    /// How often in a row the guest was entered with RFLAGS.IF clear.
+    closed_entries: u32,
     /// The four page-directory pointers in the VMCS are not those of the guest's CR3.
     pub(crate) pointers_stale: bool,
     pub(crate) ept_changed: bool,
@@ -114,6 +116,9 @@ const PAUSE_LOOP_WINDOW: u64 = 4096;
 /// two: the host's interrupts end runs long before, but Bochs holds them back while a guest that was entered with
 /// RFLAGS.IF clear keeps it so.
 const RUN_CYCLES_MAX: u64 = 1 << 22;
+/// Entries in a row with RFLAGS.IF clear until the host has its turn: for the same reason, where a guest leaves too often
+/// for that timer to end.
+const CLOSED_ENTRIES_MAX: u32 = 1000;
 
 /// A link pointer that points nowhere (25.4.2).
 const NO_LINK: u64 = u64::MAX;
@@ -261,6 +266,7 @@ impl Vmx {
             interrupted: None,
             pending_debug: 0,
             nmi_waits: Cell::new(false),
+            closed_entries: 0,
             pointers_stale: true,
             ept_changed: false,
             vpid_of: None,
@@ -274,6 +280,9 @@ impl Vmx {
     /// The guest's next exit.
     pub(crate) fn enter(&mut self) -> Exit {
         loop {
+            if self.owes_a_turn() {
+                return Exit::HostInterrupt;
+            }
             if !self.loaded
                 && let Err(rule) = self.load()
             {
@@ -304,6 +313,18 @@ impl Vmx {
                 return exit;
             }
         }
+    }
+
+    /// Whether interrupts of the host may have been held back for too long, see [`CLOSED_ENTRIES_MAX`].
+    fn owes_a_turn(&mut self) -> bool {
+        let is_closed = self.hot.rflags & rflags::IF == 0;
+        self.closed_entries = if is_closed { self.closed_entries + 1 } else { 0 };
+        // What is to be delivered stays with its entry.
+        let owes = self.closed_entries > CLOSED_ENTRIES_MAX && self.event.is_none() && self.interrupted.is_none();
+        if owes {
+            self.closed_entries = 0;
+        }
+        owes
     }
 
     /// Reads what every exit is looked at for.
