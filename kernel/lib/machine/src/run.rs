@@ -165,7 +165,8 @@ impl Machine {
     }
 
     /// Everything that an exit caused or an input left to it: interrupts, device work, output, and perhaps the machine's
-    /// end.
+    /// end. Most exits leave nothing.
+    #[inline]
     fn finish_exit(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Option<End> {
         if !thread.effects.is_empty() {
             self.send_own(thread, host);
@@ -174,6 +175,10 @@ impl Machine {
             return None;
         }
         thread.board_touched = false;
+        self.serve_board(thread, outbox, host)
+    }
+
+    fn serve_board(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Option<End> {
         loop {
             let mut board = self.board.lock();
             board.effects.append(&mut thread.effects);
