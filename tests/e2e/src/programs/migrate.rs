@@ -16,6 +16,8 @@ const MOVE_LIMIT: Duration = Duration::from_secs(120);
 const OPTIONS: &str = "--downtime 3000 --timeout 100 --strategy stop";
 /// The guest that checks all of its memory, again and again.
 const GUEST: &str = "memory_hash";
+/// It tells of every so many rounds: what a console keeps of its past holds many minutes of them.
+const EVERY: u64 = 50;
 /// Where the two hosts are.
 const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 
@@ -111,27 +113,28 @@ pub fn machine(
 
 /// Starts the guest, and waits until it has checked its memory once.
 fn start(host: &mut Host) -> Result<()> {
-    host.ask(&format!("vm create g --kernel {GUEST} --cmdline \"mib=4 rounds=0\" --memory 64M --nic --start"))?;
+    let words = format!("mib=4 rounds=0 every={EVERY}");
+    host.ask(&format!("vm create g --kernel {GUEST} --cmdline \"{words}\" --memory 64M --nic --start"))?;
     let mut console = host.attach("g")?;
-    console.expect("HASH 1 ", GUEST_BOOT_LIMIT)?;
+    console.expect(&format!("HASH {EVERY} "), GUEST_BOOT_LIMIT)?;
     console.leave()
 }
 
-/// Sees the guest go on where it is now: two rounds after `last`, and no page of its memory changed on the way. What the
+/// Sees the guest go on where it is now: it tells of its rounds twice more after `last`, and no page of its memory changed on the way. What the
 /// console printed elsewhere is shown first. Gives the last round.
 fn check(host: &mut Host, last: u64) -> Result<u64> {
     let mut console = host.attach("g")?;
-    let (which, before) = console.expect_any(&[&format!("HASH {} ", last + 2), "changed"], GUEST_BOOT_LIMIT)?;
+    let (which, before) = console.expect_any(&[&format!("HASH {} ", last + 2 * EVERY), "changed"], GUEST_BOOT_LIMIT)?;
     ensure!(which == 0 && !before.contains("changed"), console.emulator().failure("the guest's memory changed"));
     console.leave()?;
-    Ok(last + 2)
+    Ok(last + 2 * EVERY)
 }
 
 /// There, back, and there again; then the guest is told to stay where it is by a host that does not know the caller.
 pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate")?;
     start(&mut pair.hosts[0])?;
-    let mut last = 1;
+    let mut last = EVERY;
     for from in [0, 1, 0] {
         let moved = pair.migrate(from, "g")?;
         eprintln!("        {moved}");
@@ -153,7 +156,7 @@ pub fn link_cut(artifacts: &Artifacts) -> Result<()> {
     pair.hosts[0].emulator().monitor("set_link net0 off")?;
     let stayed = pair.wait_end(0)?;
     ensure!(stayed["phase"] == "stayed", "without a link it did not stay: {stayed}");
-    let last = check(&mut pair.hosts[0], 1)?;
+    let last = check(&mut pair.hosts[0], EVERY)?;
     pair.hosts[0].emulator().monitor("set_link net0 on")?;
     pair.hosts[1].wait_gone("g")?;
     pair.migrate(0, "g")?;

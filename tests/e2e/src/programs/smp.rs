@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::demo::free_bytes;
+use super::demo::{expect_own_bytes, own_bytes};
 use super::{guests, tiny};
 use crate::{Artifacts, DEBIAN_DISK, DEBIAN_INITRD, DEBIAN_PASSWORD, GUEST_BOOT_LIMIT, Host, LINUX};
 
@@ -74,15 +74,14 @@ pub fn orders(artifacts: &Artifacts) -> Result<()> {
         wait_for_tick(&mut host)?;
     }
     end_busy(&mut host)?;
-    let before = free_bytes(&mut host)?;
+    let before = own_bytes(&mut host)?;
     for round in 1..=KILLS {
         create_busy(&mut host)?;
         if round == 1 {
             wait_for_tick(&mut host)?;
         }
         end_busy(&mut host)?;
-        let now = free_bytes(&mut host)?;
-        ensure!(now == before, "round {round}: {before} bytes were free, now {now}");
+        expect_own_bytes(&mut host, before).with_context(|| format!("round {round}"))?;
     }
     guests::check_witness(&mut host)?;
     host.power_off()

@@ -52,7 +52,7 @@ pub fn under_traffic(artifacts: &Artifacts) -> Result<()> {
 /// Whatever goes wrong on the way, the guest stays where it is, and another try succeeds.
 pub fn faults(artifacts: &Artifacts) -> Result<()> {
     let mut stage = Stage::set(artifacts, "migrate_faults")?;
-    let most = (free_bytes(&mut stage.pair.hosts[1])? >> 20) - GUEST_MIB / 2;
+    let most = ((free_bytes(&mut stage.pair.hosts[1])? >> 20) - GUEST_MIB / 2).next_multiple_of(2);
     stage.refused_for_want_of("the memory", &format!("--memory {most}M"), "memory").context("a target without room")?;
     stage.refused_for_want_of("the disk", "--disk scratch", "in use").context("a target whose disk is in use")?;
     stage.stays("the link was cut", "", |stage| {
