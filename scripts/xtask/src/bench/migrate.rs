@@ -168,6 +168,8 @@ fn under_kvm(rig: &Rig) -> Result<Figures> {
         wired(launch, index, port).spawn(&rig.artifacts.logs)
     };
     let mut source = boot(0)?;
+    // Its end of the wire listens long before: the other's QEMU gives up where nobody does.
+    source.expect("DIRTY ready", LIMIT)?;
     // It says nothing that matters, and ends with this.
     let _target = boot(1)?;
     let watch = Watch::start(names.each_ref().map(|name| rig.artifacts.logs.join(format!("{name}.log"))));
