@@ -19,7 +19,11 @@ pub struct Card(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
+    /// What its registers show.
     registers: BTreeMap<usize, u32>,
+    /// What the driver wrote into them since the last reset. By these it finds its rings: what it may show instead is
+    /// for the driver to bear, but a card that reads and writes anywhere is no driver's mistake.
+    written: BTreeMap<usize, u32>,
     /// Where the next frame goes, and whence the next is taken.
     receive_head: u32,
     transmit_head: u32,
@@ -51,14 +55,20 @@ impl State {
         self.registers.get(&register).copied().unwrap_or(0)
     }
 
+    fn written(&self, register: usize) -> u32 {
+        self.written.get(&register).copied().unwrap_or(0)
+    }
+
     fn ring(&self, low: usize, high: usize) -> u64 {
-        u64::from(self.get(low)) | u64::from(self.get(high)) << 32
+        u64::from(self.written(low)) | u64::from(self.written(high)) << 32
     }
 
     fn write(&mut self, register: usize, value: u32) {
+        self.written.insert(register, value);
         match register {
             CTRL if value & CTRL_RESET != 0 && !self.is_stuck => {
                 self.registers.retain(|register, _| [RAL, RAH, STATUS].contains(register));
+                self.written.clear();
                 (self.receive_head, self.transmit_head) = (0, 0);
                 self.resets += 1;
             }
@@ -86,7 +96,7 @@ impl Card {
         card
     }
 
-    /// Puts a value into a register, by its offset.
+    /// Lets a register show a value, by its offset.
     pub fn set(&self, register: usize, value: u32) {
         self.0.lock().registers.insert(register, value);
     }
@@ -127,8 +137,8 @@ impl Card {
     pub fn deliver(&self, bytes: &[u8], word: u64) -> bool {
         let mut state = self.0.lock();
         let ring = state.ring(RDBAL, RDBAH);
-        let size = state.get(RDLEN) / 16;
-        if size == 0 || state.receive_head == state.get(RDT) {
+        let size = state.written(RDLEN) / 16;
+        if size == 0 || state.receive_head == state.written(RDT) {
             return false;
         }
         let descriptor = ring + 16 * u64::from(state.receive_head);
@@ -142,7 +152,7 @@ impl Card {
     /// Writes a second word into any receive descriptor, whether it is the card's or not.
     pub fn scribble(&self, index: u32, word: u64) {
         let state = self.0.lock();
-        let size = state.get(RDLEN) / 16;
+        let size = state.written(RDLEN) / 16;
         if size > 0 {
             poke(state.ring(RDBAL, RDBAH) + 16 * u64::from(index % size) + 8, word);
         }
@@ -150,7 +160,7 @@ impl Card {
 
     /// The next frame on the transmit ring, without finishing it.
     fn next_sent(state: &mut State) -> Option<(Sent, u64)> {
-        let (ring, size, tail) = (state.ring(TDBAL, TDBAH), state.get(TDLEN) / 16, state.get(TDT));
+        let (ring, size, tail) = (state.ring(TDBAL, TDBAH), state.written(TDLEN) / 16, state.written(TDT));
         let (mut sent, mut head) = (Sent::default(), state.transmit_head);
         while size > 0 && head != tail {
             let at = ring + 16 * u64::from(head);

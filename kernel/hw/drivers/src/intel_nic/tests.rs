@@ -337,3 +337,24 @@ fn counters_add_up() {
     let counters = CardCounters { received: 200, transmitted: 100, missed: 6, crc_errors: 4, other_errors: 10 };
     assert_eq!(nic.counters(), Some(counters));
 }
+
+/// Found by the fuzzer: what registers show is any noise, and only what the driver wrote says where its rings are.
+#[test]
+fn rings_are_where_the_driver_put_them() {
+    for family in FAMILIES {
+        let (mut nic, card) = started(family);
+        for register in [RDBAL, RDBAH, RDLEN, RDT, TDBAL, TDBAH, TDLEN, TDT] {
+            card.set(register, 0x9d10_1128);
+        }
+        assert!(card.deliver(&[1; 60], word(family, 60, 0)));
+        card.scribble(1, 0);
+        let mut frame = Vec::new();
+        assert!(nic.receive(&mut frame).is_some());
+        assert_eq!(frame, [1; 60]);
+        assert_eq!(nic.receive(&mut frame), None);
+        nic.transmit(&Offload::default(), &[2; 60]).unwrap();
+        assert_eq!(card.send(), None, "it was not announced");
+        nic.kick();
+        assert_eq!(card.send().unwrap().bytes, [2; 60]);
+    }
+}
