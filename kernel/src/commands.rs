@@ -338,6 +338,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         command_line: vm.spec.command_line.clone(),
         disks: vm.spec.disks.clone(),
         nics: vm.macs(),
+        cpus: running.as_ref().map_or_else(Vec::new, |running| running.cpus()),
         exits: running.as_ref().map_or(0, |running| running.counters().total().count),
         cpu_time_ns: running.map_or(0, |running| running.cpu_ns()),
     }

@@ -23,6 +23,8 @@ const THROTTLED_SLICE_NS: u64 = 2_000_000;
 const SLICE_NS_MIN: u64 = 50_000;
 /// How long a vCPU runs on that woke another of the same CPU: long enough to send the rest of a batch.
 const WAKER_NS: u64 = 100_000;
+/// How long a vCPU waits for its CPU while another CPU has nothing to do.
+const WAIT_NS_MAX: u64 = 1_000_000;
 /// How long a CPU zeroes a new guest's memory before others have their turn.
 const PREPARE_NS: u64 = 2_000_000;
 
@@ -41,6 +43,8 @@ struct CpuLoop {
     loaded: Option<Loaded>,
     /// Whose turn it is.
     turns: Turns,
+    /// Its TSC is no other's past: vCPUs may move from and to it.
+    trades: bool,
     /// For errors that this CPU reports.
     watch: Watch,
 }
@@ -70,6 +74,7 @@ pub fn run(host: &'static Host, index: usize) -> ! {
         services_due_ns: None,
         loaded: None,
         turns: Turns::default(),
+        trades: lag == 0,
         watch: Watch::default(),
     };
     loop {
@@ -113,7 +118,28 @@ impl CpuLoop {
 
     fn next_ready(&mut self) -> Option<Slice> {
         let now_ns = self.host.clock.now_ns();
+        if self.trades {
+            self.give_away(now_ns);
+        }
         self.turns.next(&mut self.host.cpus.queue(self.index).lock(), now_ns)
+    }
+
+    /// Gives the vCPU that has waited longest here to a CPU that has nothing to do, unless it is pinned.
+    fn give_away(&mut self, now_ns: u64) {
+        let cpus = &self.host.cpus;
+        let mut queue = cpus.queue(self.index).lock();
+        let waiting = queue.iter().enumerate().filter_map(|(position, queued)| {
+            let waited_ns = queued.waits_ns(now_ns).filter(|&waited_ns| waited_ns >= WAIT_NS_MAX)?;
+            Some((waited_ns, position))
+        });
+        let Some((_, position)) = waiting.max() else { return };
+        let Some(to) = cpus.claim_idle() else { return };
+        let queued = queue.remove(position);
+        drop(queue);
+        self.turns.forget(&queued);
+        queued.running.vcpus[queued.vcpu].move_to(to);
+        cpus.queue(to).lock().push(queued);
+        cpus.kick(self.index, to);
     }
 
     /// Runs a vCPU until its slice is over, it sleeps, or there is something else to do.
@@ -233,7 +259,9 @@ impl CpuLoop {
         }
         let has_work = self.index == 0 && services::has_work();
         if !has_work && !percpu::current().any_arrived() {
+            self.host.cpus.set_idle(self.index, self.trades);
             cpu::wait_for_interrupt();
+            self.host.cpus.set_idle(self.index, false);
         }
     }
 }
@@ -274,7 +302,7 @@ impl machine::Host for GuestHost<'_> {
             return;
         }
         running.wake(self.host, vcpu, self.cpu);
-        if running.vcpus[vcpu].cpu == self.cpu {
+        if running.vcpus[vcpu].cpu() == self.cpu {
             // Most who interrupt another wait for what it does then.
             self.favour(Some(vcpu));
             self.end_soon();
@@ -330,7 +358,7 @@ impl GuestHost<'_> {
         let Queued { running, vcpu: own } = self.queued;
         let now_ns = self.host.clock.now_ns();
         let may = |vcpu: usize| {
-            let is_here = vcpu != *own && running.vcpus[vcpu].cpu == self.cpu;
+            let is_here = vcpu != *own && running.vcpus[vcpu].cpu() == self.cpu;
             is_here && running.ready_at_ns(vcpu).is_some_and(|ready_ns| ready_ns <= now_ns)
         };
         // Those behind it first, so that each has its turn.
@@ -431,7 +459,7 @@ impl machine::Host for InputHost<'_> {
 
     fn kick(&mut self, vcpu: usize) {
         let slept = self.running.wake(self.host, vcpu, self.cpu);
-        self.woke_here |= slept && self.running.vcpus[vcpu].cpu == self.cpu;
+        self.woke_here |= slept && self.running.vcpus[vcpu].cpu() == self.cpu;
     }
 
     fn give_way(&mut self, _to: Option<usize>) {}

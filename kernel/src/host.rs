@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use boot::{BootInfo, Module};
 use config::Config;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use cpu::percpu::CPUS_MAX;
 use platform::Platform;
 use spin::{Mutex, Once};
@@ -141,6 +141,8 @@ pub struct Cpu {
     apic_id: AtomicUsize,
     /// The boot processor's TSC just before this one was started.
     started_tsc: AtomicU64,
+    /// It has nothing to do, and could run a vCPU of another's.
+    is_idle: AtomicBool,
     /// What runs here.
     queue: Mutex<Vec<Queued>>,
 }
@@ -184,8 +186,8 @@ impl Cpus {
         }
     }
 
-    /// CPUs for so many vCPUs: those of `pin` one after the other, where it has any; else one after the other where there are the fewest, the first CPU, which serves, after others
-    /// that are as free.
+    /// CPUs for so many vCPUs: those of `pin` one after the other, where it has any; else one after the other where
+    /// there are the fewest, the first CPU, which serves, after others that are as free.
     pub fn choose(&self, vcpus: usize, pin: &[u16]) -> Vec<usize> {
         if !pin.is_empty() {
             return (0..vcpus).map(|vcpu| pin[vcpu % pin.len()].into()).collect();
@@ -197,6 +199,18 @@ impl Cpus {
             cpu
         };
         (0..vcpus).map(|_| next()).collect()
+    }
+
+    /// Says of CPU `index`, which calls, whether it has nothing to do.
+    pub fn set_idle(&self, index: usize, is_idle: bool) {
+        self.cpus[index].is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    /// A CPU that has nothing to do, for the one who asks: the first CPU, which serves, after others.
+    pub fn claim_idle(&self) -> Option<usize> {
+        let is_idle = |&index: &usize| self.cpus[index].is_idle.load(Ordering::Relaxed);
+        let idle = (0..self.count()).rev().find(is_idle)?;
+        self.cpus[idle].is_idle.swap(false, Ordering::Relaxed).then_some(idle)
     }
 
     /// What runs on CPU `index`.

@@ -285,10 +285,10 @@ impl Vm {
     fn enqueue(host: &Host, running: &Arc<Running>) {
         let from = cpu::percpu::current().index();
         for (vcpu, place) in running.vcpus.iter().enumerate() {
-            host.cpus.queue(place.cpu).lock().push(Queued { running: running.clone(), vcpu });
+            host.cpus.queue(place.cpu()).lock().push(Queued { running: running.clone(), vcpu });
         }
         note(running.vm.id, RunState::Running);
-        running.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu));
+        running.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu()));
     }
 
     /// Everything that a life needs, with its disks claimed.
@@ -356,6 +356,12 @@ pub struct Queued {
 }
 
 impl Queued {
+    /// How long it has been ready and may move to another CPU; `None` where it may not.
+    pub fn waits_ns(&self, now_ns: u64) -> Option<u64> {
+        let may_move = self.running.may_run() && self.running.vm.spec.pin.is_empty();
+        may_move.then(|| self.running.vcpus[self.vcpu].waits_ns(now_ns)).flatten()
+    }
+
     /// Whether they are the same vCPU.
     pub fn is(&self, other: &Self) -> bool {
         self.vcpu == other.vcpu && Arc::ptr_eq(&self.running, &other.running)
@@ -365,7 +371,7 @@ impl Queued {
 fn names_of_cpus(running: &Running) -> String {
     let mut names = if running.vcpus.len() == 1 { "CPU".to_string() } else { "CPUs".to_string() };
     for (index, place) in running.vcpus.iter().enumerate() {
-        names.push_str(&format!("{} {}", if index == 0 { "" } else { "," }, place.cpu));
+        names.push_str(&format!("{} {}", if index == 0 { "" } else { "," }, place.cpu()));
     }
     names
 }

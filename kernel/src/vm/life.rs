@@ -305,7 +305,7 @@ impl Running {
     pub fn wake(&self, host: &Host, vcpu: usize, from: usize) -> bool {
         let place = &self.vcpus[vcpu];
         let slept = place.wake(|| host.clock.now_ns());
-        host.cpus.kick(from, place.cpu);
+        host.cpus.kick(from, place.cpu_to_tell());
         slept
     }
 
@@ -340,7 +340,7 @@ impl Running {
         };
         self.ending.lock().get_or_insert(ending);
         self.is_over.store(true, Ordering::Release);
-        self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu));
+        self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu_to_tell()));
     }
 
     /// A CPU has let go of a vCPU of a life that is over, for good; gives the reason to the last one.
@@ -408,6 +408,11 @@ impl Running {
         let mut sum = ExitCounters::new();
         (0..self.vcpus.len()).for_each(|vcpu| sum.add(&self.machine.counters(vcpu)));
         sum
+    }
+
+    /// The CPU that each of its vCPUs runs on now.
+    pub fn cpus(&self) -> Vec<u16> {
+        self.vcpus.iter().map(|place| place.cpu() as u16).collect()
     }
 
     /// The time that its vCPUs had CPUs.

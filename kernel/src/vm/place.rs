@@ -4,15 +4,15 @@
 //! guest runs, and whoever finds all threads of a paused VM at home has all of its state.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use machine::{Machine, Sleep, Thread};
 use spin::Mutex;
 use vcpu::Vcpu;
 
 /// One vCPU's place.
 pub struct Place {
-    /// The CPU that it runs on.
-    pub cpu: usize,
+    /// The CPU that it runs on, in whose queue it is.
+    cpu: AtomicUsize,
     home: Mutex<Home>,
     sleep: Sleep,
     /// It slept before it became ready.
@@ -40,7 +40,7 @@ impl Place {
     /// A vCPU that is to run on `cpu`. The boot vCPU is ready from `now_ns` on, the others sleep.
     pub fn new(cpu: usize, vcpu: Box<dyn Vcpu>, is_boot: bool, now_ns: u64) -> Self {
         Self {
-            cpu,
+            cpu: AtomicUsize::new(cpu),
             home: Mutex::new(Home::Unprepared(vcpu)),
             sleep: Sleep::until(if is_boot { 0 } else { Sleep::FOR_EVER_NS }),
             woken: AtomicBool::new(false),
@@ -49,6 +49,30 @@ impl Place {
             cpu_ns: AtomicU64::new(0),
             steal_ns: AtomicU64::new(0),
         }
+    }
+
+    /// The CPU that it runs on.
+    pub fn cpu(&self) -> usize {
+        self.cpu.load(Ordering::SeqCst)
+    }
+
+    /// The CPU that is to be told of what the caller just left for it. It may have moved when the caller tells: it looks
+    /// at all that was left for it after each move.
+    pub fn cpu_to_tell(&self) -> usize {
+        fence(Ordering::SeqCst);
+        self.cpu()
+    }
+
+    /// Moves it to another CPU. Only the CPU that it runs on does this, while it is in no queue and its thread at home.
+    pub fn move_to(&self, cpu: usize) {
+        self.cpu.store(cpu, Ordering::SeqCst);
+    }
+
+    /// How long it has been ready at home, out of every processor; `None` where it is not.
+    pub fn waits_ns(&self, now_ns: u64) -> Option<u64> {
+        let since_ns = self.ready_at_ns().max(self.ready_since_ns.load(Ordering::Relaxed));
+        let waited_ns = now_ns.checked_sub(since_ns)?;
+        matches!(*self.home.lock(), Home::Here(_)).then_some(waited_ns)
     }
 
     /// Makes its thread.

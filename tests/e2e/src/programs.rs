@@ -80,6 +80,7 @@ pub static PROGRAMS: &[Program] = &[
     full("smp_bare", smp::bare),
     full("smp_guest", smp::guest),
     full("smp_orders", smp::orders),
+    full("smp_crowded", smp::crowded),
     full("pings", demo::pings),
     full("kill_loop", demo::kill_loop),
     full("bios_cd", demo::bios_cd),

@@ -258,6 +258,10 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["command line".into(), or_none(vm.command_line.clone())]);
     facts.row(["disks".into(), or_none(vm.disks.join(", "))]);
     facts.row(["NICs".into(), or_none(nics.join(", "))]);
+    if !vm.cpus.is_empty() {
+        let cpus: Vec<String> = vm.cpus.iter().map(|cpu| format!("{cpu}")).collect();
+        facts.row(["on CPUs".into(), cpus.join(", ")]);
+    }
     facts.row(["exits".into(), count(vm.exits)]);
     facts.row(["CPU time".into(), duration(vm.cpu_time_ns)]);
     facts.render()

@@ -299,6 +299,8 @@ pub struct VmDetail {
     pub disks: Vec<String>,
     /// The addresses of its NICs.
     pub nics: Vec<Mac>,
+    /// The CPU that each of its vCPUs runs on now; none where it does not run.
+    pub cpus: Vec<u16>,
     /// How often its vCPUs left the guest.
     pub exits: u64,
     /// The time that its vCPUs had on a CPU, summed.

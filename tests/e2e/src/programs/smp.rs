@@ -1,6 +1,6 @@
 //! Guests of several vCPUs: started, interrupting each other, sharing CPUs, and ordered about while all of them work.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,6 +15,8 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
 const KILLS: usize = 5;
 const PAUSES: usize = 5;
 const RESETS: usize = 2;
+/// How long guests share a CPU.
+const SHARED_NS: u64 = 200_000_000;
 
 /// The bare guest's checks, with a CPU for each vCPU and with two vCPUs on each CPU.
 pub fn bare(artifacts: &Artifacts) -> Result<()> {
@@ -87,14 +89,49 @@ pub fn orders(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
+/// Two busy vCPUs that share a CPU part when the other CPU has nothing more to do, unless they are pinned.
+pub fn crowded(artifacts: &Artifacts) -> Result<()> {
+    let spin = artifacts.guest("spin")?;
+    let mut host = artifacts.boot(&artifacts.fast_with("smp_crowded", &[(spin, "spin")])?)?;
+    // Each goes where the fewest are: `a` and `c` meet.
+    for (name, option) in [("a", ""), ("b", ""), ("c", ""), ("pinned", "--pin 0"), ("too", "--pin 0")] {
+        host.ask(&format!("vm create {name} --kernel spin --memory 64M {option} --start"))?;
+        let mut console = host.attach(name)?;
+        console.expect("spinning", LIMIT)?;
+        console.leave()?;
+    }
+    // They are at home on one CPU now, or went apart while a CPU was idle.
+    for name in ["b", "pinned", "too"] {
+        host.ask(&format!("vm pause {name}"))?;
+    }
+    let start = Instant::now();
+    while cpus_of(&mut host, "a")? == cpus_of(&mut host, "c")? {
+        ensure!(start.elapsed() < LIMIT, "two busy guests share a CPU while the other is idle");
+    }
+    for name in ["a", "b", "c"] {
+        host.ask(&format!("vm kill {name}"))?;
+    }
+    for name in ["pinned", "too"] {
+        host.ask(&format!("vm resume {name}"))?;
+    }
+    for name in ["pinned", "too"] {
+        let before = cpu_time(&mut host, name)?;
+        while cpu_time(&mut host, name)? < before + SHARED_NS {
+            ensure!(start.elapsed() < LIMIT, "{name} gets no time");
+        }
+        ensure!(cpus_of(&mut host, name)? == [0], "{name} left the CPU that it is pinned to");
+    }
+    host.power_off()
+}
+
 /// A paused guest takes no more CPU time, and goes on.
 fn pauses(host: &mut Host) -> Result<()> {
     wait_for_tick(host)?;
     for round in 1..=PAUSES {
         host.ask("vm pause busy")?;
-        let before = cpu_time(host)?;
+        let before = cpu_time(host, "busy")?;
         std::thread::sleep(Duration::from_millis(500));
-        let after = cpu_time(host)?;
+        let after = cpu_time(host, "busy")?;
         ensure!(before == after, "round {round}: a paused guest ran from {before} ns to {after} ns");
         host.ask("vm resume busy")?;
     }
@@ -117,6 +154,12 @@ fn wait_for_tick(host: &mut Host) -> Result<()> {
     console.leave()
 }
 
-fn cpu_time(host: &mut Host) -> Result<u64> {
-    host.ask("vm show busy")?["cpu_time_ns"].as_u64().context("`vm show --json` does not give the CPU time")
+fn cpu_time(host: &mut Host, vm: &str) -> Result<u64> {
+    host.ask(&format!("vm show {vm}"))?["cpu_time_ns"].as_u64().context("`vm show --json` does not give the CPU time")
+}
+
+fn cpus_of(host: &mut Host, vm: &str) -> Result<Vec<u64>> {
+    let shown = host.ask(&format!("vm show {vm}"))?;
+    let cpus = shown["cpus"].as_array().context("`vm show --json` does not give the CPUs")?;
+    Ok(cpus.iter().filter_map(serde_json::Value::as_u64).collect())
 }

@@ -150,13 +150,18 @@ fn one_vm_in_full() {
         command_line: String::new(),
         disks: vec!["a".into(), "b".into()],
         nics: vec![mac()],
+        cpus: vec![1, 0],
         exits: 12_345,
         cpu_time_ns: 1_500_000,
     });
     let text = render(&reply, false);
-    for line in
-        ["initrd        none\n", "disks         a, b\n", "NICs          02:00:00:00:00:07\n", "exits         12,345\n"]
-    {
+    for line in [
+        "initrd        none\n",
+        "disks         a, b\n",
+        "NICs          02:00:00:00:00:07\n",
+        "on CPUs       1, 0\n",
+        "exits         12,345\n",
+    ] {
         assert!(text.contains(line), "{text}");
     }
     let value: serde_json::Value = serde_json::from_str(&render(&reply, true)).unwrap();
