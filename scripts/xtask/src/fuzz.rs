@@ -1,8 +1,11 @@
 //! `cargo xtask fuzz`: runs the fuzz targets of `tests/fuzz` with libFuzzer. Stable rustc instruments them by itself; the
-//! flags apply to the target triple only, so that build scripts and macros stay as they are.
+//! flags apply to the target triple only, so that build scripts and macros stay as they are. [`seeds`] are the inputs that
+//! every run starts with, on a clean checkout too.
+
+mod seeds;
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -30,6 +33,11 @@ const FLAGS: [&str; 9] = [
 ];
 /// How many targets run at once.
 const PARALLEL: usize = 2;
+/// Parsers of what peers and disks say run this long in the tests, and all other targets share what is left of the whole:
+/// a target more does not make the tests longer.
+const PARSERS: [&str; 2] = ["migrate_wire", "state"];
+const PARSER_SECONDS: u32 = 60;
+const TEST_SECONDS_ALL: u32 = 770;
 
 /// Options of `cargo xtask fuzz`.
 #[derive(Args)]
@@ -39,6 +47,12 @@ pub struct Options {
     /// How long each runs
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// Run this input alone: hexadecimal, as a failure prints it
+    #[arg(long, value_name = "HEX", requires = "target")]
+    input: Option<String>,
+    /// Keep the inputs found so far, as few as reach the same code, in tests/fuzz/seeds
+    #[arg(long)]
+    keep: bool,
 }
 
 /// Runs one target or all.
@@ -50,24 +64,40 @@ pub fn command(options: &Options) -> Result<()> {
         targets.retain(|target| target == wanted);
         ensure!(!targets.is_empty(), "no fuzz target is called `{wanted}`; there are: {known}");
     }
-    let mut report = Report::default();
-    report.step("fuzzing", build);
-    if report.failed == 0 {
-        run(&mut report, &targets, options.seconds);
+    build()?;
+    if let Some(input) = &options.input {
+        return replay(&targets[0], input);
     }
+    if options.keep {
+        return targets.iter().try_for_each(|target| seeds::keep(target, &program(target), &corpus(target)?));
+    }
+    let mut report = Report::default();
+    run(&mut report, &targets, |_| options.seconds);
     ensure!(report.failed == 0, "fuzzing found something");
     Ok(())
 }
 
+/// Runs one input, its output on the terminal.
+fn replay(target: &str, input: &str) -> Result<()> {
+    let path = folder().join(format!("{target}-input"));
+    fs::write(&path, seeds::bytes(input)?).with_context(|| format!("writing {}", path.display()))?;
+    let status = Command::new(program(target)).arg(path).status().context("starting the fuzz target")?;
+    ensure!(status.success(), "the input fails");
+    Ok(())
+}
+
 /// Runs every target as a part of the tests.
-pub fn test(report: &mut Report, seconds: u32) {
+pub fn test(report: &mut Report) {
     let mut found = Vec::new();
     let is_built = report.step("building the fuzz targets", || {
         found = targets()?;
         build()
     });
     if is_built {
-        run(report, &found, seconds);
+        let (parsers, others): (Vec<String>, _) = found.into_iter().partition(|name| PARSERS.contains(&name.as_str()));
+        run(report, &parsers, |_| PARSER_SECONDS);
+        let parser_seconds = PARSER_SECONDS * parsers.len() as u32;
+        run(report, &others, |count| (TEST_SECONDS_ALL - parser_seconds) / count);
     }
 }
 
@@ -100,8 +130,21 @@ fn folder() -> PathBuf {
     paths::target().join("fuzz")
 }
 
-/// Runs the targets, some at once, and reports each.
-fn run(report: &mut Report, targets: &[String], seconds: u32) {
+/// The instrumented binary of a target.
+fn program(target: &str) -> PathBuf {
+    folder().join(TRIPLE).join("release").join(target)
+}
+
+/// Where the inputs are that a target found on this machine.
+fn corpus(target: &str) -> Result<PathBuf> {
+    let corpus = paths::cache()?.join("fuzz").join(target);
+    fs::create_dir_all(&corpus).with_context(|| format!("creating {}", corpus.display()))?;
+    Ok(corpus)
+}
+
+/// Runs the targets, some at once, each for so long by their number, and reports each.
+fn run(report: &mut Report, targets: &[String], seconds: impl Fn(u32) -> u32) {
+    let seconds = seconds(targets.len() as u32);
     for group in targets.chunks(PARALLEL) {
         let progress = Progress::start(&format!("fuzzing {} for {seconds} s", group.join(", ")));
         let mut running: Vec<(&String, Result<Child>)> =
@@ -122,24 +165,22 @@ fn is_running(child: &mut Result<Child>) -> bool {
     child.as_mut().is_ok_and(|child| matches!(child.try_wait(), Ok(None)))
 }
 
-/// Starts a target on its corpus, which is kept in the cache and grows, and on the inputs that once broke something.
+/// Starts a target on its corpus, which is kept in the cache and grows, and on its seeds.
 fn start(target: &str, seconds: u32) -> Result<Child> {
-    let corpus = paths::cache()?.join("fuzz").join(target);
-    fs::create_dir_all(&corpus).with_context(|| format!("creating {}", corpus.display()))?;
+    let (corpus, seeds) = (corpus(target)?, seeds::unpack(target, &folder())?);
     let log = steps::log_path(&format!("fuzz-{target}"))?;
     let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-    let mut command = Command::new(folder().join(TRIPLE).join("release").join(target));
-    command
+    Command::new(program(target))
         .arg(format!("-max_total_time={seconds}"))
         .args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"])
         .arg(format!("-artifact_prefix={}/{target}-", folder().display()))
-        .arg(corpus);
-    let seeds = paths::root().join("tests/fuzz/seeds").join(target);
-    if seeds.exists() {
-        command.arg(seeds);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-    command.spawn().with_context(|| format!("starting the fuzz target {target}"))
+        .arg(corpus)
+        .arg(seeds)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(file)
+        .spawn()
+        .with_context(|| format!("starting the fuzz target {target}"))
 }
 
 fn verdict(target: &str, mut child: Child) -> Result<()> {
@@ -147,10 +188,43 @@ fn verdict(target: &str, mut child: Child) -> Result<()> {
     let log = steps::log_path(&format!("fuzz-{target}"))?;
     let text = fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     if !status.success() {
-        let line = |needle: &str| text.lines().find(|line| line.contains(needle)).unwrap_or_default().to_owned();
-        let cause = [line("panicked at"), line("ERROR: libFuzzer"), line("Test unit written")].join("; ");
-        bail!("{cause}; log: {}", log.display());
+        let input = artifact(&text).and_then(|path| fs::read(path).ok()).map(|bytes| seeds::hexadecimal(&bytes));
+        let replay = input.map_or_else(String::new, |hex| format!("; cargo xtask fuzz {target} --input {hex}"));
+        bail!("{}; log: {}{replay}", cause(&text), log.display());
     }
     ensure!(text.contains("stat::number_of_executed_units"), "it ran nothing; log: {}", log.display());
     Ok(())
+}
+
+/// What a log says of why a target ended: the panic with its message, and libFuzzer's own words.
+fn cause(log: &str) -> String {
+    let panic = log.lines().skip_while(|line| !line.contains("panicked at")).take(2);
+    let words = log.lines().find(|line| line.contains("ERROR: libFuzzer"));
+    let found: Vec<&str> = panic.chain(words).collect();
+    if found.is_empty() { "it ended without a word".to_owned() } else { found.join(" ") }
+}
+
+/// The file with the input that failed.
+fn artifact(log: &str) -> Option<&Path> {
+    let (_, path) = log.lines().find_map(|line| line.split_once("Test unit written to "))?;
+    Some(Path::new(path.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "#8 NEW cov: 1\nthread '<unnamed>' panicked at targets/x.rs:1:2:\nwhy it did\nnote: run with\n\
+                       ==1== ERROR: libFuzzer: deadly signal\n\
+                       artifact_prefix='/t/x-'; Test unit written to /t/x-crash-1\n";
+
+    #[test]
+    fn a_log_tells_the_cause_and_the_input() {
+        assert_eq!(
+            cause(LOG),
+            "thread '<unnamed>' panicked at targets/x.rs:1:2: why it did ==1== ERROR: libFuzzer: deadly signal"
+        );
+        assert_eq!(artifact(LOG), Some(Path::new("/t/x-crash-1")));
+        assert_eq!((cause(""), artifact("")), ("it ended without a word".to_owned(), None));
+    }
 }

@@ -11,9 +11,6 @@ use crate::kernel::cargo;
 use crate::report::Report;
 use crate::{artifacts, paths, reproducible, setup, steps};
 
-/// How long each fuzz target runs in the full test.
-const FUZZ_SECONDS: u32 = 60;
-
 /// Options of `cargo xtask test`.
 #[derive(Args)]
 pub struct Options {
@@ -50,7 +47,7 @@ pub fn command(options: &Options) -> Result<()> {
         report.step("building the kernel elsewhere", || reproducible::kernel(artifacts));
     }
     if !options.quick && options.names.is_empty() {
-        fuzz::test(&mut report, FUZZ_SECONDS);
+        fuzz::test(&mut report);
     }
     report.print_failures();
     eprintln!("logs: {} and {}", paths::logs().display(), paths::e2e_logs().display());

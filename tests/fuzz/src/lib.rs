@@ -1,4 +1,7 @@
-//! What the fuzz targets share: [`Input`] turns the fuzzer's bytes into actions and their values.
+//! What the fuzz targets share: [`Input`] turns the fuzzer's bytes into actions and their values; [`disk`] gives them to
+//! disks.
+
+pub mod disk;
 
 /// The fuzzer's bytes, taken from the front. Every value exists: past the end all bytes are zero.
 pub struct Input<'a>(&'a [u8]);

@@ -1,14 +1,14 @@
 //! The NVMe driver: a controller that answers anything, at any moment, and a submitter that counts.
 #![no_main]
 
-use addr::Hpa;
-use block::{Disk, HostRun, Op, Transfer};
+use block::Disk;
 use drivers::heap::{HeapHal, peek, poke};
 use drivers::nvme::{Namespace, Port, start};
 use fuzz::Input;
+use fuzz::disk::{Memory, Transfers};
 use libfuzzer_sys::fuzz_target;
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 const DOORBELLS: usize = 0x1000;
@@ -204,19 +204,13 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn use_disk(disk: &mut Namespace<HeapHal, Registers>, device: &Mutex<Device>, input: &mut Input<'_>, mut now_ns: u64) {
-    let mut memory = vec![0_u8; 1 << 16];
-    let (mut in_flight, mut next) = (BTreeSet::new(), 0);
+    let mut transfers = Transfers::default();
     for _ in 0..ACTIONS_MAX {
         if input.is_empty() {
             break;
         }
         match input.u8() % 8 {
-            0 | 1 => {
-                if submit(disk, &mut memory, input, next) {
-                    in_flight.insert(next);
-                }
-                next += 1;
-            }
+            0 | 1 => transfers.submit(disk, input, Memory::real()),
             2 => disk.kick(),
             3 => {
                 let mut device = device.lock().expect("one thread");
@@ -237,7 +231,7 @@ fn use_disk(disk: &mut Namespace<HeapHal, Registers>, device: &Mutex<Device>, in
                 now_ns += u64::from(input.u8()) * SECOND_NS / 4;
                 disk.tick(now_ns);
             }
-            _ => take(disk, &mut in_flight),
+            _ => transfers.take(disk),
         }
     }
     // Whatever happened, a controller that is pulled gives everything back, once.
@@ -246,33 +240,5 @@ fn use_disk(disk: &mut Namespace<HeapHal, Registers>, device: &Mutex<Device>, in
         device.noise = !device.status;
     }
     disk.tick(now_ns + SECOND_NS);
-    take(disk, &mut in_flight);
-    assert!(in_flight.is_empty(), "transfers are lost");
-}
-
-fn take(disk: &mut Namespace<HeapHal, Registers>, in_flight: &mut BTreeSet<u64>) {
-    while let Some((id, _)) = disk.completed() {
-        assert!(in_flight.remove(&id), "a transfer ended that was not under way");
-    }
-}
-
-/// Submits some transfer; says whether it was taken.
-fn submit(disk: &mut Namespace<HeapHal, Registers>, memory: &mut [u8], input: &mut Input<'_>, id: u64) -> bool {
-    let op = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes][usize::from(input.u8() % 5)];
-    let base = memory.as_mut_ptr() as u64;
-    let mut runs = Vec::new();
-    let has_data = matches!(op, Op::Read | Op::Write);
-    for _ in 0..input.u8() % 6 {
-        let (at, bytes) = (u64::from(input.u16() & 0x7fff), u32::from(input.u16() & 0x1fff));
-        runs.push(HostRun { start: Hpa::new(base + at), bytes });
-    }
-    let total: u32 = runs.iter().map(|run| run.bytes).sum();
-    if has_data && input.u8() & 1 == 0 {
-        let block_bytes = disk.geometry().logical_block_bytes;
-        runs.push(HostRun { start: Hpa::new(base), bytes: block_bytes - total % block_bytes });
-    }
-    let bytes: u32 = runs.iter().map(|run| run.bytes).sum();
-    let sectors = if has_data { bytes / 512 } else { input.u32() >> (input.u8() & 31) };
-    let runs = if has_data { &runs[..] } else { &[] };
-    disk.submit(&Transfer { id, op, sector: u64::from(input.u16() & 0xff8), sectors, runs }).is_ok()
+    transfers.take_all(disk);
 }

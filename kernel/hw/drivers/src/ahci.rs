@@ -11,7 +11,8 @@ mod port;
 mod recovery;
 mod slots;
 
-use crate::mmio::{Registers, Words};
+use crate::mmio::Registers;
+pub use crate::mmio::Words;
 use crate::pci::Function;
 use crate::pci::interrupt::{Message, enable_msi};
 use alloc::boxed::Box;
@@ -20,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use block::{Disk, HostRun};
 use core::sync::atomic::{AtomicBool, Ordering};
-pub(crate) use hba::Fault;
+pub use hba::Fault;
 use spin::Mutex;
 use virtio_drivers::Hal;
 
@@ -58,6 +59,16 @@ pub(crate) fn start<H: Hal + 'static>(
     let signals = || controller.function.lock().as_mut().is_some_and(|function| signal(function, message));
     let has_interrupt = !disks.is_empty() && signals();
     Ok(finish(disks, registers, has_interrupt))
+}
+
+/// Starts the disks of a controller that the caller plays; its interrupts arrive.
+#[cfg(any(test, feature = "heap"))]
+pub fn start_played<H: Hal + 'static, W: Words + Clone + 'static>(
+    registers: W,
+    now_ns: &dyn Fn() -> u64,
+) -> Result<Vec<Box<dyn Disk>>, Fault> {
+    let controller = Arc::new(Controller::new("AHCI, played".into(), None));
+    Ok(finish(hba::bring_up::<H, W>(&controller, registers.clone(), now_ns)?, registers, true))
 }
 
 fn signal(function: &mut Function, message: impl FnOnce() -> Option<Message>) -> bool {

@@ -26,7 +26,8 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use disk::IdeDisk;
 use interface::Interface;
-use ports::{PortIo, Ports};
+use ports::PortIo;
+pub use ports::{Ports, Register};
 use spin::Mutex;
 use start_up::Found;
 use virtio_drivers::Hal;
@@ -108,6 +109,15 @@ pub(crate) fn start<H: Hal + 'static>(
         disks.extend(finish(found, has_interrupt).into_iter().map(|disk| Box::new(disk) as Box<dyn Disk>));
     }
     Ok(disks)
+}
+
+/// Starts the disks of a channel that the caller plays; its interrupts arrive.
+#[cfg(any(test, feature = "heap"))]
+pub fn start_played<H: Hal + 'static, P: Ports + 'static>(ports: P, now_ns: &dyn Fn() -> u64) -> Vec<Box<dyn Disk>> {
+    let controller = Arc::new(Controller::new("IDE, played".into(), None));
+    let found = start_up::find::<H, P>(&controller, Interface::new(ports), "here", now_ns);
+    let disks = found.map(|found| finish(found, true)).into_iter().flatten();
+    disks.map(|disk| Box::new(disk) as Box<dyn Disk>).collect()
 }
 
 /// Lets interrupts through, and makes disks of what was found.

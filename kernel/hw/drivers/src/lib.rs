@@ -7,12 +7,12 @@
 
 extern crate alloc;
 
-mod ahci;
+pub mod ahci;
 mod ata;
 mod dma;
 #[cfg(any(test, feature = "heap"))]
 pub mod heap;
-mod ide;
+pub mod ide;
 pub mod intel_nic;
 mod mmio;
 pub mod nvme;

@@ -58,7 +58,7 @@ impl Registers {
 }
 
 /// 32-bit registers, as drivers see them whose devices tests play.
-pub(crate) trait Words: Sized + Send {
+pub trait Words: Sized + Send {
     /// The first `bytes` bytes of a window, from `offset`; `None` where it is too short.
     fn part(&self, offset: usize, bytes: usize) -> Option<Self>;
 

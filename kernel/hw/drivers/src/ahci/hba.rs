@@ -48,7 +48,7 @@ const STOP_NS: u64 = 500_000_000;
 
 /// Why a controller could not be taken over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// Its registers are missing, too few, or read as all ones.
     Registers,
     /// It does not reset.

@@ -6,13 +6,18 @@
 
 /// A register of 8 bits. Where reading and writing mean different things, it has both names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Register {
+pub enum Register {
     /// Error; features.
     Error,
+    /// Sectors.
     Count,
+    /// Bits 0 to 7 of the address.
     LbaLow,
+    /// Bits 8 to 15.
     LbaMid,
+    /// Bits 16 to 23.
     LbaHigh,
+    /// Which of the two devices, and what else a command says.
     Device,
     /// Status, whose reading withdraws the device's interrupt; command.
     Status,
@@ -25,7 +30,7 @@ pub(super) enum Register {
 }
 
 /// A channel's registers.
-pub(super) trait Ports: Send {
+pub trait Ports: Send {
     /// Reads a register.
     fn read(&mut self, register: Register) -> u8;
 

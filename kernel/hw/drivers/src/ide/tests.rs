@@ -6,71 +6,18 @@ use super::interface::Interface;
 use super::ports::{Ports, Register};
 use super::{Controller, Place, place, start_up};
 use crate::ata::identify::sample;
+use crate::heap::{LowHal, low, peek, poke};
 use crate::pci::Bar;
 use addr::Hpa;
 use alloc::sync::Arc;
 use block::{Disk, Health, HostRun, IoError, Op, SubmitError, Transfer};
 use core::cell::Cell;
-use core::ptr::NonNull;
 use proptest::prelude::*;
 use std::sync::Mutex;
-use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
-
-/// A piece of memory: where a device sees it, where it is, and its length.
-type Piece = (u64, usize, usize);
-
-/// Memory from the heap that devices see below 4 GiB: the next address there, and what was taken.
-static MEMORY: Mutex<(u64, Vec<Piece>)> = Mutex::new((1 << 20, Vec::new()));
-
-struct LowHal;
-
-// SAFETY: pages are leaked, zeroed, aligned as far as this crate asks, and alone.
-#[expect(unsafe_code, reason = "the trait is unsafe")]
-unsafe impl Hal for LowHal {
-    fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        let bytes = pages * PAGE_SIZE;
-        let words = Box::leak(vec![0_u64; bytes / 8].into_boxed_slice());
-        let start = NonNull::from(words).cast::<u8>();
-        let (next, memory) = &mut *MEMORY.lock().unwrap();
-        let physical = *next;
-        *next += bytes as u64;
-        memory.push((physical, start.as_ptr() as usize, bytes));
-        (physical, start)
-    }
-
-    unsafe fn dma_dealloc(_: PhysAddr, _: NonNull<u8>, _: usize) -> i32 {
-        0
-    }
-
-    unsafe fn mmio_phys_to_virt(_: PhysAddr, _: usize) -> NonNull<u8> {
-        unreachable!("there are no registers in memory")
-    }
-
-    unsafe fn share(_: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
-        unreachable!("this crate shares nothing")
-    }
-
-    unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
-}
 
 /// Where the driver's memory is that a device knows by this address.
-fn pointer(address: u64) -> *mut u8 {
-    let (_, memory) = &*MEMORY.lock().unwrap();
-    let inside = |(start, _, bytes): &&Piece| (*start..*start + *bytes as u64).contains(&address);
-    let (start, at, _) = memory.iter().find(inside).expect("the driver's memory");
-    (at + (address - start) as usize) as *mut u8
-}
-
-#[expect(unsafe_code, reason = "memory is reached by its address, as a device does")]
-fn peek<T: Copy>(at: *const u8) -> T {
-    // SAFETY: tests pass addresses inside live memory.
-    unsafe { at.cast::<T>().read_unaligned() }
-}
-
-#[expect(unsafe_code, reason = "as in `peek`")]
-fn poke<T>(at: *mut u8, value: T) {
-    // SAFETY: as in `peek`.
-    unsafe { at.cast::<T>().write_unaligned(value) }
+fn pointer(address: u64) -> u64 {
+    low(address, 1).expect("the driver's memory")
 }
 
 /// What is plugged in as one of the two devices.
@@ -225,7 +172,7 @@ impl Device {
         let mut entries = Vec::new();
         loop {
             let at = pointer(u64::from(self.table) + 8 * entries.len() as u64);
-            let (address, bytes): (u32, u32) = (peek(at), peek(at.wrapping_add(4)));
+            let (address, bytes): (u32, u32) = (peek(at), peek(at + 4));
             entries.push((address, if bytes as u16 == 0 { 1 << 16 } else { bytes & 0xffff }));
             if bytes >> 31 != 0 {
                 return entries;
@@ -245,11 +192,13 @@ impl Ports for Wires {
 
     fn read_data(&mut self) -> u16 {
         let mut device = self.0.lock().unwrap();
-        let pair: Vec<u8> = device.page.drain(..2).collect();
+        // What is shown can make the driver read where there is nothing.
+        let taken = device.page.len().min(2);
+        let word = device.page.drain(..taken).rev().fold(0, |word, byte| word << 8 | u16::from(byte));
         if device.page.is_empty() {
             device.status = 0x50;
         }
-        u16::from_le_bytes([pair[0], pair[1]])
+        word
     }
 
     fn set_table(&mut self, address: u32) {
@@ -481,14 +430,14 @@ fn a_controller_that_is_gone_completes_nothing() {
 #[test]
 fn what_no_entry_describes_is_copied() {
     let (mut disk, device) = disk();
-    let mut buffer = vec![0_u8; 8193];
-    let odd = buffer.as_mut_ptr().wrapping_add(1 - buffer.as_ptr() as usize % 2);
+    let mut buffer = vec![0_u8; 8194];
+    let odd = buffer.as_mut_ptr() as u64 | 1;
     // Above 4 GiB, as the heap is; and odd, which only a block may be.
-    for (start, bytes) in [(odd.wrapping_add(1), 8192), (odd, 512_u32)] {
+    for (start, bytes) in [(odd + 1, 8192), (odd, 512_u32)] {
         for op in [Op::Write, Op::Read] {
-            let at = |base: *mut u8, index: u32| base.wrapping_add(index as usize);
+            let at = |base: u64, index: u32| base + u64::from(index);
             (0..bytes - 1).for_each(|index| poke(at(start, index), index as u8 ^ 0x5a));
-            let runs = [HostRun { start: Hpa::new(start as u64), bytes }];
+            let runs = [HostRun { start: Hpa::new(start), bytes }];
             let transfer = |id| Transfer { id, op, sector: 0, sectors: bytes / 512, runs: &runs };
             disk.submit(&transfer(1)).unwrap();
             assert_eq!(disk.submit(&transfer(2)), Err(SubmitError::Full));
