@@ -4,8 +4,10 @@
 //! whose interface Pollux offers as far as it implements it. Everything is a mask over the host's leaf, so that a
 //! feature is offered only when it is known here and the host has it.
 
+mod baseline;
 mod saved;
 
+pub use baseline::{BASELINE_BYTES_MAX, Baseline, NoBaseline};
 pub use saved::SavedProfile;
 
 use vcpu::{Paging, cr4};
@@ -30,7 +32,7 @@ impl Leaf {
 }
 
 /// What CPUID shows, ready to be looked up.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpuProfile {
     basic: [Leaf; BASIC_LEAVES],
     /// Leaf 4: Intel's caches.
@@ -159,7 +161,7 @@ impl CpuProfile {
         }
         basic[0].eax = BASIC_LEAVES as u32 - 1;
         basic[1].ecx = basic[1].ecx & FEATURES_1_ECX | ALWAYS_1_ECX;
-        basic[1].edx = basic[1].edx & FEATURES_1_EDX | if vcpus > 1 { HTT } else { 0 };
+        basic[1].edx &= FEATURES_1_EDX;
         // The APIC timer does not stop in sleep; no other power management is offered.
         basic[6].eax = 1 << 2;
         let seven = basic[7];
@@ -180,14 +182,23 @@ impl CpuProfile {
         extended[7] = Leaf { edx: extended[7].edx & INVARIANT_TSC, ..Leaf::default() };
         let eight = extended[8];
         extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: 0, edx: 0 };
-        let caches = core::array::from_fn(|index| cache_leaf(host(4, index as u32), vcpus));
-        let mut profile = Self { basic, caches, xsave, extended, vcpus, tsc_khz, real_tsc_khz: tsc_khz };
-        if profile.is_amd() && vcpus > 1 {
+        let caches = core::array::from_fn(|index| host(4, index as u32));
+        Self { basic, caches, xsave, extended, vcpus, tsc_khz, real_tsc_khz: tsc_khz }.with_vcpus(vcpus)
+    }
+
+    /// The same for a guest with `vcpus` vCPUs.
+    fn with_vcpus(mut self, vcpus: u32) -> Self {
+        self.vcpus = vcpus;
+        self.caches = self.caches.map(|cache| cache_leaf(cache, vcpus));
+        self.basic[1].edx = self.basic[1].edx & !HTT | if vcpus > 1 { HTT } else { 0 };
+        self.extended[1].ecx &= !CMP_LEGACY;
+        self.extended[8].ecx = 0;
+        if self.is_amd() && vcpus > 1 {
             // How many cores there are, and how many bits of the APIC ID number them.
-            profile.extended[1].ecx |= CMP_LEGACY;
-            profile.extended[8].ecx = id_bits(vcpus) << 12 | (vcpus - 1) & 0xff;
+            self.extended[1].ecx |= CMP_LEGACY;
+            self.extended[8].ecx = id_bits(vcpus) << 12 | (vcpus - 1) & 0xff;
         }
-        profile
+        self
     }
 
     /// What vCPU `id` sees at a leaf, with control registers and XCR0 as they are.

@@ -38,7 +38,7 @@ mod tests;
 pub use addresses::{VCPUS_MAX, VcpuSet};
 pub use balloon::BalloonState;
 pub use chipset::DebugPorts;
-pub use cpuid::{CpuProfile, Leaf};
+pub use cpuid::{BASELINE_BYTES_MAX, Baseline, CpuProfile, Leaf, NoBaseline};
 pub use guest_firmware::FirmwareConfig;
 pub use input::{FrameLost, InputMode};
 pub use loader::Module;

@@ -122,6 +122,21 @@ const XSAVE_COMPONENTS: Names =
     ("XCR0", &[(2, "AVX state"), (5, "AVX-512 state"), (6, "AVX-512 state"), (7, "AVX-512 state")]);
 const XSAVE_INSTRUCTIONS: Names = ("leaf D.1 EAX", &[(0, "XSAVEOPT"), (1, "XSAVEC"), (2, "XGETBV1")]);
 
+impl SavedProfile {
+    /// The profile, on the host that it is of.
+    pub(super) fn profile(&self) -> CpuProfile {
+        CpuProfile {
+            basic: self.basic.map(leaf),
+            caches: self.caches.map(leaf),
+            xsave: self.xsave.map(leaf),
+            extended: self.extended.map(leaf),
+            vcpus: self.vcpus,
+            tsc_khz: self.tsc_khz,
+            real_tsc_khz: self.tsc_khz,
+        }
+    }
+}
+
 impl CpuProfile {
     /// What restores it.
     pub fn save(&self) -> SavedProfile {
@@ -140,15 +155,7 @@ impl CpuProfile {
     /// # Errors
     /// Where the host is another vendor's, or lacks something of it.
     pub(crate) fn restore(saved: &SavedProfile, host: &Self) -> Result<Self, Unlike> {
-        let profile = Self {
-            basic: saved.basic.map(leaf),
-            caches: saved.caches.map(leaf),
-            xsave: saved.xsave.map(leaf),
-            extended: saved.extended.map(leaf),
-            vcpus: saved.vcpus,
-            tsc_khz: saved.tsc_khz,
-            real_tsc_khz: host.real_tsc_khz,
-        };
+        let profile = Self { real_tsc_khz: host.real_tsc_khz, ..saved.profile() };
         if profile.vendor() != host.vendor() {
             return Err(Unlike::Vendor(profile.vendor(), host.vendor()));
         }
@@ -166,6 +173,16 @@ impl CpuProfile {
         if missing.is_empty() && saved.tsc_khz > 0 { Ok(profile) } else { Err(Unlike::Features(missing)) }
     }
 
+    /// The names of the features that it offers.
+    pub(super) fn features(&self) -> Vec<String> {
+        let set = |(offered, (_, names)): (u32, Names)| {
+            names.iter().filter(move |(bit, _)| offered & 1 << bit != 0).map(|(_, name)| name.to_string())
+        };
+        let mut features: Vec<String> = self.registers().into_iter().flat_map(set).collect();
+        features.dedup();
+        features
+    }
+
     /// Whose processor it is, for people.
     pub fn vendor(&self) -> &'static str {
         let Leaf { ebx, edx, ecx, .. } = self.basic[0];
@@ -177,22 +194,9 @@ impl CpuProfile {
     }
 
     /// The features that this profile offers and `host` lacks, by name.
-    fn missing_on(&self, host: &Self) -> Vec<String> {
-        let registers = [
-            (self.basic[1].ecx, host.basic[1].ecx, LEAF_1_ECX),
-            (self.basic[1].edx, host.basic[1].edx | super::HTT, LEAF_1_EDX),
-            (self.basic[7].ebx, host.basic[7].ebx, LEAF_7_EBX),
-            (self.basic[7].ecx, host.basic[7].ecx, LEAF_7_ECX),
-            (self.basic[7].edx, host.basic[7].edx, LEAF_7_EDX),
-            (self.extended[1].ecx, host.extended[1].ecx | super::CMP_LEGACY, EXTENDED_1_ECX),
-            (self.extended[1].edx, host.extended[1].edx, EXTENDED_1_EDX),
-            (self.extended[7].edx, host.extended[7].edx, EXTENDED_7_EDX),
-            (self.extended[8].ebx, host.extended[8].ebx, EXTENDED_8_EBX),
-            (self.xsave[0].eax, host.xsave[0].eax, XSAVE_COMPONENTS),
-            (self.xsave[1].eax, host.xsave[1].eax, XSAVE_INSTRUCTIONS),
-        ];
+    pub(super) fn missing_on(&self, host: &Self) -> Vec<String> {
         let mut missing = Vec::new();
-        for (offered, there, (register, names)) in registers {
+        for ((offered, (register, names)), (there, _)) in self.registers().into_iter().zip(host.registers()) {
             for bit in (0..32).filter(|bit| offered & !there & 1 << bit != 0) {
                 let name = names.iter().find(|(named, _)| *named == bit).map(|(_, name)| name.to_string());
                 missing.push(name.unwrap_or_else(|| alloc::format!("bit {bit} of {register}")));
@@ -201,12 +205,29 @@ impl CpuProfile {
         missing.dedup();
         missing
     }
+
+    /// The registers of feature bits, without those that only depend on how many vCPUs there are.
+    fn registers(&self) -> [(u32, Names); 11] {
+        [
+            (self.basic[1].ecx, LEAF_1_ECX),
+            (self.basic[1].edx & !super::HTT, LEAF_1_EDX),
+            (self.basic[7].ebx, LEAF_7_EBX),
+            (self.basic[7].ecx, LEAF_7_ECX),
+            (self.basic[7].edx, LEAF_7_EDX),
+            (self.extended[1].ecx & !super::CMP_LEGACY, EXTENDED_1_ECX),
+            (self.extended[1].edx, EXTENDED_1_EDX),
+            (self.extended[7].edx, EXTENDED_7_EDX),
+            (self.extended[8].ebx, EXTENDED_8_EBX),
+            (self.xsave[0].eax, XSAVE_COMPONENTS),
+            (self.xsave[1].eax, XSAVE_INSTRUCTIONS),
+        ]
+    }
 }
 
-fn words(leaf: Leaf) -> [u32; 4] {
+pub(super) fn words(leaf: Leaf) -> [u32; 4] {
     [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
 }
 
-fn leaf([eax, ebx, ecx, edx]: [u32; 4]) -> Leaf {
+pub(super) fn leaf([eax, ebx, ecx, edx]: [u32; 4]) -> Leaf {
     Leaf { eax, ebx, ecx, edx }
 }
