@@ -8,6 +8,7 @@ use crate::management;
 use crate::measure::{self, Outcome};
 use crate::probe;
 use crate::processor;
+use crate::profiles;
 use crate::saved::{self, Begun};
 use crate::services;
 use crate::vm::{self, Order, Refusal, Running, Start, Vm};
@@ -18,9 +19,9 @@ use alloc::vec::Vec;
 use block::Health;
 use config::{Name, VmSpec};
 use shell::{
-    BalloonInfo, CardCounts, CardInfo, Command, DiskInfo, DiskIo, DiskState, ExitStat, HostReport, Invocation, LogLine,
-    Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction, VmDetail, VmStat,
-    VmSummary,
+    BalloonInfo, CardCounts, CardInfo, Command, CpuProfileCommand, DiskInfo, DiskIo, DiskState, ExitStat, HostReport,
+    Invocation, LogLine, Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction,
+    VmDetail, VmStat, VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.
@@ -42,7 +43,7 @@ pub enum Answer {
     Start(Arc<Start>, Weak<Running>, Reply, bool),
     /// This reply once a save has succeeded and its life has ended, or a restore; or why not.
     Saved(Begun, Reply, bool),
-    /// What was measured, or why it was not.
+    /// What was measured or asked of others, or why it was not.
     Measure(Arc<Outcome>, bool),
     /// This reply once a life has ended and everything of it is free.
     End(Weak<Running>, Reply, bool),
@@ -103,6 +104,7 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
             let removed = host.migrations.lock().remove_peer(&name);
             done(removed, || format!("{name} is trusted no more"))
         }
+        Command::CpuProfile(command) => return cpu_profile(host, command, json),
         Command::DiskList => Reply::Disks(disks(host)),
         Command::DiskShow { name } => disk(host, &name),
         Command::DiskMeasure { name } => return measured(measure::disk::begin(host, &name), json),
@@ -197,6 +199,23 @@ fn migrate(host: &'static Host, vm: &Vm, to: &Name, options: MigrateOptions) -> 
     // This command is carried out after the services looked at migrations.
     services::note_management(host, SERVICE_CPU);
     done(started, || format!("{name} is on its way to {to}; \"migrate status\" tells how far it is"))
+}
+
+fn cpu_profile(host: &'static Host, command: CpuProfileCommand, json: bool) -> Answer {
+    let reply = match command {
+        CpuProfileCommand::List => profiles::list(host),
+        CpuProfileCommand::Show { name } => profiles::show(host, &name).unwrap_or_else(refused),
+        CpuProfileCommand::Derive { name, hosts } => {
+            let begun = host.migrations.lock().survey(host, name, &hosts);
+            services::note_management(host, SERVICE_CPU);
+            return measured(begun, json);
+        }
+        CpuProfileCommand::Remove { name } => {
+            let removed = host.profiles.lock().remove(&name);
+            done(removed, || format!("{name} is forgotten"))
+        }
+    };
+    Answer::Reply(reply, json)
 }
 
 fn done(result: Result<(), Refusal>, message: impl FnOnce() -> String) -> Reply {
@@ -339,6 +358,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         disks: vm.spec.disks.clone(),
         nics: vm.macs(),
         cpus: running.as_ref().map_or_else(Vec::new, |running| running.cpus()),
+        cpu_profile: vm.spec.cpu_profile.clone(),
         exits: running.as_ref().map_or(0, |running| running.counters().total().count),
         cpu_time_ns: running.map_or(0, |running| running.cpu_ns()),
     }

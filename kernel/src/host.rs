@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::migration::Migrations;
 use crate::network::Network;
+use crate::profiles::Profiles;
 use crate::storage::Storage;
 use crate::time::Clock;
 use crate::vm::{Queued, Vm};
@@ -49,6 +50,8 @@ pub struct Host {
     pub vms: Mutex<Vec<Arc<Vm>>>,
     /// VMs that leave and arrive.
     pub migrations: Mutex<Migrations>,
+    /// CPU profiles.
+    pub profiles: Mutex<Profiles>,
     boot: BootInfo,
 }
 
@@ -74,6 +77,7 @@ impl Host {
             network: Mutex::new(network),
             vms: Mutex::new(Vec::new()),
             migrations,
+            profiles: Mutex::default(),
             boot,
         }
     }

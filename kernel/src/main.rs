@@ -19,6 +19,7 @@ mod migration;
 mod network;
 mod probe;
 mod processor;
+mod profiles;
 mod saved;
 mod screen;
 mod serial;

@@ -21,7 +21,7 @@ static BEGUN: Mutex<Vec<Box<dyn Measurement>>> = Mutex::new(Vec::new());
 #[derive(Default)]
 pub struct Measurements(Vec<Box<dyn Measurement>>);
 
-/// What came of a measurement.
+/// What came of a measurement, or of another question that takes its time.
 #[derive(Default)]
 pub struct Outcome(Mutex<Option<Result<Reply, Refusal>>>);
 
@@ -52,7 +52,8 @@ impl Outcome {
         self.0.lock().take()
     }
 
-    fn put(&self, result: Result<Reply, Refusal>) {
+    /// Says what came of it.
+    pub fn put(&self, result: Result<Reply, Refusal>) {
         *self.0.lock() = Some(result);
     }
 

@@ -7,18 +7,22 @@ mod incoming;
 mod link;
 mod offer;
 mod outgoing;
+mod survey;
 
 use crate::host::Host;
 use crate::management::Management;
+use crate::measure::Outcome;
 use crate::network::Forwarder;
 use crate::vm::{Order, Refusal, Vm};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{Config, Name, PeerSpec};
 use incoming::Incoming;
 use link::Link;
+use migrate::survey::Word;
 use migrate::wire::Message;
 use migrate::{Settings, Strategy};
 use outgoing::Outgoing;
@@ -26,6 +30,7 @@ use peer::{Event, KeyPair, PublicKey, Role};
 use shell::{MigrateOptions, MoveInfo, PeerInfo};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
+use survey::Survey;
 
 /// The port that Pollux hosts call each other on.
 pub const PORT: u16 = 9640;
@@ -51,6 +56,7 @@ pub struct Migrations {
     callers: Vec<Caller>,
     outgoing: Vec<Outgoing>,
     incoming: Vec<Incoming>,
+    surveys: Vec<Survey>,
     history: VecDeque<MoveInfo>,
 }
 
@@ -91,6 +97,7 @@ impl Migrations {
             callers: Vec::new(),
             outgoing: Vec::new(),
             incoming: Vec::new(),
+            surveys: Vec::new(),
             history: VecDeque::new(),
         }
     }
@@ -152,6 +159,18 @@ impl Migrations {
         Ok(())
     }
 
+    /// Begins to ask peers what their processors have, for a CPU profile of this name.
+    pub fn survey(&mut self, host: &Host, name: Name, hosts: &[Name]) -> Result<Arc<Outcome>, Refusal> {
+        host.profiles.lock().check_new(&name)?;
+        let missing = |host: &Name| (format!("there is no peer {host}"), "see \"peer list\"".to_string());
+        let peer =
+            |host: &Name| self.peers.iter().find(|peer| peer.name == *host).cloned().ok_or_else(|| missing(host));
+        let peers = hosts.iter().map(peer).collect::<Result<Vec<_>, _>>()?;
+        let (survey, outcome) = Survey::new(host, name, peers);
+        self.surveys.push(survey);
+        Ok(outcome)
+    }
+
     /// Lets a VM stay where it is.
     pub fn cancel(&mut self, name: &Name) -> Result<(), Refusal> {
         let too_late = || (format!("{name} is given away already"), "see \"migrate status\"".to_string());
@@ -189,6 +208,11 @@ impl Migrations {
             let wants_ns = incoming.poll(host, management, forwarder);
             due_ns = due_ns.into_iter().chain(wants_ns).min();
         }
+        self.surveys.retain_mut(|survey| {
+            let is_over = survey.poll(host, management, &self.keys);
+            due_ns = due_ns.into_iter().chain((!is_over).then(|| survey.until_ns().max(now_ns + CALL_AGAIN_NS))).min();
+            !is_over
+        });
         self.forget_ended(now_ns);
         let waits_ns = (!self.callers.is_empty()).then_some(now_ns + CALL_AGAIN_NS);
         due_ns.into_iter().chain(waits_ns).min()
@@ -276,6 +300,10 @@ impl Migrations {
                     self.dismiss(link, host.clock.now_ns());
                 }
             },
+            _ if matches!(Word::parse(message), Some(Word::Ask { .. })) => {
+                link.send(&survey::tell(host));
+                self.dismiss(link, host.clock.now_ns());
+            }
             _ => {
                 link.close("it begins with what no source begins with");
                 self.dismiss(link, host.clock.now_ns());

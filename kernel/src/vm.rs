@@ -23,7 +23,7 @@ use config::{Mac, VmSpec};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use life::Parts;
 pub use life::{DiskIo, Ending, Order, Running, Start};
-use machine::{CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
+use machine::{Baseline, CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
 pub use memory::{GuestFrames, free_bytes, has_huge_pages};
 use shell::{ConsoleBuffer, VmState};
 use spin::{Mutex, Once};
@@ -45,6 +45,9 @@ pub struct Vm {
     /// Between its lives, what its firmware keeps.
     variables: Mutex<Option<Vec<u8>>>,
     life: Mutex<Life>,
+    /// What its guest sees of the processor, wherever it starts: a CPU profile's, or what it had where it came from. Without
+    /// any it sees what its host has.
+    baseline: Mutex<Option<Baseline>>,
     is_restoring: AtomicBool,
     /// How many lives in a row were short and ended with a reset.
     resets_in_a_row: AtomicU32,
@@ -92,9 +95,11 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
     if spec.kernel.is_none() {
         guest_firmware::Files::find(host)?;
     }
+    let baseline = spec.cpu_profile.as_ref().map(|name| host.profiles.lock().get(name)).transpose()?;
     let start = spec.start;
     let macs = spec.nics.iter().map(|nic| nic.mac.unwrap_or_else(choose_mac)).collect();
     let vm = Vm::new(spec, macs);
+    *vm.baseline.lock() = baseline;
     host.vms.lock().push(vm.clone());
     if !start {
         return Ok(None);
@@ -124,6 +129,7 @@ impl Vm {
             macs: Mutex::new(macs),
             variables: Mutex::new(None),
             life: Mutex::new(Life::Created),
+            baseline: Mutex::new(None),
             is_restoring: AtomicBool::new(false),
             moved_to: Once::new(),
             resets_in_a_row: AtomicU32::new(0),
@@ -196,6 +202,7 @@ impl Vm {
             (format!("{} cannot go on here: {unlike}", self.name()), "restore it on a host like the one before".into())
         })?;
         self.adopt_macs(plan);
+        *self.baseline.lock() = Some(Baseline::of(&profile));
         self.start_as(host, Origin::Saved(Box::new(profile)))
     }
 
@@ -272,6 +279,19 @@ impl Vm {
         Ok(running)
     }
 
+    /// What its guest sees where it starts here.
+    fn profile(&self, host: &Host) -> Result<CpuProfile, Refusal> {
+        let vcpus = self.spec.vcpus.into();
+        let here = profile(host, vcpus);
+        let Some(baseline) = &*self.baseline.lock() else { return Ok(here) };
+        baseline.profile_on(&here, vcpus).map_err(|unlike| {
+            (
+                format!("{} cannot start here: {unlike}", self.name()),
+                "derive its CPU profile anew, of this host too".into(),
+            )
+        })
+    }
+
     /// Makes it the VM's life.
     fn live(&self, host: &Host, running: &Arc<Running>) {
         {
@@ -311,7 +331,7 @@ impl Vm {
         let vcpus = vcpus.map_err(|why| (why, "see \"host\"".to_string()))?;
         memory::map(&memory, &mut second_stage).map_err(no_memory)?;
         let (profile, is_first, is_held) = match origin {
-            Origin::Boot { is_first } => (profile(host, self.spec.vcpus.into()), is_first, false),
+            Origin::Boot { is_first } => (self.profile(host)?, is_first, false),
             Origin::Saved(profile) => (*profile, false, true),
         };
         let machine = Box::new(Machine::new(MachineConfig {
@@ -343,7 +363,7 @@ enum Origin {
 }
 
 /// What a new guest with so many vCPUs sees here.
-fn profile(host: &Host, vcpus: u32) -> CpuProfile {
+pub fn profile(host: &Host, vcpus: u32) -> CpuProfile {
     CpuProfile::new(host_leaf, vcpus, host.clock.tsc_khz() as u32)
 }
 

@@ -34,6 +34,9 @@ pub struct Offer {
     partitions: Vec<Partition>,
     #[n(7)]
     weight: u16,
+    /// What its CPU profile is called where it was derived.
+    #[n(8)]
+    cpu_profile: Option<String>,
 }
 
 #[derive(Encode, Decode)]
@@ -47,7 +50,7 @@ struct Partition {
 impl Offer {
     /// Of a VM that runs.
     pub fn new(host: &Host, running: &Running) -> Self {
-        let VmSpec { name, kernel, initrd, command_line, disks, weight, .. } = &running.vm.spec;
+        let VmSpec { name, kernel, initrd, command_line, disks, weight, cpu_profile, .. } = &running.vm.spec;
         let storage = host.storage.lock();
         let partitions = running.disks.iter().map(|&lent| {
             let Identity { guid, disk_serial } = storage.identity(lent);
@@ -63,6 +66,7 @@ impl Offer {
             plan: running.machine.plan(),
             partitions: partitions.collect(),
             weight: *weight,
+            cpu_profile: cpu_profile.as_ref().map(ToString::to_string),
         }
     }
 
@@ -80,7 +84,7 @@ impl Offer {
 
     /// The VM's definition here, its addresses, and what its machine is made of.
     pub fn spec(self, host: &Host) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
-        let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight } = self;
+        let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile } = self;
         let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
             let mut spec = VmSpec::new(name.parse()?, Some(kernel));
@@ -89,6 +93,7 @@ impl Offer {
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;
             spec.set_vcpus(plan.vcpus().into())?;
             spec.set_weight(weight.into())?;
+            spec.cpu_profile = cpu_profile.map(|name| name.parse()).transpose()?;
             let debug = plan.debug_ports();
             (spec.debug_exit, spec.debug_console) = (debug.exit, debug.console);
             for disk in disks {

@@ -11,7 +11,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{Mac, VmSpec};
-use machine::Plan;
+use machine::{Baseline, Plan};
 
 /// Makes a machine by `plan` for a VM of this definition, or says in one line why this host cannot take it.
 pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -> Result<Arc<Running>, Refusal> {
@@ -23,6 +23,7 @@ pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -
     let unlike = |unlike: machine::Unlike| (unlike.to_string(), "move it to a host like its own".to_string());
     let profile = plan.profile_on(&super::profile(host, spec.vcpus.into())).map_err(unlike)?;
     let vm = Vm::new(spec, macs);
+    *vm.baseline.lock() = Some(Baseline::of(&profile));
     let mut disks = Vec::new();
     let running = claim_disks(host, &vm.spec.disks, &mut disks).and_then(|()| {
         let running = vm.build(host, &disks, Origin::Saved(Box::new(profile)))?;

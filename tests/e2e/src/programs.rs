@@ -11,6 +11,7 @@ mod migrate;
 mod multiboot;
 mod nics;
 mod platform;
+mod profiles;
 mod saved;
 mod smp;
 mod tiny;
@@ -101,6 +102,7 @@ pub static PROGRAMS: &[Program] = &[
     full("nvme", drivers::nvme),
     full("migrate", migrate::there_and_back),
     full("migrate_link_cut", migrate::link_cut),
+    full("cpu_profile", profiles::baseline),
     full("migrate_traffic", traffic::under_traffic),
     full("migrate_faults", traffic::faults),
     full("guest_alone", smoke::guest_alone),

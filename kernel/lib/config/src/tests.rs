@@ -74,6 +74,7 @@ fn reads_everything() {
         pin: vec![3, 2],
         disks: vec!["web-root".into(), "web data".into()],
         nics: vec![NicSpec { mac }, NicSpec { mac: None }],
+        cpu_profile: None,
         debug_exit: true,
         debug_console: true,
         start: true,

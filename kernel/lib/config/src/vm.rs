@@ -50,6 +50,8 @@ pub struct VmSpec {
     pub disks: Vec<String>,
     /// Its NICs, at most [`NICS_MAX`].
     pub nics: Vec<NicSpec>,
+    /// The CPU profile that it sees; without one, what its host has.
+    pub cpu_profile: Option<Name>,
     /// Whether it has a debug exit: a port by which the guest ends it with a code.
     pub debug_exit: bool,
     /// Whether it has a debug console: a port whose bytes go to its console.
@@ -95,6 +97,7 @@ impl VmSpec {
             pin: Vec::new(),
             disks: Vec::new(),
             nics: Vec::new(),
+            cpu_profile: None,
             debug_exit: false,
             debug_console: false,
             start: false,

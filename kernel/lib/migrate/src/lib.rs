@@ -18,6 +18,7 @@ pub mod clock;
 pub mod pace;
 pub mod pages;
 pub mod source;
+pub mod survey;
 pub mod target;
 pub mod wire;
 

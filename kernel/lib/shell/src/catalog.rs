@@ -3,20 +3,20 @@
 //! [`CATALOG`] says what each is called, takes and does; `parse`, `complete` and `help` all read it, so that they
 //! cannot differ. A new command is an entry here and a function that builds its [`Command`].
 
-use alloc::{boxed::Box, format, string::String};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 
 use config::{Name, NicSpec, PeerSpec, Size, VmSpec};
 
 use crate::{
-    Command, MigrateOptions, ParseError, VmAction,
+    Command, CpuProfileCommand, MigrateOptions, ParseError, VmAction,
     parse::{Arguments, number},
 };
 
 /// One command.
 pub(crate) struct Spec {
-    /// Its words: one, or a group's and its own.
+    /// Its words: its groups' and its own.
     pub(crate) words: &'static [&'static str],
-    /// Whether the group's word alone means this command.
+    /// Whether the group's words alone mean this command.
     pub(crate) default: bool,
     /// What it takes besides options.
     pub(crate) operand: Option<Operand>,
@@ -89,6 +89,9 @@ pub(crate) enum Value {
 /// The option that every command takes.
 pub(crate) const JSON: OptionSpec = flag("--json", "answer with one JSON object on one line");
 
+/// The most hosts that a CPU profile is derived of, besides this one.
+const CPU_PROFILE_HOSTS_MAX: usize = 16;
+
 /// How many lines `log` and `trace` show when nobody says.
 const LINES_DEFAULT: usize = 40;
 /// The most lines that can be asked for.
@@ -96,7 +99,7 @@ const LINES_MAX: u64 = 100_000;
 
 pub(crate) const CATALOG: &[Spec] = &[
     Spec {
-        operand: Some(Operand { title: "COMMAND", value: Value::Topic, required: false, words_max: 2 }),
+        operand: Some(Operand { title: "COMMAND", value: Value::Topic, required: false, words_max: 3 }),
         examples: &["help", "help vm", "help vm create"],
         ..plain(&["help"], "list the commands, or explain one", |arguments| {
             Ok(Command::Help { topic: arguments.topic()? })
@@ -126,6 +129,7 @@ pub(crate) const CATALOG: &[Spec] = &[
                 occurs: Occurs::Often,
                 ..option("--nic", "[mac=ADDRESS]", Value::Nic, "a NIC; once for each; mac= can be left out")
             },
+            option("--cpu-profile", "NAME", Value::Free, "show it this CPU profile and not the host's own"),
             flag("--debug-exit", "a write to port 0xf4 ends it, with a code"),
             flag("--debug-console", "bytes to port 0xe9 go to its console"),
             flag("--start", "start it at once"),
@@ -283,6 +287,43 @@ pub(crate) const CATALOG: &[Spec] = &[
     },
     Spec {
         default: true,
+        details: "`this-host` is what guests see that are given no profile.",
+        examples: &["cpu profile", "cpu profile list --json"],
+        ..plain(&["cpu", "profile", "list"], "list the CPU profiles", |_| {
+            Ok(Command::CpuProfile(CpuProfileCommand::List))
+        })
+    },
+    Spec {
+        operand: Some(Operand { title: "NAME", value: Value::Free, required: true, words_max: 1 }),
+        examples: &["cpu profile show rack1", "cpu profile show this-host"],
+        ..plain(&["cpu", "profile", "show"], "show what guests of a CPU profile see", |arguments| {
+            Ok(Command::CpuProfile(CpuProfileCommand::Show { name: arguments.name()? }))
+        })
+    },
+    Spec {
+        operand: Some(Operand {
+            title: "NAME HOST...",
+            value: Value::Free,
+            required: true,
+            words_max: 1 + CPU_PROFILE_HOSTS_MAX,
+        }),
+        details: "Asks peers what their processors have, and keeps what those and this one have in common. A VM that is \
+                  created with --cpu-profile sees that and no more, so that it can move between all of them. It keeps \
+                  what it sees for as long as it is known, wherever it goes. The name is forgotten when the host \
+                  restarts.",
+        examples: &["cpu profile derive rack1 castor", "cpu profile derive rack1 castor leda"],
+        ..plain(&["cpu", "profile", "derive"], "find what hosts' processors have in common", derive)
+    },
+    Spec {
+        operand: Some(Operand { title: "NAME", value: Value::Free, required: true, words_max: 1 }),
+        details: "VMs that were created with it keep what they see.",
+        examples: &["cpu profile remove rack1"],
+        ..plain(&["cpu", "profile", "remove"], "forget a CPU profile", |arguments| {
+            Ok(Command::CpuProfile(CpuProfileCommand::Remove { name: arguments.name()? }))
+        })
+    },
+    Spec {
+        default: true,
         details: "Each partition of a disk with a GPT is a virtual disk, by its partition's name.",
         examples: &["disk", "disk list --json"],
         ..plain(&["disk", "list"], "list the virtual disks", |_| Ok(Command::DiskList))
@@ -403,12 +444,25 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
         let mac = nic.and_then(|nic| nic.strip_prefix("mac=")).map(str::parse).transpose()?;
         vm.add_nic(NicSpec { mac })?;
     }
+    vm.cpu_profile = arguments.value("--cpu-profile").map(str::parse).transpose()?;
     vm.check_boot()?;
     Ok(Command::VmCreate(Box::new(vm)))
 }
 
 fn control(arguments: &Arguments<'_>, action: VmAction) -> Result<Command, ParseError> {
     Ok(Command::VmControl { name: arguments.name()?, action })
+}
+
+fn derive(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
+    let (name, hosts) = (arguments.name()?, arguments.more_operands());
+    if hosts.is_empty() {
+        return Err(ParseError::new("a profile of which hosts?", "name at least one peer besides this host"));
+    }
+    let hosts = hosts.iter().map(|host| host.parse()).collect::<Result<Vec<Name>, _>>()?;
+    if let Some(twice) = hosts.iter().enumerate().find(|(at, host)| hosts[..*at].contains(host)) {
+        return Err(ParseError::new(format!("{} is given twice", twice.1), "give each peer once"));
+    }
+    Ok(Command::CpuProfile(CpuProfileCommand::Derive { name, hosts }))
 }
 
 /// The value of an option that must be given.
@@ -479,7 +533,10 @@ pub(crate) fn first_words() -> impl Iterator<Item = &'static str> {
     CATALOG.iter().map(|spec| spec.words[0]).filter(move |&word| core::mem::replace(&mut last, word) != word)
 }
 
-/// The second words of a group's commands; none where the word is no group.
-pub(crate) fn second_words(group: &str) -> impl Iterator<Item = &'static str> {
-    CATALOG.iter().filter(move |spec| spec.words[0] == group).filter_map(|spec| spec.words.get(1).copied())
+/// The words that can follow a group's, each once; none where the words are no group.
+pub(crate) fn next_words<'w>(group: &'w [&'w str]) -> impl Iterator<Item = &'static str> + use<'w> {
+    let mut last = "";
+    let in_group = CATALOG.iter().filter(move |spec| spec.words.starts_with(group));
+    let next = in_group.filter_map(move |spec| spec.words.get(group.len()).copied());
+    next.filter(move |&word| core::mem::replace(&mut last, word) != word)
 }

@@ -1,6 +1,6 @@
 //! What an operator can ask for.
 
-use alloc::{boxed::Box, string::String};
+use alloc::{boxed::Box, string::String, vec::Vec};
 
 use config::{Name, PeerSpec, Size, VmSpec};
 
@@ -90,6 +90,8 @@ pub enum Command {
         /// Which host.
         name: Name,
     },
+    /// `cpu profile`.
+    CpuProfile(CpuProfileCommand),
     /// `disk list`.
     DiskList,
     /// `disk show`.
@@ -134,6 +136,30 @@ pub enum Command {
     PowerOff,
     /// `reboot`: the same, and restarts the host.
     Reboot,
+}
+
+/// What can be done with CPU profiles.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CpuProfileCommand {
+    /// `cpu profile list`.
+    List,
+    /// `cpu profile show`: what its guests see.
+    Show {
+        /// Which profile.
+        name: Name,
+    },
+    /// `cpu profile derive`: keeps what this host's processor and others have in common.
+    Derive {
+        /// What it is called.
+        name: Name,
+        /// The other hosts: peers, each once, at least one.
+        hosts: Vec<Name>,
+    },
+    /// `cpu profile remove`.
+    Remove {
+        /// Which profile.
+        name: Name,
+    },
 }
 
 /// How a VM is moved; what is not given has its usual value.

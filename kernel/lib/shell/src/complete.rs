@@ -6,8 +6,8 @@
 use alloc::{string::String, vec::Vec};
 
 use crate::{
-    catalog::{Occurs, Spec, Value, first_words, second_words},
-    parse::find,
+    catalog::{Occurs, Spec, Value, first_words, next_words},
+    parse::{find, leading},
     words::{self, Word},
 };
 
@@ -63,9 +63,12 @@ pub(crate) fn complete(line: &str, names: &dyn Names) -> Completion {
 }
 
 fn candidates(before: &[Word], partial: &Word, names: &dyn Names) -> Vec<String> {
-    let Some(first) = before.first() else { return first_words().map(String::from).collect() };
-    if before.len() == 1 && !partial.is_option() {
-        let choices: Vec<String> = second_words(&first.text).map(String::from).collect();
+    let typed = leading(before);
+    if before.is_empty() {
+        return first_words().map(String::from).collect();
+    }
+    if typed.len() == before.len() && !partial.is_option() {
+        let choices: Vec<String> = next_words(&typed).map(String::from).collect();
         if !choices.is_empty() {
             return choices;
         }
@@ -109,7 +112,7 @@ fn existing(value: Value, before: &[Word], names: &dyn Names) -> Vec<String> {
     match value {
         Value::Topic => match before {
             [] => first_words().map(String::from).collect(),
-            [group, ..] => second_words(&group.text).map(String::from).collect(),
+            _ => next_words(&leading(before)).map(String::from).collect(),
         },
         Value::Vm => names.names(NameKind::Vm),
         Value::Disk => names.names(NameKind::Disk),
@@ -150,6 +153,9 @@ pub(crate) mod tests {
         assert_eq!(found("disk "), ["list", "show", "measure"]);
         assert_eq!(found("disk --"), ["--json"]);
         assert_eq!(found("").len(), first_words().count());
+        assert_eq!(found("cpu "), ["profile"]);
+        assert_eq!(found("cpu profile "), ["list", "show", "derive", "remove"]);
+        assert_eq!(found("cpu profile list "), ["--json"]);
         assert!(found("vm strat w").is_empty());
         assert!(found("xyz ").is_empty());
     }
@@ -180,6 +186,7 @@ pub(crate) mod tests {
             "--pin",
             "--disk",
             "--nic",
+            "--cpu-profile",
             "--debug-exit",
             "--debug-console",
             "--start",
@@ -200,6 +207,7 @@ pub(crate) mod tests {
     fn topics_of_help() {
         assert_eq!(found("help v"), ["vm"]);
         assert_eq!(found("help vm cr"), ["create"]);
+        assert_eq!(found("help cpu profile d"), ["derive"]);
     }
 
     #[test]

@@ -68,7 +68,10 @@ impl Spec {
 
     /// How it is typed, with what must be given.
     fn usage(&self) -> String {
-        let mut usage = if self.default { format!("{} [{}]", self.words[0], self.words[1]) } else { self.title() };
+        let mut usage = match self.words.split_last() {
+            Some((own, group)) if self.default => format!("{} [{own}]", group.join(" ")),
+            _ => self.title(),
+        };
         match &self.operand {
             Some(operand) if operand.required => usage += &format!(" {}", operand.title),
             Some(operand) => usage += &format!(" [{}]", operand.title),
@@ -112,6 +115,9 @@ mod tests {
         assert_eq!(commands("").len(), CATALOG.len());
         assert_eq!(commands("vm").len(), 16);
         assert_eq!(commands("vm create").len(), 1);
+        assert_eq!(commands("cpu profile").len(), 4);
+        assert_eq!(commands("cpu profile show")[0].usage, "cpu profile show NAME");
+        assert_eq!(commands("cpu profile list")[0].usage, "cpu profile [list]");
         assert_eq!(commands("v").len(), 0);
     }
 

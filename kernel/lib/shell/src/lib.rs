@@ -20,6 +20,7 @@ mod history;
 mod keys;
 mod moves;
 mod parse;
+mod profiles;
 mod render;
 mod reply;
 mod row;
@@ -28,13 +29,14 @@ mod units;
 mod words;
 
 pub use attach::{Attach, AttachAction};
-pub use command::{Command, Invocation, MigrateOptions, VmAction};
+pub use command::{Command, CpuProfileCommand, Invocation, MigrateOptions, VmAction};
 pub use complete::{NameKind, Names, NoNames};
 pub use console::{ConsoleBuffer, Cursor};
 pub use editor::{Input, LineEditor};
 pub use help::{CommandHelp, Help, OptionHelp, help};
 pub use moves::{MoveInfo, PeerInfo};
 pub use parse::{ParseError, parse};
+pub use profiles::CpuProfileInfo;
 pub use render::{render, to_terminal};
 pub use reply::{
     Backend, BalloonInfo, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply,

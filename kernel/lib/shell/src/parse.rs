@@ -14,7 +14,7 @@ use config::{Invalid, Name, nearest};
 
 use crate::{
     Command, Invocation,
-    catalog::{CATALOG, Occurs, OptionSpec, Spec, Value, first_words, second_words},
+    catalog::{CATALOG, Occurs, OptionSpec, Spec, Value, first_words, next_words},
     words::{self, Word},
 };
 
@@ -73,33 +73,47 @@ pub fn parse(line: &str) -> Result<Option<Invocation>, ParseError> {
 
 /// The command that a line starts with, and the words behind it.
 pub(crate) fn find(words: &[Word]) -> Result<(&'static Spec, &[Word]), ParseError> {
-    let Some((first, rest)) = words.split_first() else { return Err(ParseError::new("no command", "type `help`")) };
-    let second = rest.first().filter(|word| !word.is_option());
-    for spec in CATALOG.iter().filter(|spec| spec.words[0] == first.text) {
-        match (spec.words.get(1), second) {
-            (None, _) => return Ok((spec, rest)),
-            (Some(own), Some(word)) if *own == word.text => return Ok((spec, &rest[1..])),
-            (Some(_), None) if spec.default => return Ok((spec, rest)),
-            _ => {}
+    if words.is_empty() {
+        return Err(ParseError::new("no command", "type `help`"));
+    }
+    let typed = leading(words);
+    for spec in CATALOG {
+        let (_, group) = spec.words.split_last().unwrap_or((&"", &[]));
+        if typed.starts_with(spec.words) {
+            return Ok((spec, &words[spec.words.len()..]));
+        }
+        if spec.default && typed == group {
+            return Ok((spec, &words[group.len()..]));
         }
     }
-    Err(unknown(&first.text, second.map(|word| word.text.as_str())))
+    Err(unknown(&typed))
 }
 
-fn unknown(first: &str, second: Option<&str>) -> ParseError {
-    let choices: Vec<&str> = second_words(first).collect();
-    match second {
-        _ if choices.is_empty() => ParseError::new(format!("unknown command `{first}`"), meant(first)),
+/// The words before the first option.
+pub(crate) fn leading(words: &[Word]) -> Vec<&str> {
+    words.iter().take_while(|word| !word.is_option()).map(text).collect()
+}
+
+/// Why these words are no command, of which the last known group's next one is wrong or missing.
+fn unknown(typed: &[&str]) -> ParseError {
+    let is_group = |depth: &usize| *depth > 0 && next_words(&typed[..*depth]).next().is_some();
+    let depth = (0..=typed.len()).rev().find(is_group).unwrap_or(0);
+    let (group, choices) = (typed[..depth].join(" "), next_words(&typed[..depth]).collect::<Vec<_>>());
+    match typed.get(depth) {
+        first if depth == 0 => {
+            let first = first.copied().unwrap_or_default();
+            ParseError::new(format!("unknown command `{first}`"), meant(first))
+        }
         None => ParseError::new(
-            format!("`{first}` needs one more word"),
-            format!("one of {}, such as `{first} {}`", choices.join(", "), choices[choices.len().min(2) - 1]),
+            format!("`{group}` needs one more word"),
+            format!("one of {}, such as `{group} {}`", choices.join(", "), choices[choices.len().min(2) - 1]),
         ),
-        Some(second) => {
-            let remedy = match nearest(second, choices.iter().copied()) {
-                Some(near) => format!("did you mean `{first} {near}`?"),
-                None => format!("`{first}` goes with {}", choices.join(", ")),
+        Some(next) => {
+            let remedy = match nearest(next, choices.iter().copied()) {
+                Some(near) => format!("did you mean `{group} {near}`?"),
+                None => format!("`{group}` goes with {}", choices.join(", ")),
             };
-            ParseError::new(format!("unknown command `{first} {second}`"), remedy)
+            ParseError::new(format!("unknown command `{group} {next}`"), remedy)
         }
     }
 }
@@ -236,6 +250,11 @@ impl<'w> Arguments<'w> {
         })
     }
 
+    /// The operands behind the first.
+    pub(crate) fn more_operands(&self) -> &[&'w str] {
+        self.operands.get(1..).unwrap_or_default()
+    }
+
     /// The operand as the name of a VM.
     pub(crate) fn name(&self) -> Result<Name, ParseError> {
         Ok(self.operand()?.parse()?)
@@ -251,7 +270,7 @@ impl<'w> Arguments<'w> {
         let known = CATALOG.iter().any(|spec| spec.words.starts_with(&self.operands));
         match (known, self.operands.as_slice()) {
             (true, _) | (_, []) => Ok(self.operands.join(" ")),
-            (false, [first, rest @ ..]) => Err(unknown(first, rest.first().copied())),
+            (false, typed) => Err(unknown(typed)),
         }
     }
 }

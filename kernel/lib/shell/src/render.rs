@@ -7,6 +7,7 @@ use crate::{
     HostReport, LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail,
     VmStat, VmState, VmSummary, WeaknessStatus, Writes,
     moves::{render_moves, render_peers},
+    profiles::{render_profile, render_profiles},
     table::{
         Side::{Left, Right},
         Table,
@@ -35,6 +36,8 @@ pub fn render(reply: &Reply, json: bool) -> String {
         Reply::Modules(modules) => render_modules(modules),
         Reply::Moves(moves) => render_moves(moves),
         Reply::Peers(peers) => render_peers(peers),
+        Reply::CpuProfiles(profiles) => render_profiles(profiles),
+        Reply::CpuProfile(profile) => render_profile(profile),
         Reply::Done(done) => format!("{}\n", done.message),
         Reply::Error(error) => match &error.remedy {
             Some(remedy) => format!("error: {}: {remedy}\n", error.message),
@@ -261,6 +264,9 @@ fn render_vm(vm: &VmDetail) -> String {
     if !vm.cpus.is_empty() {
         let cpus: Vec<String> = vm.cpus.iter().map(|cpu| format!("{cpu}")).collect();
         facts.row(["on CPUs".into(), cpus.join(", ")]);
+    }
+    if let Some(profile) = &vm.cpu_profile {
+        facts.row(["CPU profile".into(), profile.as_str().into()]);
     }
     facts.row(["exits".into(), count(vm.exits)]);
     facts.row(["CPU time".into(), duration(vm.cpu_time_ns)]);

@@ -9,7 +9,7 @@ use alloc::{format, string::String, vec::Vec};
 use config::{Mac, Name, nearest};
 use serde::Serialize;
 
-use crate::{Help, MoveInfo, ParseError, PeerInfo};
+use crate::{CpuProfileInfo, Help, MoveInfo, ParseError, PeerInfo};
 
 /// An answer to a command.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -43,6 +43,10 @@ pub enum Reply {
     Moves(Vec<MoveInfo>),
     /// To `peer list`.
     Peers(Vec<PeerInfo>),
+    /// To `cpu profile list`.
+    CpuProfiles(Vec<CpuProfileInfo>),
+    /// To `cpu profile show`.
+    CpuProfile(CpuProfileInfo),
     /// To a command that does something and succeeded.
     Done(DoneReply),
     /// To a command that could not be parsed or carried out.
@@ -301,6 +305,8 @@ pub struct VmDetail {
     pub nics: Vec<Mac>,
     /// The CPU that each of its vCPUs runs on now; none where it does not run.
     pub cpus: Vec<u16>,
+    /// The CPU profile that it was created with; without one it sees what the host had that it was started on.
+    pub cpu_profile: Option<Name>,
     /// How often its vCPUs left the guest.
     pub exits: u64,
     /// The time that its vCPUs had on a CPU, summed.

@@ -17,7 +17,7 @@ const OPTIONS: &str = "--downtime 3000 --timeout 100 --strategy stop";
 /// The guest that checks all of its memory, again and again.
 const GUEST: &str = "memory_hash";
 /// It tells of every so many rounds: what a console keeps of its past holds many minutes of them.
-const EVERY: u64 = 50;
+pub const EVERY: u64 = 50;
 /// Where the two hosts are.
 const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 
@@ -30,14 +30,17 @@ pub struct Pair {
 impl Pair {
     /// Switches two hosts on whose cards are joined, and lets them trust each other.
     pub fn boot(artifacts: &Artifacts, name: &str) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let guest = [(artifacts.guest(GUEST)?.to_path_buf(), GUEST.to_owned())];
-        let sockets =
-            [format!("socket,id=net0,listen=127.0.0.1:{port}"), format!("socket,id=net0,connect=127.0.0.1:{port}")];
+        let (sockets, guest) = (Self::sockets()?, modules(artifacts)?);
         Self::boot_with(
             |index| Ok(machine(artifacts, name, index, &guest, &sockets[index])?.memory_mib(512)),
             artifacts,
         )
+    }
+
+    /// Both ends of the wire between their cards, in QEMU's words.
+    pub fn sockets() -> Result<[String; 2]> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        Ok([format!("socket,id=net0,listen=127.0.0.1:{port}"), format!("socket,id=net0,connect=127.0.0.1:{port}")])
     }
 
     /// The same with machines of the caller's.
@@ -111,10 +114,15 @@ pub fn machine(
         .argument("-device", format!("virtio-net-pci,netdev=net0,mac=52:54:00:50:4d:0{index},romfile=")))
 }
 
-/// Starts the guest, and waits until it has checked its memory once.
-fn start(host: &mut Host) -> Result<()> {
+/// The guest as a boot module.
+pub fn modules(artifacts: &Artifacts) -> Result<[(PathBuf, String); 1]> {
+    Ok([(artifacts.guest(GUEST)?.to_path_buf(), GUEST.to_owned())])
+}
+
+/// Starts the guest with these options besides its own, and waits until it has checked its memory once.
+pub fn start(host: &mut Host, options: &str) -> Result<()> {
     let words = format!("mib=4 rounds=0 every={EVERY}");
-    host.ask(&format!("vm create g --kernel {GUEST} --cmdline \"{words}\" --memory 64M --nic --start"))?;
+    host.ask(&format!("vm create g --kernel {GUEST} --cmdline \"{words}\" --memory 64M --nic {options} --start"))?;
     let mut console = host.attach("g")?;
     console.expect(&format!("HASH {EVERY} "), GUEST_BOOT_LIMIT)?;
     console.leave()
@@ -122,7 +130,7 @@ fn start(host: &mut Host) -> Result<()> {
 
 /// Sees the guest go on where it is now: it tells of its rounds twice more after `last`, and no page of its memory changed on the way. What the
 /// console printed elsewhere is shown first. Gives the last round.
-fn check(host: &mut Host, last: u64) -> Result<u64> {
+pub fn check(host: &mut Host, last: u64) -> Result<u64> {
     let mut console = host.attach("g")?;
     let (which, before) = console.expect_any(&[&format!("HASH {} ", last + 2 * EVERY), "changed"], GUEST_BOOT_LIMIT)?;
     ensure!(which == 0 && !before.contains("changed"), console.emulator().failure("the guest's memory changed"));
@@ -133,7 +141,7 @@ fn check(host: &mut Host, last: u64) -> Result<u64> {
 /// There, back, and there again; then the guest is told to stay where it is by a host that does not know the caller.
 pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate")?;
-    start(&mut pair.hosts[0])?;
+    start(&mut pair.hosts[0], "")?;
     let mut last = EVERY;
     for from in [0, 1, 0] {
         let moved = pair.migrate(from, "g")?;
@@ -151,7 +159,7 @@ pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
 /// The link is cut while memory is sent, and the VM stays; a second try succeeds.
 pub fn link_cut(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate_link_cut")?;
-    start(&mut pair.hosts[0])?;
+    start(&mut pair.hosts[0], "")?;
     pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 100 --bandwidth 1")?;
     pair.hosts[0].emulator().monitor("set_link net0 off")?;
     let stayed = pair.wait_end(0)?;

@@ -4,7 +4,7 @@ use config::{Mac, NicSpec, Size, VmSpec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::VmAction;
+use crate::{CpuProfileCommand, VmAction};
 
 fn command(line: &str) -> Command {
     parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).unwrap().command
@@ -51,6 +51,28 @@ fn short_commands() {
     assert_eq!(command("modules"), Command::Modules);
     assert_eq!(command("poweroff"), Command::PowerOff);
     assert_eq!(command("reboot"), Command::Reboot);
+}
+
+#[test]
+fn cpu_profiles() {
+    assert_eq!(command("cpu profile"), Command::CpuProfile(CpuProfileCommand::List));
+    assert_eq!(command("cpu profile --json"), Command::CpuProfile(CpuProfileCommand::List));
+    assert_eq!(command("cpu profile show rack1"), Command::CpuProfile(CpuProfileCommand::Show { name: name("rack1") }));
+    assert_eq!(
+        command("cpu profile remove rack1"),
+        Command::CpuProfile(CpuProfileCommand::Remove { name: name("rack1") })
+    );
+    let derive = CpuProfileCommand::Derive { name: name("rack1"), hosts: vec![name("a"), name("b")] };
+    assert_eq!(command("cpu profile derive rack1 a b"), Command::CpuProfile(derive));
+    assert!(error("cpu profile derive rack1").contains("at least one peer"));
+    assert!(error("cpu profile derive rack1 a b a").contains("a is given twice"));
+    assert!(error("cpu").contains("one of profile"));
+    assert!(error("cpu profile drive x y").contains("did you mean `cpu profile derive`?"));
+    assert!(error("profile").contains("did you mean `cpu profile list`?"));
+    match command("vm create web --kernel k --cpu-profile rack1") {
+        Command::VmCreate(vm) => assert_eq!(vm.cpu_profile, Some(name("rack1"))),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

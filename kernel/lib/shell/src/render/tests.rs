@@ -151,6 +151,7 @@ fn one_vm_in_full() {
         disks: vec!["a".into(), "b".into()],
         nics: vec![mac()],
         cpus: vec![1, 0],
+        cpu_profile: Some("rack1".parse().unwrap()),
         exits: 12_345,
         cpu_time_ns: 1_500_000,
     });
@@ -160,6 +161,7 @@ fn one_vm_in_full() {
         "disks         a, b\n",
         "NICs          02:00:00:00:00:07\n",
         "on CPUs       1, 0\n",
+        "CPU profile   rack1\n",
         "exits         12,345\n",
     ] {
         assert!(text.contains(line), "{text}");
