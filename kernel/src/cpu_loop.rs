@@ -2,6 +2,7 @@
 //!
 //! Interrupts of the host are shut but for two places here: the moment in which they are let in, and the sleep.
 
+use crate::devices::Devices;
 use crate::host::{self, Host};
 use crate::network::{Forwarder, Frame};
 use crate::processor::Watch;
@@ -36,6 +37,8 @@ struct CpuLoop {
     forwarder: Forwarder,
     /// Interrupts that arrived; kept for its memory.
     arrived: Vec<u8>,
+    /// What this CPU does for disks and cards.
+    devices: Devices,
     /// CPU 0 serves.
     services: Option<Services>,
     services_due_ns: Option<u64>,
@@ -70,6 +73,7 @@ pub fn run(host: &'static Host, index: usize) -> ! {
         outbox: Outbox::new(),
         forwarder: Forwarder::new(index),
         arrived: Vec::new(),
+        devices: Devices::new(host, index),
         services: (index == 0).then(|| Services::new(host)),
         services_due_ns: None,
         loaded: None,
@@ -97,16 +101,17 @@ impl CpuLoop {
         }
     }
 
-    /// Does what CPU 0 does for the host, when that is due, noted or called for by a device: most interruptions are a
-    /// guest's own. Returns when it wants to be called next.
+    /// Sees to the devices that called, and does what CPU 0 does for the host when that is due, noted or called for: most
+    /// interruptions are a guest's own. Returns when it wants to be called next.
     fn serve(&mut self) -> Option<u64> {
-        let services = self.services.as_mut()?;
-        let is_called = self.arrived.iter().any(|vector| ![interrupts::KICK, interrupts::TIMER].contains(vector));
+        self.devices.serve(self.host, &self.arrived, &mut self.forwarder);
+        let Some(services) = &mut self.services else { return self.devices.due_ns() };
+        let is_called = self.arrived.iter().any(|&vector| services::may_be_console(&self.devices, vector));
         let is_due = self.services_due_ns.is_none_or(|due_ns| due_ns <= self.host.clock.now_ns());
         if is_called || is_due || services::has_work() {
-            self.services_due_ns = services.poll(&self.arrived, &mut self.forwarder);
+            self.services_due_ns = services.poll(&self.arrived, &mut self.devices, &mut self.forwarder);
         }
-        self.services_due_ns
+        self.devices.due_ns().into_iter().chain(self.services_due_ns).min()
     }
 
     /// Takes a vCPU that may not run any more off this CPU: who paused it waits for its state.
@@ -441,12 +446,14 @@ pub struct InputHost<'a> {
     pub running: &'a Arc<Running>,
     /// Whether a vCPU of the same CPU slept, and does no more.
     pub woke_here: bool,
+    /// The CPU of a vCPU that was told.
+    pub told: Option<usize>,
 }
 
 impl<'a> InputHost<'a> {
     /// For input to `running` on the CPU that calls.
     pub fn new(host: &'static Host, cpu: usize, running: &'a Arc<Running>) -> Self {
-        Self { host, cpu, running, woke_here: false }
+        Self { host, cpu, running, woke_here: false, told: None }
     }
 }
 
@@ -459,7 +466,9 @@ impl machine::Host for InputHost<'_> {
 
     fn kick(&mut self, vcpu: usize) {
         let slept = self.running.wake(self.host, vcpu, self.cpu);
-        self.woke_here |= slept && self.running.vcpus[vcpu].cpu() == self.cpu;
+        let cpu = self.running.vcpus[vcpu].cpu();
+        self.told = Some(cpu);
+        self.woke_here |= slept && cpu == self.cpu;
     }
 
     fn give_way(&mut self, _to: Option<usize>) {}

@@ -14,6 +14,7 @@ use boot::{BootInfo, Module};
 use config::Config;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use cpu::percpu::CPUS_MAX;
+use interrupts::local_apic;
 use platform::Platform;
 use spin::{Mutex, Once};
 use trace::{Event, Ring};
@@ -186,8 +187,14 @@ impl Cpus {
     pub fn kick(&self, from: usize, to: usize) {
         if from != to {
             let apic_id = self.cpus[to].apic_id.load(Ordering::Relaxed) as u32;
-            interrupts::local_apic::send(apic_id, interrupts::KICK);
+            local_apic::send(apic_id, interrupts::KICK);
         }
+    }
+
+    /// Where a device's message has to go to interrupt CPU `index`; `None` where no message reaches it.
+    pub fn interrupt_address(&self, index: usize) -> Option<u64> {
+        let apic_id = self.cpus[index].apic_id.load(Ordering::Relaxed) as u32;
+        local_apic::msi(apic_id, 0).map(|(address, _)| address)
     }
 
     /// CPUs for so many vCPUs: those of `pin` one after the other, where it has any; else one after the other where

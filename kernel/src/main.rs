@@ -8,6 +8,7 @@ mod backend;
 mod commands;
 mod confinement;
 mod cpu_loop;
+mod devices;
 mod epitaph;
 mod host;
 mod host_console;

@@ -3,7 +3,7 @@
 //! Frames are forwarded by [`Forwarder`], one for each CPU, a batch at a time: it finds the targets of all under the
 //! network's lock, and hands them to guests without it. A guest's board is never locked inside.
 
-use crate::host::Host;
+use crate::host::{Cpus, Host};
 use crate::services;
 use crate::vm::{Refusal, Running, Vm};
 use alloc::boxed::Box;
@@ -13,6 +13,8 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use config::Mac;
+use spin::Mutex;
+use steering::Steering;
 use switch::{
     CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Received, Segments, Switch, coalesce,
     complete_checksum,
@@ -26,6 +28,9 @@ const BATCH_FRAMES: usize = 32;
 /// Frames taken from a card before others have their turn.
 const RECEIVED_FRAMES_MAX: usize = 256;
 
+/// Held by the CPU that takes in what arrived from outside, until its guests have it.
+static RECEIVING: Mutex<()> = Mutex::new(());
+
 /// The network.
 pub struct Network {
     /// Boxed: its table is large, and start-up hands the network on by value.
@@ -36,8 +41,9 @@ pub struct Network {
     links: Vec<Link>,
     /// The card that is the uplink.
     uplink: usize,
-    /// Interrupt vectors of the cards.
+    /// Interrupt vectors of the cards, and where that of each goes.
     vectors: Vec<u8>,
+    steerings: Vec<Steering>,
     management_frames: VecDeque<Vec<u8>>,
 }
 
@@ -67,6 +73,7 @@ impl Network {
             links: Vec::new(),
             uplink: 0,
             vectors: Vec::new(),
+            steerings: Vec::new(),
             management_frames: VecDeque::new(),
         }
     }
@@ -82,6 +89,7 @@ impl Network {
         self.links.push(nic.link());
         self.nics.push(nic);
         self.vectors.extend(vector);
+        self.steerings.push(Steering::default());
     }
 
     /// The host's cards.
@@ -195,6 +203,16 @@ impl Network {
             log::warn!("nic{other} is the uplink now, in place of nic{}", self.uplink);
             self.uplink = other;
             self.discard();
+        }
+    }
+
+    /// Notes that frames from outside were for a guest on CPU `cpu`: the card's interrupt goes where most are for.
+    pub fn note_for(&mut self, cpu: usize, cpus: &Cpus, now_ns: u64) {
+        let Some(steering) = self.steerings.get_mut(self.uplink) else { return };
+        if let Some(cpu) = steering.note(cpu, now_ns)
+            && let Some(address) = cpus.interrupt_address(cpu)
+        {
+            self.nics[self.uplink].aim_interrupt(address);
         }
     }
 
@@ -314,8 +332,9 @@ impl Forwarder {
         }
     }
 
-    /// Takes in what arrived from outside.
+    /// Takes in what arrived from outside, unless another CPU does just now: frames stay in their order.
     pub fn receive(&mut self, host: &Host) -> Arrived {
+        let Some(_receiving) = RECEIVING.try_lock() else { return Arrived { any: false, more: true } };
         let mut received = core::mem::take(&mut self.received);
         received.resize_with(BATCH_FRAMES, Default::default);
         let management = host.network.lock().management();

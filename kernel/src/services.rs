@@ -1,7 +1,7 @@
-//! What CPU 0 does for the whole host: disks, network, consoles, and VMs that end.
+//! What CPU 0 does for the whole host: devices without an interrupt, consoles, and VMs that end.
 
 use crate::confinement;
-use crate::cpu_loop::InputHost;
+use crate::devices::{self, Devices};
 use crate::host::Host;
 use crate::host_console::HostConsole;
 use crate::management::Management;
@@ -25,8 +25,6 @@ const BUSY_NS: u64 = 5_000_000;
 const CARDS_NS: u64 = 1_000_000_000;
 /// How soon the driver of a disk that is being reset gets its turn.
 const RECOVERY_NS: u64 = 1_000_000;
-/// How soon a card is asked again that had more frames than one turn takes; a guest on this CPU runs meanwhile.
-const MORE_FRAMES_NS: u64 = 100_000;
 /// How often it is looked whether an ended life can be taken down: another CPU needs microseconds to let go of it.
 const TAKE_DOWN_NS: u64 = 50_000;
 /// How often it is looked whether every vCPU has forgotten memory that its guest gave up.
@@ -42,10 +40,8 @@ static CONSOLE: Work = Work::new();
 static GIVEN_UP: Work = Work::new();
 /// Frames wait for the management address.
 static MANAGEMENT: Work = Work::new();
-/// Disk transfers ended that no interrupt announces.
+/// Disk transfers ended that no interrupt announces, or those of the host itself.
 static TRANSFERS: Work = Work::new();
-/// The card has more frames.
-static FRAMES: Work = Work::new();
 
 /// A kind of work that waits for CPU 0.
 struct Work(AtomicBool);
@@ -58,12 +54,14 @@ pub struct Services {
     management_due_ns: Option<u64>,
     faults_due_ns: Option<u64>,
     ending: Vec<Life>,
-    disks: Devices,
+    /// Some disks raise no interrupt.
+    polls_disks: bool,
     /// When the disks' drivers look after their devices next.
     disks_due_ns: Option<u64>,
     jobs: Jobs,
     measurements: Measurements,
-    cards: Devices,
+    /// Some cards raise none.
+    polls_cards: bool,
     /// Until when devices without an interrupt are asked more often.
     busy_until_ns: u64,
     /// When the cards are looked after next; none without one.
@@ -71,13 +69,6 @@ pub struct Services {
     /// When to look again after memory that guests gave up.
     release_due_ns: Option<u64>,
     started: bool,
-}
-
-/// What calls for the services of a kind of device; it does not change, and no lock is taken to ask.
-struct Devices {
-    vectors: Vec<u8>,
-    /// Some raise no interrupt.
-    polls: bool,
 }
 
 /// A life on its way out.
@@ -108,14 +99,19 @@ pub fn note_given_up(host: &Host, from: usize) {
     GIVEN_UP.note(host, from);
 }
 
-/// Notes that disk transfers ended which no interrupt announces. `from` is the CPU that calls.
+/// Notes that disk transfers ended which no interrupt announces, or the host's own. `from` is the CPU that calls.
 pub fn note_transfers(host: &Host, from: usize) {
     TRANSFERS.note(host, from);
 }
 
+/// Whether an interrupt may be the console's.
+pub fn may_be_console(devices: &Devices, vector: u8) -> bool {
+    ![interrupts::KICK, interrupts::TIMER].contains(&vector) && !devices.raise(vector)
+}
+
 /// Whether something waits that no interrupt announces.
 pub fn has_work() -> bool {
-    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &FRAMES, &GIVEN_UP].into_iter().any(Work::waits)
+    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &GIVEN_UP].into_iter().any(Work::waits)
         || !ENDED.lock().is_empty()
         || saved::has_work()
         || measure::has_work()
@@ -147,24 +143,14 @@ impl Work {
     }
 }
 
-impl Devices {
-    fn call(&self, arrived: &[u8]) -> bool {
-        self.polls || arrived.iter().any(|vector| self.vectors.contains(vector))
-    }
-}
-
 impl Services {
     /// The services of a host.
     pub fn new(host: &'static Host) -> Self {
         let (console, management) = (HostConsole::new(), Management::new(host));
-        let disks = {
-            let storage = host.storage.lock();
-            Devices { vectors: storage.vectors().to_vec(), polls: storage.polls() }
-        };
-        let (cards, cards_due_ns) = {
+        let polls_disks = host.storage.lock().polls();
+        let (polls_cards, cards_due_ns) = {
             let network = host.network.lock();
-            let cards = Devices { vectors: network.vectors().to_vec(), polls: network.polls() };
-            (cards, (!network.nics().is_empty()).then_some(0))
+            (network.polls(), (!network.nics().is_empty()).then_some(0))
         };
         // Without an uplink there is nothing that could ever be due.
         let management_due_ns = management.is_some().then_some(0);
@@ -175,11 +161,11 @@ impl Services {
             management_due_ns,
             faults_due_ns: Some(0),
             ending: Vec::new(),
-            disks,
+            polls_disks,
             disks_due_ns: Some(0),
             jobs: Jobs::default(),
             measurements: Measurements::default(),
-            cards,
+            polls_cards,
             busy_until_ns: 0,
             cards_due_ns,
             release_due_ns: None,
@@ -188,37 +174,26 @@ impl Services {
     }
 
     /// Does what is due; returns when it wants to be called next at the latest.
-    pub fn poll(&mut self, arrived: &[u8], forwarder: &mut Forwarder) -> Option<u64> {
+    pub fn poll(&mut self, arrived: &[u8], devices: &mut Devices, forwarder: &mut Forwarder) -> Option<u64> {
         let host = self.host;
         let first = !core::mem::replace(&mut self.started, true);
         let ticked = self.tick_disks();
-        if TRANSFERS.take() || self.disks.call(arrived) || ticked || first {
-            self.finish_transfers();
+        if TRANSFERS.take() || self.polls_disks || ticked || first {
+            self.finish_transfers(devices);
         }
         self.tick_cards();
-        let (mut had_frames, mut more_frames) = (false, false);
-        if FRAMES.take() || self.cards.call(arrived) || first {
-            let frames = forwarder.receive(host);
-            had_frames = frames.any && self.cards.polls;
-            more_frames = frames.more;
-        }
-        if more_frames {
-            FRAMES.note(host, 0);
-        }
+        let had_frames = (self.polls_cards || first) && devices.take_frames(host, forwarder);
         self.poll_management(forwarder);
         let migration_due_ns = self.poll_migrations(forwarder);
-        forwarder.settle(host, |running, nic| {
-            running.machine.frames_settle(nic, &mut InputHost::new(host, 0, running));
-        });
+        devices::settle(host, 0, forwarder);
         let release_due_ns = self.release_given_up();
-        let ending_due_ns = self.take_down_ended();
+        let ending_due_ns = self.take_down_ended(devices);
         // Behind everything that may note the end of a transfer.
         let jobs_due_ns = self.jobs.poll(host);
         let measurements_due_ns = self.measurements.poll(host);
         CONSOLE.take();
-        let console_due_ns = self.console.poll(host, self.may_be_console(arrived));
+        let console_due_ns = self.console.poll(host, arrived.iter().any(|&vector| may_be_console(devices, vector)));
         let poll_due_ns = self.poll_due_ns(had_frames);
-        let frames_due_ns = more_frames.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
         let faults_due_ns = self.tell_of_faults();
         let services_due_ns = [
             self.management_due_ns,
@@ -229,14 +204,8 @@ impl Services {
             faults_due_ns,
         ];
         let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns, release_due_ns];
-        let due = services_due_ns.into_iter().chain([poll_due_ns, frames_due_ns]).chain(jobs_due_ns);
+        let due = services_due_ns.into_iter().chain([poll_due_ns]).chain(jobs_due_ns);
         due.flatten().min()
-    }
-
-    /// Whether a device called that is neither disk nor card.
-    fn may_be_console(&self, arrived: &[u8]) -> bool {
-        let known = [&self.disks.vectors[..], &self.cards.vectors, &[interrupts::KICK, interrupts::TIMER]];
-        arrived.iter().any(|vector| !known.iter().any(|vectors| vectors.contains(vector)))
     }
 
     /// When devices without an interrupt are asked next. `had_frames`: a card
@@ -247,7 +216,7 @@ impl Services {
             self.busy_until_ns = now_ns + BUSY_NS;
         }
         let is_busy = now_ns < self.busy_until_ns;
-        (self.disks.polls || self.cards.polls).then_some(now_ns + if is_busy { BUSY_POLL_NS } else { POLL_NS })
+        (self.polls_disks || self.polls_cards).then_some(now_ns + if is_busy { BUSY_POLL_NS } else { POLL_NS })
     }
 
     /// Lets the disks' drivers look after their devices when that is due; returns whether it was.
@@ -279,22 +248,9 @@ impl Services {
     }
 
     /// Tells machines of the disk transfers that ended.
-    fn finish_transfers(&mut self) {
+    fn finish_transfers(&mut self, devices: &mut Devices) {
         let host = self.host;
-        let mut settled: Vec<(Arc<Running>, usize)> = Vec::new();
-        loop {
-            let Some(ended) = host.storage.lock().next_ended() else { break };
-            let (running, disk) = (ended.running, ended.disk);
-            running.count_outcome(disk, ended.outcome);
-            let mut input = InputHost::new(host, 0, &running);
-            running.machine.disk_done(disk, ended.id, ended.outcome, &mut input);
-            if !settled.iter().any(|(other, of)| Arc::ptr_eq(other, &running) && *of == disk) {
-                settled.push((running, disk));
-            }
-        }
-        for (running, disk) in &settled {
-            running.machine.disks_settle(*disk, &mut InputHost::new(host, 0, running));
-        }
+        devices.finish_transfers(host, None);
         if host.storage.lock().is_recovering() {
             let soon_ns = host.clock.now_ns() + RECOVERY_NS;
             self.disks_due_ns = Some(self.disks_due_ns.map_or(soon_ns, |due_ns| due_ns.min(soon_ns)));
@@ -332,7 +288,7 @@ impl Services {
     }
 
     /// Takes down the lives that ended; returns when to look again after those that are not done.
-    fn take_down_ended(&mut self) -> Option<u64> {
+    fn take_down_ended(&mut self, devices: &mut Devices) -> Option<u64> {
         let now_ns = self.host.clock.now_ns();
         for (running, ending) in core::mem::take(&mut *ENDED.lock()) {
             vm::disconnect(self.host, &running);
@@ -341,7 +297,7 @@ impl Services {
         if self.ending.is_empty() {
             return None;
         }
-        self.finish_transfers();
+        self.finish_transfers(devices);
         for life in core::mem::take(&mut self.ending) {
             self.take_down(life, now_ns);
         }

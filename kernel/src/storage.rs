@@ -1,5 +1,6 @@
 //! The host's disks, and whose transfers are under way on them.
 
+use crate::host::Cpus;
 use crate::vm::Running;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
@@ -8,6 +9,7 @@ use block::gpt::Guid;
 use block::{Catalog, Completion, Datastore, Health, IoError, Place, SubmitError, Transfer, VirtualDisk};
 use iommu::Source;
 use machine::OutTransfer;
+use steering::Steering;
 use virtio::blk::Outcome;
 
 /// A flush of the host's own on a VM's disk; no machine's transfer has this number.
@@ -22,8 +24,9 @@ pub struct Storage {
     catalog: Catalog,
     /// Who has each partition: by datastore and position.
     owners: Vec<Vec<Option<Owner>>>,
-    /// Interrupt vectors of the disks.
-    vectors: Vec<u8>,
+    /// The interrupts of the disks, and which each disk raises.
+    interrupts: Vec<(u8, Steering)>,
+    vectors: Vec<Option<u8>>,
     host_ended: Vec<HostEnded>,
 }
 
@@ -61,6 +64,8 @@ pub struct Lent {
 /// A transfer of a VM that ended.
 pub struct Ended {
     pub running: Arc<Running>,
+    /// The host disk that did it.
+    pub datastore: usize,
     pub disk: usize,
     pub id: u64,
     pub outcome: Outcome,
@@ -74,7 +79,10 @@ impl Storage {
         self.owners.push((0..=datastore.partitions().count()).map(|_| None).collect());
         self.datastores.push(datastore);
         self.sources.push(source);
-        self.vectors.extend(vector);
+        self.vectors.push(vector);
+        if let Some(vector) = vector.filter(|vector| !self.vectors().contains(vector)) {
+            self.interrupts.push((vector, Steering::default()));
+        }
     }
 
     /// The disks.
@@ -233,29 +241,42 @@ impl Storage {
         self.datastores.iter().any(Datastore::has_ended)
     }
 
-    /// The next transfer that ended, of any VM that still lives.
-    pub fn next_ended(&mut self) -> Option<Ended> {
+    /// Adds the transfers that ended to `ended`, of all VMs that still live: those of the disks that raise one of
+    /// `vectors`, or of all disks. Says whether transfers of the host's own ended too.
+    pub fn take_ended(&mut self, vectors: Option<&[u8]>, ended: &mut Vec<Ended>) -> bool {
+        let mut for_host = false;
         for (index, datastore) in self.datastores.iter_mut().enumerate() {
+            let called = |vectors: &[u8]| self.vectors[index].is_some_and(|vector| vectors.contains(&vector));
+            if !vectors.is_none_or(called) {
+                continue;
+            }
             while let Some(Completion { disk, id, outcome }) = datastore.completed() {
-                let (running, place) = match &self.owners[index][disk.partition()] {
-                    Some(Owner::Guest { running, disk }) if id != HOST_FLUSH => (running.upgrade(), *disk),
+                match &self.owners[index][disk.partition()] {
+                    Some(Owner::Guest { running, disk }) if id != HOST_FLUSH => {
+                        let (running, disk, outcome) = (running.upgrade(), *disk, outcome_of(outcome));
+                        ended.extend(running.map(|running| Ended { running, datastore: index, disk, id, outcome }));
+                    }
                     Some(Owner::Host | Owner::Guest { .. }) => {
                         let (partition, is_done) = (disk.partition(), outcome.is_ok());
                         self.host_ended.push(HostEnded { datastore: index, partition, id, is_done });
-                        continue;
+                        for_host = true;
                     }
-                    None => continue,
-                };
-                let Some(running) = running else { continue };
-                let outcome = match outcome {
-                    Ok(()) => Outcome::Ok,
-                    Err(IoError::Unsupported) => Outcome::Unsupported,
-                    Err(_) => Outcome::IoError,
-                };
-                return Some(Ended { running, disk: place, id, outcome });
+                    None => {}
+                }
             }
         }
-        None
+        for_host
+    }
+
+    /// Notes that what a disk had done was for a guest on CPU `cpu`: its interrupt goes where it is mostly for.
+    pub fn note_for(&mut self, datastore: usize, cpu: usize, cpus: &Cpus, now_ns: u64) {
+        let own = self.vectors[datastore];
+        let Some((_, steering)) = self.interrupts.iter_mut().find(|(vector, _)| own == Some(*vector)) else { return };
+        if let Some(cpu) = steering.note(cpu, now_ns)
+            && let Some(address) = cpus.interrupt_address(cpu)
+        {
+            self.datastores[datastore].aim_interrupt(address);
+        }
     }
 
     /// Withdraws what a VM has under way as far as possible; says whether nothing is left.
@@ -272,8 +293,8 @@ impl Storage {
     }
 
     /// The disks' interrupt vectors.
-    pub fn vectors(&self) -> &[u8] {
-        &self.vectors
+    pub fn vectors(&self) -> Vec<u8> {
+        self.interrupts.iter().map(|(vector, _)| *vector).collect()
     }
 
     /// Lets the disks' drivers look after their devices; returns when they want that next.
@@ -289,5 +310,13 @@ impl Storage {
     /// Whether some disk must be asked because it raises no interrupt.
     pub fn polls(&self) -> bool {
         self.datastores.iter().any(|datastore| !datastore.has_interrupt())
+    }
+}
+
+fn outcome_of(outcome: block::Outcome) -> Outcome {
+    match outcome {
+        Ok(()) => Outcome::Ok,
+        Err(IoError::Unsupported) => Outcome::Unsupported,
+        Err(_) => Outcome::IoError,
     }
 }

@@ -20,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("mca", &[]),
     ("mitigation", &[]),
     ("config", &[]),
+    ("steering", &[]),
     ("state", &[]),
     ("pci", &["addr", "state"]),
     ("insn", &["addr", "vcpu", "guestmem"]),

@@ -14,7 +14,7 @@ mod slots;
 use crate::mmio::Registers;
 pub use crate::mmio::Words;
 use crate::pci::Function;
-use crate::pci::interrupt::{Message, enable_msi};
+use crate::pci::interrupt::{Message, aim_msi, enable_msi};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -102,6 +102,11 @@ impl Controller {
                 function.stop_dma();
             }
         }
+    }
+
+    /// Has the interrupt of all ports go to another processor; returns whether it can.
+    fn aim_interrupt(&self, address: u64) -> bool {
+        self.function.lock().as_mut().is_some_and(|function| aim_msi(function, address))
     }
 
     fn has_failed(&self) -> bool {

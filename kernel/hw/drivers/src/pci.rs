@@ -311,6 +311,11 @@ impl Function {
         self.access.read32(self.address, offset)
     }
 
+    /// Writes a doubleword of its configuration space.
+    pub(crate) fn write_config(&mut self, offset: u16, value: u32) {
+        self.access.write32(self.address, offset, value);
+    }
+
     /// The offsets of its capabilities with their ids, or nothing where the list is not well-formed: it may then have
     /// no end, and must not be given to code that expects one.
     pub(crate) fn capabilities(&self) -> Vec<(u8, u16)> {

@@ -212,6 +212,11 @@ impl Device {
         }
     }
 
+    /// Has the messages of all queues go to another processor; returns whether they can.
+    pub(crate) fn aim_interrupt(&mut self, address: u64) -> bool {
+        self.msix.as_mut().is_some_and(|msix| msix.aim(0, address))
+    }
+
     /// Resets the device; returns whether it did.
     fn reset(&mut self) -> bool {
         self.transport.set_status(DeviceStatus::empty());

@@ -117,6 +117,10 @@ impl<H: Hal> Disk for VirtioBlk<H> {
         self.has_interrupt
     }
 
+    fn aim_interrupt(&mut self, address: u64) -> bool {
+        self.device.aim_interrupt(address)
+    }
+
     fn health(&self) -> Health {
         if self.requests.is_broken() { Health::Failed } else { Health::Ready }
     }

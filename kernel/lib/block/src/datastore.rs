@@ -306,6 +306,11 @@ impl Datastore {
         self.disk.has_interrupt()
     }
 
+    /// See [`Disk::aim_interrupt`].
+    pub fn aim_interrupt(&mut self, address: u64) -> bool {
+        self.disk.aim_interrupt(address)
+    }
+
     /// See [`Disk::tick`].
     pub fn tick(&mut self, now_ns: u64) -> Option<u64> {
         self.disk.tick(now_ns)

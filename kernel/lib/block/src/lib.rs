@@ -196,6 +196,13 @@ pub trait Disk: Send {
     /// Whether completions raise an interrupt. Otherwise the caller polls [`Disk::completed`].
     fn has_interrupt(&self) -> bool;
 
+    /// Has the device's interrupt messages go to `address` from now on, which is that of another processor; what they say
+    /// stays. Returns whether the device's interrupt can be turned so.
+    fn aim_interrupt(&mut self, address: u64) -> bool {
+        let _ = address;
+        false
+    }
+
     /// Lets the driver look after the device: time limits, recovery, and whether it is still there. Returns when it wants
     /// to be called next at the latest; `None` where it never does. Completions may have
     /// come of it that no interrupt announces.

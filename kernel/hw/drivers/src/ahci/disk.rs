@@ -298,6 +298,10 @@ impl<H: Hal, W: Words> Disk for AhciDisk<H, W> {
         self.has_interrupt
     }
 
+    fn aim_interrupt(&mut self, address: u64) -> bool {
+        self.controller.aim_interrupt(address)
+    }
+
     fn health(&self) -> Health {
         match self.phase {
             Phase::Running => Health::Ready,

@@ -7,6 +7,7 @@
 
 use crate::mmio::Registers;
 use crate::pci::Function;
+use crate::pci::interrupt::aim_msi;
 use core::fmt;
 use virtio_drivers::Hal;
 
@@ -122,6 +123,11 @@ pub trait Bus: Send + fmt::Display {
     fn pause_us(&mut self, us: u64);
     /// Takes the right to memory from the card.
     fn stop_dma(&mut self);
+    /// Has the card's messages go to another processor; returns whether they can.
+    fn aim_interrupt(&mut self, address: u64) -> bool {
+        let _ = address;
+        false
+    }
 }
 
 /// A card on the host's PCI bus.
@@ -173,5 +179,9 @@ impl Bus for PciBus {
 
     fn stop_dma(&mut self) {
         self.function.stop_dma();
+    }
+
+    fn aim_interrupt(&mut self, address: u64) -> bool {
+        aim_msi(&mut self.function, address)
     }
 }

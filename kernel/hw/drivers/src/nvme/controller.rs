@@ -205,6 +205,11 @@ impl<H: Hal, P: Port> Controller<H, P> {
         }
     }
 
+    /// Has the interrupts of all namespaces go to another processor; returns whether they can.
+    pub(super) fn aim_interrupt(&mut self, address: u64) -> bool {
+        self.interrupts && self.phase != Phase::Failed && self.port.aim_interrupt(address)
+    }
+
     /// The next transfer of a namespace that ended.
     pub(super) fn completed(&mut self, namespace: usize) -> Option<(u64, Outcome)> {
         if self.namespaces[namespace].1.is_empty() && self.phase == Phase::Running {

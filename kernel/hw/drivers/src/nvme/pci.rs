@@ -4,7 +4,7 @@
 use super::{Fault, Port, start};
 use crate::mmio::Registers;
 use crate::pci::Function;
-use crate::pci::interrupt::{Message, MsiX, enable_msi};
+use crate::pci::interrupt::{Message, MsiX, aim_msi, enable_msi};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
@@ -19,8 +19,7 @@ struct PciPort {
     registers: Registers,
     bytes: usize,
     function: Function,
-    /// Kept, as the interrupts' memory is in use.
-    _msix: Option<MsiX>,
+    msix: Option<MsiX>,
 }
 
 /// Starts a controller and gives its namespaces as disks.
@@ -41,7 +40,7 @@ pub(crate) fn start_function<H: Hal + 'static>(
     // SAFETY: the function is enabled, and this runs once for it.
     let mut msix = unsafe { MsiX::find::<H>(&function) };
     let interrupts = signal(&mut function, msix.as_mut(), message);
-    let port = PciPort { registers, bytes, function, _msix: msix };
+    let port = PciPort { registers, bytes, function, msix };
     let disks = start::<H, _>(port, &name, interrupts, now_ns)?;
     Ok(disks.into_iter().map(|disk| Box::new(disk) as Box<dyn Disk>).collect())
 }
@@ -81,6 +80,13 @@ impl Port for PciPort {
 
     fn stop_dma(&mut self) {
         self.function.stop_dma();
+    }
+
+    fn aim_interrupt(&mut self, address: u64) -> bool {
+        match &mut self.msix {
+            Some(msix) => msix.aim(0, address),
+            None => aim_msi(&mut self.function, address),
+        }
     }
 
     fn cpu(&self) -> usize {

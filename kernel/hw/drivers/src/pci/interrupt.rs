@@ -6,9 +6,12 @@
 
 use super::Function;
 use crate::mmio::Registers;
-use pci_types::capability::{MsixCapability, MultipleMessageSupport, PciCapability};
+use pci_types::capability::{MsiCapability, MsixCapability, MultipleMessageSupport, PciCapability};
 use virtio_drivers::Hal;
 
+/// The id of the MSI capability, and where in it the address is.
+const CAPABILITY_MSI: u8 = 0x05;
+const MSI_ADDRESS: u16 = 4;
 /// Bytes in a table entry: address, data, vector control.
 const ENTRY_BYTES: usize = 16;
 /// The mask bit in the vector control.
@@ -81,6 +84,20 @@ impl MsiX {
         true
     }
 
+    /// Has an entry's messages go to `address`, which names another processor; returns whether there is such an entry.
+    pub fn aim(&mut self, entry: u16, address: u64) -> bool {
+        if entry >= self.entries() {
+            return false;
+        }
+        let at = usize::from(entry) * ENTRY_BYTES;
+        // Masked meanwhile: a function may keep what an open entry said. What it wants to say then, it says afterwards.
+        self.table.write(at + 12, MASKED);
+        self.table.write(at, address as u32);
+        self.table.write(at + 4, (address >> 32) as u32);
+        self.table.write(at + 12, 0_u32);
+        true
+    }
+
     /// Switches the function from its interrupt pin to the table.
     pub fn enable(&mut self, function: &mut Function) {
         self.capability.set_function_mask(false, function.access());
@@ -90,16 +107,34 @@ impl MsiX {
 
 /// Makes the function signal everything with one message by plain MSI; returns whether it can.
 pub fn enable_msi(function: &mut Function, message: Message) -> bool {
-    let msi = capabilities(function).into_iter().flatten().find_map(|capability| match capability {
-        PciCapability::Msi(msi) => Some(msi),
-        _ => None,
-    });
-    let Some(msi) = msi.filter(|msi| msi.is_64bit() || message.address >> 32 == 0) else { return false };
+    let Some(msi) = find_msi(function).filter(|msi| msi.is_64bit() || message.address >> 32 == 0) else {
+        return false;
+    };
     let access = function.access();
     msi.set_multiple_message_enable(MultipleMessageSupport::Int1, access);
     msi.set_message_info(message.address, message.data, access);
     msi.set_enabled(true, access);
     true
+}
+
+/// Has the message of plain MSI go to `address`, which names another processor; returns whether the function has one.
+///
+/// Only the lower half of the address is written, in one access: there is no moment at which half of it holds.
+pub fn aim_msi(function: &mut Function, address: u64) -> bool {
+    if address >> 32 != 0 {
+        return false;
+    }
+    let place = function.capabilities().into_iter().find(|(id, _)| *id == CAPABILITY_MSI);
+    let Some((_, offset)) = place else { return false };
+    function.write_config(offset + MSI_ADDRESS, address as u32);
+    true
+}
+
+fn find_msi(function: &Function) -> Option<MsiCapability> {
+    capabilities(function)?.find_map(|capability| match capability {
+        PciCapability::Msi(msi) => Some(msi),
+        _ => None,
+    })
 }
 
 fn capabilities(function: &Function) -> Option<impl Iterator<Item = PciCapability> + use<>> {

@@ -1,0 +1,109 @@
+//! What each CPU does for the disks and cards whose interrupts come to it: completions and frames go to their guests.
+//!
+//! The type is [`Devices`], one for each CPU. An interrupt is turned to the CPU whose guest mostly waits for it
+//! (`steering`), and so what is here, that guest's wake-up and its next entry are one way on one CPU. Devices that raise
+//! no interrupt, and what the host itself transfers, are seen to by CPU 0 (`services`).
+
+use crate::cpu_loop::InputHost;
+use crate::host::Host;
+use crate::network::{Arrived, Forwarder};
+use crate::services;
+use crate::storage::Ended;
+use crate::vm::Running;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// How soon a card is asked again that had more frames than one turn takes; a guest on this CPU runs meanwhile.
+const MORE_FRAMES_NS: u64 = 100_000;
+
+/// One CPU's part in the work for disks and cards.
+pub struct Devices {
+    cpu: usize,
+    /// Their interrupt vectors; they do not change, and no lock is taken to ask.
+    disks: Vec<u8>,
+    cards: Vec<u8>,
+    /// Transfers that ended; kept for its memory.
+    ended: Vec<Ended>,
+    /// When a card is asked again.
+    frames_due_ns: Option<u64>,
+}
+
+impl Devices {
+    /// For CPU `cpu`, once all drivers have started.
+    pub fn new(host: &Host, cpu: usize) -> Self {
+        let (disks, cards) = (host.storage.lock().vectors(), host.network.lock().vectors().to_vec());
+        Self { cpu, disks, cards, ended: Vec::new(), frames_due_ns: None }
+    }
+
+    /// Whether an interrupt is a disk's or a card's.
+    pub fn raise(&self, vector: u8) -> bool {
+        self.disks.contains(&vector) || self.cards.contains(&vector)
+    }
+
+    /// When it wants to be called next.
+    pub fn due_ns(&self) -> Option<u64> {
+        self.frames_due_ns
+    }
+
+    /// Sees to the devices whose interrupts arrived, and to what is due.
+    pub fn serve(&mut self, host: &'static Host, arrived: &[u8], forwarder: &mut Forwarder) {
+        if arrived.iter().any(|vector| self.disks.contains(vector)) {
+            self.finish_transfers(host, Some(arrived));
+        }
+        let is_due = self.frames_due_ns.is_some_and(|due_ns| due_ns <= host.clock.now_ns());
+        if is_due || arrived.iter().any(|vector| self.cards.contains(vector)) {
+            self.take_frames(host, forwarder);
+        }
+    }
+
+    /// Takes in frames from outside; says whether there were any.
+    pub fn take_frames(&mut self, host: &'static Host, forwarder: &mut Forwarder) -> bool {
+        let Arrived { any, more } = forwarder.receive(host);
+        self.frames_due_ns = more.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
+        if let Some(cpu) = settle(host, self.cpu, forwarder) {
+            host.network.lock().note_for(cpu, &host.cpus, host.clock.now_ns());
+        }
+        any
+    }
+
+    /// Tells machines of the transfers that ended: on the disks that raise one of `vectors`, or on all.
+    pub fn finish_transfers(&mut self, host: &'static Host, vectors: Option<&[u8]>) {
+        let mut ended = core::mem::take(&mut self.ended);
+        if host.storage.lock().take_ended(vectors, &mut ended) {
+            services::note_transfers(host, self.cpu);
+        }
+        for Ended { running, disk, id, outcome, .. } in &ended {
+            running.count_outcome(*disk, *outcome);
+            running.machine.disk_done(*disk, *id, *outcome, &mut InputHost::new(host, self.cpu, running));
+        }
+        // One call a disk is enough: where transfers of several disks took turns, a second finds nothing to tell.
+        for (index, Ended { running, datastore, disk, .. }) in ended.iter().enumerate() {
+            let next = ended.get(index + 1);
+            if next.is_some_and(|next| Arc::ptr_eq(&next.running, running) && next.disk == *disk) {
+                continue;
+            }
+            if let Some(cpu) = settle_disk(host, self.cpu, running, *disk) {
+                host.storage.lock().note_for(*datastore, cpu, &host.cpus, host.clock.now_ns());
+            }
+        }
+        ended.clear();
+        self.ended = ended;
+    }
+}
+
+/// Tells guests of the frames that were forwarded to them; the CPU of the last that had to be told.
+pub fn settle(host: &'static Host, cpu: usize, forwarder: &mut Forwarder) -> Option<usize> {
+    let mut told = None;
+    forwarder.settle(host, |running, nic| {
+        let mut input = InputHost::new(host, cpu, running);
+        running.machine.frames_settle(nic, &mut input);
+        told = input.told.or(told);
+    });
+    told
+}
+
+fn settle_disk(host: &'static Host, cpu: usize, running: &Arc<Running>, disk: usize) -> Option<usize> {
+    let mut input = InputHost::new(host, cpu, running);
+    running.machine.disks_settle(disk, &mut input);
+    input.told
+}
