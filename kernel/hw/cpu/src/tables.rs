@@ -43,6 +43,24 @@ pub fn load(stack_tops: [u64; SPECIAL_STACKS], idt: &'static InterruptDescriptor
         load_tss(task);
     }
     idt.load();
-    // SAFETY: every 64-bit processor has machine checks (CPUID 1, EDX bit 7), and their handler is loaded.
-    unsafe { Cr4::update(|flags| flags.insert(Cr4Flags::MACHINE_CHECK_EXCEPTION)) };
+    // SAFETY: every 64-bit processor has machine checks (CPUID 1, EDX bit 7), and their handler is loaded. The rest is
+    // there, and takes nothing from a host without pages of user mode.
+    unsafe { Cr4::update(|flags| flags.insert(Cr4Flags::MACHINE_CHECK_EXCEPTION | paging_flags())) };
+}
+
+/// What a guest's CR4 has too, in most systems: the host has no pages of user mode and no global ones, so that only a
+/// mistake in its tables would be caught. But an emulator, and perhaps a processor, forgets its translations once more
+/// in each world switch for a difference here.
+fn paging_flags() -> Cr4Flags {
+    let (features, more) =
+        (crate::cpuid(1, 0).edx, if crate::cpuid(0, 0).eax >= 7 { crate::cpuid(7, 0).ebx } else { 0 });
+    [
+        (features & 1 << 3 != 0, Cr4Flags::PAGE_SIZE_EXTENSION),
+        (features & 1 << 13 != 0, Cr4Flags::PAGE_GLOBAL),
+        (more & 1 << 7 != 0, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
+        (more & 1 << 20 != 0, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
+    ]
+    .into_iter()
+    .filter_map(|(is_there, flag)| is_there.then_some(flag))
+    .collect()
 }
