@@ -159,7 +159,7 @@ pub enum NicModel {
 
 impl NicModel {
     /// What QEMU calls it.
-    fn device(self) -> &'static str {
+    pub(crate) fn device(self) -> &'static str {
         match self {
             Self::Virtio => "virtio-net-pci",
             Self::E1000 => "e1000",

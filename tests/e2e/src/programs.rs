@@ -18,12 +18,17 @@ mod tiny;
 mod traffic;
 mod uefi;
 
-use anyhow::Result;
+use std::time::Duration;
 
-use crate::Artifacts;
+use anyhow::{Result, ensure};
+
+use crate::{Artifacts, Emulator};
 
 pub(crate) mod bochs;
 pub(crate) mod smoke;
+
+/// Of [`load_time`], where nobody asks for more.
+const LOAD_SECONDS: u64 = 3;
 
 /// A test that needs an emulator.
 pub struct Program {
@@ -78,6 +83,9 @@ pub static PROGRAMS: &[Program] = &[
     full("e1000", nics::e1000),
     full("e1000e", nics::e1000e),
     full("igb", nics::igb),
+    full("e1000e_pulled", nics::e1000e_pulled),
+    full("igb_pulled", nics::igb_pulled),
+    full("virtio_net", nics::virtio),
     full("smp_bare", smp::bare),
     full("smp_guest", smp::guest),
     full("smp_orders", smp::orders),
@@ -97,6 +105,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),
     full("bochs_svm_linux", bochs::svm_linux),
     full("bochs_ata", bochs::ata),
+    full("virtio_blk", drivers::virtio),
     full("ahci", drivers::ahci),
     full("ata", drivers::ata),
     full("nvme", drivers::nvme),
@@ -108,3 +117,20 @@ pub static PROGRAMS: &[Program] = &[
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
 ];
+
+/// How long a disk or card is kept under load whose data is checked, at least: seconds in `POLLUX_LOAD_SECONDS`.
+fn load_time() -> Duration {
+    let seconds = std::env::var("POLLUX_LOAD_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(LOAD_SECONDS))
+}
+
+/// Takes the device `pulled` out of its slot, as firmware does for an operating system that has let it go (ACPI 6.5,
+/// section 6.3.3; QEMU's `acpi_pci_hotplug` selects the slot's bus at CD0h and ejects at CC8h): for Pollux, a surprise.
+fn pull(emulator: &mut Emulator) -> Result<()> {
+    for command in ["device_del pulled", "o/w 0xcd0 0", "o/w 0xcc8 1"] {
+        emulator.monitor(command)?;
+    }
+    let buses = emulator.monitor("info pci")?;
+    ensure!(!buses.contains("\"pulled\""), "the device was not pulled: {buses}");
+    Ok(())
+}

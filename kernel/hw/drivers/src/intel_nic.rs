@@ -222,6 +222,9 @@ impl<H: Hal, B: Bus> Nic for IntelNic<H, B> {
         if self.link() == Link::Failed {
             return;
         }
+        if !self.bus.is_present() {
+            return self.fail("it vanished");
+        }
         self.count();
         if self.is_stalled() {
             self.restart();

@@ -28,6 +28,8 @@ struct State {
     receive_head: u32,
     transmit_head: u32,
     is_gone: bool,
+    /// What the bus gives for a card that is gone.
+    gone_reads: u32,
     /// Does not come out of reset.
     is_stuck: bool,
     dma_stopped: bool,
@@ -114,7 +116,17 @@ impl Card {
 
     /// Takes the card out of its slot.
     pub fn vanish(&self) {
-        self.0.lock().is_gone = true;
+        self.vanish_to(ALL_ONES);
+    }
+
+    /// The same, on a bus that gives zeroes for what is not there.
+    pub fn vanish_silently(&self) {
+        self.vanish_to(0);
+    }
+
+    fn vanish_to(&self, reads: u32) {
+        let mut state = self.0.lock();
+        (state.is_gone, state.gone_reads) = (true, reads);
     }
 
     /// Makes the next reset its last.
@@ -198,7 +210,7 @@ impl Bus for Card {
     fn read(&mut self, register: usize) -> u32 {
         let mut state = self.0.lock();
         match register {
-            _ if state.is_gone => ALL_ONES,
+            _ if state.is_gone => state.gone_reads,
             ICR | CRCERRS | RXERRC | MPC | RLEC | GPRC | GPTC => state.registers.remove(&register).unwrap_or(0),
             _ => state.get(register),
         }
@@ -212,6 +224,10 @@ impl Bus for Card {
     }
 
     fn pause_us(&mut self, _us: u64) {}
+
+    fn is_present(&mut self) -> bool {
+        !self.0.lock().is_gone
+    }
 
     fn stop_dma(&mut self) {
         self.0.lock().dma_stopped = true;

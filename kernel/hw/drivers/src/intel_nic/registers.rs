@@ -123,6 +123,8 @@ pub trait Bus: Send + fmt::Display {
     fn pause_us(&mut self, us: u64);
     /// Takes the right to memory from the card.
     fn stop_dma(&mut self);
+    /// Whether the card is still on its bus. Its registers need not show that it is gone: some buses give zeroes.
+    fn is_present(&mut self) -> bool;
     /// Has the card's messages go to another processor; returns whether they can.
     fn aim_interrupt(&mut self, address: u64) -> bool {
         let _ = address;
@@ -179,6 +181,11 @@ impl Bus for PciBus {
 
     fn stop_dma(&mut self) {
         self.function.stop_dma();
+    }
+
+    fn is_present(&mut self) -> bool {
+        let (vendor, device) = self.function.ids();
+        self.function.read_config(0) == u32::from(device) << 16 | u32::from(vendor)
     }
 
     fn aim_interrupt(&mut self, address: u64) -> bool {

@@ -296,6 +296,17 @@ fn a_card_that_vanished_is_given_up() {
 }
 
 #[test]
+fn a_card_that_vanished_without_a_sign_is_given_up() {
+    let (mut nic, card) = started(Family::E1000e);
+    nic.transmit(&Offload::default(), &[1; 60]).unwrap();
+    card.vanish_silently();
+    assert_eq!(nic.link(), Link::Down, "its registers read as if the cable were pulled");
+    nic.tick();
+    assert_eq!(nic.link(), Link::Failed);
+    assert!(card.dma_stopped());
+}
+
+#[test]
 fn a_card_that_stands_still_is_reset() {
     let (mut nic, card) = started(Family::E1000e);
     (0..100).for_each(|_| nic.tick());
