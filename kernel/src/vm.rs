@@ -516,6 +516,7 @@ fn disk_config(host: &Host, lent: Lent) -> DiskConfig {
         sectors: geometry.sectors,
         block_bytes: geometry.logical_block_bytes,
         read_only: geometry.read_only,
+        write_through: geometry.write_through,
         discard,
         serial,
     }

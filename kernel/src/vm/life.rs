@@ -430,7 +430,7 @@ impl Running {
         let io = &mut self.io.lock()[disk];
         match op {
             block::Op::Read => (io.reads, io.read_bytes) = (io.reads + 1, io.read_bytes + bytes),
-            block::Op::Write | block::Op::WriteZeroes => {
+            block::Op::Write | block::Op::WriteThrough | block::Op::WriteZeroes => {
                 (io.writes, io.written_bytes) = (io.writes + 1, io.written_bytes + bytes);
             }
             block::Op::Flush => io.flushes += 1,

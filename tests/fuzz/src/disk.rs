@@ -42,9 +42,13 @@ pub struct Transfers {
 impl Transfers {
     /// Submits some transfer, which the driver may refuse.
     pub fn submit(&mut self, disk: &mut dyn Disk, input: &mut Input<'_>, memory: Memory) {
-        let op = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes][usize::from(input.u8() % 5)];
+        let byte = input.u8();
+        let op = match [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes][usize::from(byte % 5)] {
+            Op::Write if byte >= 0x80 && disk.geometry().write_through => Op::WriteThrough,
+            op => op,
+        };
         let mut runs = Vec::new();
-        let has_data = matches!(op, Op::Read | Op::Write);
+        let has_data = matches!(op, Op::Read | Op::Write | Op::WriteThrough);
         for _ in 0..input.u8() % 6 {
             let (at, bytes) = (memory.align(input.u16() & 0x7fff), memory.align(input.u16() & 0x1fff));
             runs.push(HostRun { start: Hpa::new(memory.start + u64::from(at)), bytes: bytes.into() });

@@ -146,6 +146,7 @@ fn read_geometry(device: &Device, queue_size: u16, runs_max: u16) -> Result<Geom
         physical_block_bytes: u32::try_from(physical_block_bytes).unwrap_or(logical_block_bytes),
         read_only: device.has(F_RO),
         flush: device.has(F_FLUSH),
+        write_through: false,
         discard: device.has(F_DISCARD),
         write_zeroes: device.has(F_WRITE_ZEROES),
         max_discard_sectors: config(F_DISCARD, CONFIG_MAX_DISCARD_SECTORS, 0),

@@ -352,6 +352,7 @@ impl Datastore {
             Op::Flush => return (transfer.sectors == 0 && transfer.runs.is_empty()).then_some(0),
             Op::Read => true,
             Op::Write => !geometry.read_only && !partition.read_only,
+            Op::WriteThrough => geometry.write_through && !geometry.read_only && !partition.read_only,
             Op::Discard => geometry.discard && !geometry.read_only && !partition.read_only,
             Op::WriteZeroes => geometry.write_zeroes && !geometry.read_only && !partition.read_only,
         };
@@ -388,7 +389,7 @@ impl Datastore {
         request.live = true;
         request.outcome = Ok(());
         let expected_bytes = match transfer.op {
-            Op::Read | Op::Write => u64::from(transfer.sectors) * u64::from(SECTOR_BYTES),
+            Op::Read | Op::Write | Op::WriteThrough => u64::from(transfer.sectors) * u64::from(SECTOR_BYTES),
             Op::Flush | Op::Discard | Op::WriteZeroes => 0,
         };
         bytes == expected_bytes
@@ -447,7 +448,9 @@ impl Datastore {
         let geometry = self.disk.geometry();
         let mut cursor = request.cursor;
         let sectors = match request.op {
-            Op::Read | Op::Write => cursor.cut(&request.runs, request.sectors_left, geometry, &mut self.piece),
+            Op::Read | Op::Write | Op::WriteThrough => {
+                cursor.cut(&request.runs, request.sectors_left, geometry, &mut self.piece)
+            }
             Op::Flush | Op::Discard | Op::WriteZeroes => {
                 self.piece.clear();
                 Some(dataless_sectors(request.op, request.sectors_left, geometry))

@@ -30,6 +30,8 @@ pub enum Op {
     Read,
     /// Memory to disk.
     Write,
+    /// Memory to disk, durable when it completes.
+    WriteThrough,
     /// Makes every write that completed before it durable. No sectors, no runs.
     Flush,
     /// The sectors' contents are no longer needed. No runs.
@@ -102,6 +104,8 @@ pub struct Geometry {
     pub read_only: bool,
     /// Whether it has a volatile write cache and so does [`Op::Flush`]. Without, every completed write is durable.
     pub flush: bool,
+    /// Whether it has a cache and does [`Op::WriteThrough`].
+    pub write_through: bool,
     /// Whether it does [`Op::Discard`].
     pub discard: bool,
     /// Whether it does [`Op::WriteZeroes`].
@@ -155,6 +159,7 @@ impl Geometry {
         match transfer.op {
             Op::Read => inside && whole && described,
             Op::Write => inside && whole && described && !self.read_only,
+            Op::WriteThrough => inside && whole && described && !self.read_only && self.write_through,
             Op::Flush => self.flush && transfer.runs.is_empty(),
             Op::Discard => self.discard && !self.read_only && dataless(self.max_discard_sectors),
             Op::WriteZeroes => self.write_zeroes && !self.read_only && dataless(self.max_write_zeroes_sectors),

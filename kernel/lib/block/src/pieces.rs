@@ -154,7 +154,7 @@ pub(crate) fn dataless_sectors(op: Op, sectors: u32, geometry: &Geometry) -> u32
     let most_sectors = match op {
         Op::Discard => geometry.max_discard_sectors,
         Op::WriteZeroes => geometry.max_write_zeroes_sectors,
-        Op::Read | Op::Write | Op::Flush => sectors,
+        Op::Read | Op::Write | Op::WriteThrough | Op::Flush => sectors,
     };
     let block_sectors = geometry.sectors_per_block();
     sectors.min((most_sectors / block_sectors).max(1).saturating_mul(block_sectors))

@@ -12,6 +12,7 @@ pub(crate) fn geometry() -> Geometry {
         physical_block_bytes: 4096,
         read_only: false,
         flush: true,
+        write_through: true,
         discard: true,
         write_zeroes: true,
         max_discard_sectors: 1 << 16,
@@ -128,6 +129,7 @@ fn the_last_look_before_dma() {
     let geometry = Geometry {
         sectors: 100,
         flush: false,
+        write_through: false,
         discard: false,
         max_write_zeroes_sectors: 8,
         max_runs: 2,
@@ -160,6 +162,11 @@ fn the_last_look_before_dma() {
     assert!(!geometry.allows(&dataless(Op::WriteZeroes, 0)));
     assert!(!read_only.allows(&dataless(Op::WriteZeroes, 1)));
     assert!(!read_only.allows(&Transfer { op: Op::Write, ..read }));
+    let through = Transfer { op: Op::WriteThrough, ..read };
+    assert!(!geometry.allows(&through));
+    let writes_through = Geometry { write_through: true, ..geometry.clone() };
+    assert!(writes_through.allows(&through) && !writes_through.allows(&dataless(Op::WriteThrough, 1)));
+    assert!(!Geometry { write_through: true, ..read_only.clone() }.allows(&through));
     let odd = [run(0x1001, 512)];
     let even = Geometry { run_alignment_bytes: 2, ..geometry.clone() };
     assert!(geometry.allows(&transfer(Op::Read, &odd)));

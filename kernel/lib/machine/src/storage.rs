@@ -3,7 +3,8 @@
 //! A request's guest buffers are resolved to host memory here, so that the host's disk reads and writes them without a
 //! copy. A transfer's id carries the disk's epoch: what was in flight when the driver reset its device completes into
 //! nothing, and the reset itself ends only when the host no longer touches the guest's memory for it. For a driver that
-//! knows no flush, each write is followed by one before it completes (Virtio 1.2, 5.2.6.2).
+//! knows no flush, each write goes through the host disk's cache, or is followed by a flush before it completes (Virtio
+//! 1.2, 5.2.6.2).
 
 mod saved;
 
@@ -25,6 +26,8 @@ pub struct DiskConfig {
     pub block_bytes: u32,
     /// Whether writes fail.
     pub read_only: bool,
+    /// Whether the host's disk writes through its cache where that is asked for.
+    pub write_through: bool,
     /// Whether discards and zeroing reach the host's disk.
     pub discard: bool,
     /// What the guest's get-id shows; padded with zeroes.
@@ -34,6 +37,8 @@ pub struct DiskConfig {
 /// A disk on the board.
 pub struct Disk {
     pub function: Function<Blk>,
+    /// The host's disk can write through its cache.
+    writes_through: bool,
     request: Request,
     epoch: u64,
     in_flight: u32,
@@ -64,10 +69,11 @@ const QUEUE: u16 = 0;
 
 impl Disk {
     pub fn new(config: DiskConfig) -> Self {
-        let DiskConfig { sectors, block_bytes, read_only, discard, serial } = config;
+        let DiskConfig { sectors, block_bytes, read_only, write_through, discard, serial } = config;
         let blk = BlkConfig { block_bytes, read_only, discard, serial, ..BlkConfig::new(sectors) };
         Self {
             function: Function::new(Blk::new(blk)),
+            writes_through: write_through,
             request: Request::default(),
             epoch: 0,
             in_flight: 0,
@@ -114,10 +120,14 @@ impl Disk {
     /// Puts the request at hand into the outbox.
     fn start(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox) {
         let request = &self.request;
-        let writes = matches!(request.op, Op::Write | Op::WriteZeroes { .. });
-        let follows = if writes && self.function.device.write_through() { FLUSH_FOLLOWS } else { 0 };
+        let is_stable_at_once = self.function.device.write_through();
+        let (op, follows) = match request.op {
+            Op::Write if is_stable_at_once && self.writes_through => (block::Op::WriteThrough, 0),
+            Op::Write | Op::WriteZeroes { .. } if is_stable_at_once => (op_of(request.op), FLUSH_FOLLOWS),
+            op => (op_of(op), 0),
+        };
         let id = self.transfer_id(request.id) | follows;
-        let transfer = OutTransfer::new(index, id, op_of(request.op), request.sector, request.sectors as u32);
+        let transfer = OutTransfer::new(index, id, op, request.sector, request.sectors as u32);
         let queued = outbox.push_transfer(transfer, |runs| {
             request.pieces.iter().try_for_each(|&(gpa, bytes)| {
                 memory.each_run(gpa, bytes.into(), |run| {

@@ -260,8 +260,10 @@ impl<H: Hal, W: Words> Disk for AhciDisk<H, W> {
         let block_sectors = self.geometry.sectors_per_block();
         let command = Command::of(transfer, self.manner, block_sectors, slot);
         let place = match transfer.op {
-            Op::Read | Op::Write if !self.geometry.admits_runs(transfer.runs) => self.copy(slot, transfer)?,
-            Op::Read | Op::Write => Place::Runs(transfer.runs),
+            Op::Read | Op::Write | Op::WriteThrough if !self.geometry.admits_runs(transfer.runs) => {
+                self.copy(slot, transfer)?
+            }
+            Op::Read | Op::Write | Op::WriteThrough => Place::Runs(transfer.runs),
             Op::Flush => Place::Nowhere,
             Op::Discard | Op::WriteZeroes => {
                 trim_ranges(transfer, block_sectors, &mut self.ranges);

@@ -69,7 +69,8 @@ impl Command {
         let blocks = (transfer.sectors / block_sectors) as u16;
         match transfer.op {
             Op::Read => Self::move_data(manner, Data::In, lba, blocks, tag),
-            Op::Write => Self::move_data(manner, Data::Out, lba, blocks, tag),
+            // No disk offers writing through, so that only plain writes come here.
+            Op::Write | Op::WriteThrough => Self::move_data(manner, Data::Out, lba, blocks, tag),
             Op::Flush if manner == Manner::Dma28 => Self::plain(FLUSH_CACHE, Data::None),
             Op::Flush => Self::plain(FLUSH_CACHE_EXT, Data::None),
             // No disk offers zeroing, so that only discards come here.

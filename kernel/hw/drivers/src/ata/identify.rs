@@ -104,6 +104,7 @@ impl Identity {
             physical_block_bytes: self.physical_block_bytes,
             read_only: false,
             flush: self.has_write_cache,
+            write_through: false,
             discard: self.has_trim,
             write_zeroes: false,
             max_discard_sectors: TRIM_RANGES * TRIM_RANGE_BLOCKS_MAX * sectors_per_block as u32,

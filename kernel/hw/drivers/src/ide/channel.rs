@@ -91,8 +91,8 @@ impl<H: Hal> Unit<H> {
         let command = Command::of(transfer, self.manner, block_sectors, 0);
         let is_direct = geometry.admits_runs(transfer.runs) && reaches(transfer.runs);
         let place = match transfer.op {
-            Op::Read | Op::Write if !is_direct => self.copy(slot, transfer)?,
-            Op::Read | Op::Write => Place::Runs(transfer.runs),
+            Op::Read | Op::Write | Op::WriteThrough if !is_direct => self.copy(slot, transfer)?,
+            Op::Read | Op::Write | Op::WriteThrough => Place::Runs(transfer.runs),
             Op::Flush => Place::Nowhere,
             Op::Discard | Op::WriteZeroes => {
                 trim_ranges(transfer, block_sectors, &mut self.ranges);

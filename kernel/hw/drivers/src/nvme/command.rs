@@ -31,6 +31,8 @@ const DATASET_MANAGEMENT: u32 = 0x09;
 const DATA_BY_SGL: u32 = 1 << 14;
 /// Where the command identifier begins in doubleword 0.
 const IDENTIFIER_SHIFT: u32 = 16;
+/// A write's "force unit access".
+const FORCE_UNIT_ACCESS: u32 = 1 << 30;
 /// Data set management's "deallocate" (NVM Command Set section 3.2.3).
 const DEALLOCATE: u32 = 1 << 2;
 
@@ -102,6 +104,12 @@ impl Command {
 
     pub(super) fn write(namespace: u32, block: u64, blocks: u16) -> Self {
         Self::new(WRITE, namespace).with_blocks(block, blocks)
+    }
+
+    /// As [`Command::write`], but completed only when the data are durable (Force Unit Access, NVM Command Set section
+    /// 3.2.6).
+    pub(super) fn write_through(namespace: u32, block: u64, blocks: u16) -> Self {
+        Self::write(namespace, block, blocks).with(12, u32::from(blocks) | FORCE_UNIT_ACCESS)
     }
 
     pub(super) fn write_zeroes(namespace: u32, block: u64, blocks: u16) -> Self {

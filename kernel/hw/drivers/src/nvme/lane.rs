@@ -181,6 +181,7 @@ impl<H: Hal> Lane<H> {
             }
             Op::Read => self.with_data(Command::read(namespace, block, last?), transfer.runs, true),
             Op::Write => self.with_data(Command::write(namespace, block, last?), transfer.runs, false),
+            Op::WriteThrough => self.with_data(Command::write_through(namespace, block, last?), transfer.runs, false),
         }
     }
 

@@ -112,6 +112,7 @@ fn geometry(facts: &ControllerFacts, namespace: &NamespaceFacts, depth: u16, nam
         physical_block_bytes: namespace.physical_block_bytes,
         read_only: namespace.write_protected,
         flush: facts.write_cache,
+        write_through: facts.write_cache,
         discard: facts.deallocate,
         write_zeroes: facts.write_zeroes,
         max_discard_sectors: DISCARD_SECTORS_MAX,

@@ -131,6 +131,22 @@ fn zeroes_discards_and_flushes() {
 }
 
 #[test]
+fn writes_go_through_the_cache_where_that_is_asked_for() {
+    let (mut disk, port) = disk(Device::default());
+    assert!(disk.geometry().flush && disk.geometry().write_through);
+    let from = Buffer::new(4096);
+    let runs = [from.run(0, 4096)];
+    for (op, access) in [(Op::Write, 0), (Op::WriteThrough, 1 << 30)] {
+        lock(&port).disk.fill(0);
+        assert_eq!(carry_out(&mut disk, &data(7, op, 16, &runs)), Ok(()));
+        let device = lock(&port);
+        let last = device.seen.last().unwrap();
+        assert_eq!((last[0] & 0xff, last[12]), (1, 7 | access), "opcode; last block and force unit access");
+        assert_eq!(device.disk[16 * 512..24 * 512], from.bytes(&runs));
+    }
+}
+
+#[test]
 fn each_active_namespace_is_a_disk() {
     let (disks, _) = started(Device { namespaces: vec![2, 7], granted: 3, ..Device::default() });
     let names: Vec<_> = disks.unwrap().iter().map(|disk| disk.geometry().name.clone()).collect();

@@ -70,7 +70,8 @@ impl<H: Hal> Requests<H> {
     pub(super) fn submit(&mut self, transfer: &Transfer<'_>) -> Result<(), SubmitError> {
         let (kind, data) = match transfer.op {
             Op::Read => (TYPE_IN, Data::Runs { device_writes: true }),
-            Op::Write => (TYPE_OUT, Data::Runs { device_writes: false }),
+            // It offers no writing through, so that only plain writes come here.
+            Op::Write | Op::WriteThrough => (TYPE_OUT, Data::Runs { device_writes: false }),
             Op::Flush => (TYPE_FLUSH, Data::None),
             Op::Discard => (TYPE_DISCARD, Data::Segment),
             Op::WriteZeroes => (TYPE_WRITE_ZEROES, Data::Segment),

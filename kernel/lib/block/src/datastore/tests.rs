@@ -104,8 +104,8 @@ fn the_whole_disk_can_be_read_beside_its_users() {
     datastore.submit(whole, &transfer(1, Op::Read, 150, 1, &block)).unwrap();
     assert_eq!(script.lock().unwrap().complete(Ok(())).sector, 150);
     assert_eq!(datastore.completed(), Some(Completion { disk: whole, id: 1, outcome: Ok(()) }));
-    for op in [Op::Write, Op::Discard, Op::WriteZeroes] {
-        let runs = if op == Op::Write { &block[..] } else { &[] };
+    for op in [Op::Write, Op::WriteThrough, Op::Discard, Op::WriteZeroes] {
+        let runs = if matches!(op, Op::Write | Op::WriteThrough) { &block[..] } else { &[] };
         assert_eq!(datastore.submit(whole, &transfer(2, op, 150, 1, runs)), Err(SubmitError::Refused));
     }
     assert_eq!(datastore.submit(whole, &transfer(3, Op::Read, 1 << 20, 1, &block)), Err(SubmitError::Refused));

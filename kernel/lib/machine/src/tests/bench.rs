@@ -137,7 +137,7 @@ pub fn vendor(last: u32, name: &[u8; 12]) -> Leaf {
 }
 
 pub fn disk(sectors: u64) -> DiskConfig {
-    DiskConfig { sectors, block_bytes: 512, read_only: false, discard: true, serial: [b's'; 20] }
+    DiskConfig { sectors, block_bytes: 512, read_only: false, write_through: false, discard: true, serial: [b's'; 20] }
 }
 
 pub fn nic() -> NicConfig {

@@ -2,6 +2,7 @@
 
 use super::bench::*;
 use super::driver::{BUFFERS, Driver, VERSION_1};
+use crate::DiskConfig;
 use addr::Gpa;
 use block::Op;
 use vcpu::{Event, Exit};
@@ -188,6 +189,21 @@ fn without_flush_each_write_is_stable_before_it_completes() {
     let mut outcomes = [bench.load(STATUS + 1, 1), bench.load(STATUS + 2, 1)];
     outcomes.sort_unstable();
     assert_eq!(outcomes, [0, 1], "a write whose flush failed failed");
+}
+
+#[test]
+fn without_flush_writes_go_through_a_cache_that_can() {
+    let mut bench = Bench::with(vec![DiskConfig { write_through: true, ..disk(SECTORS) }], vec![]);
+    bench.enable_x2apic();
+    let mut driver = driver(&mut bench, 0);
+    let head = request(&bench, &mut driver, 0, 1, 0, 512);
+    driver.kick(&mut bench, 0);
+    let ops: Vec<_> = bench.host.transfers.iter().map(|(transfer, _)| transfer.op).collect();
+    assert_eq!(ops, [Op::WriteThrough]);
+    finish(&mut bench, 1, Outcome::Ok);
+    assert_eq!(driver.used(&bench, 0), [(head, 1)]);
+    bench.run();
+    assert!(bench.host.transfers.is_empty(), "no flush follows");
 }
 
 #[test]
