@@ -64,7 +64,12 @@ fn act(input: &mut Input<'_>, board: &mut Chipset, lapic: &mut Lapic, clock: Clo
         10 => lapic.mmio_write(input.u16() & 0xfff, input.width().min(4), input.u32(), clock, effects),
         _ => {
             lapic.advance(clock);
-            board.press_power_button(effects);
+            match input.u8() {
+                choice @ 0..32 => board.announce_device(choice, effects),
+                choice @ 32..64 => board.ask_device_to_leave(choice - 32, effects),
+                choice @ 64..96 => board.tell_of_lost_device(choice - 64, effects),
+                _ => board.press_power_button(effects),
+            }
             assert!(lapic.deadline_ns(clock).is_none_or(|deadline_ns| deadline_ns >= clock.ns));
         }
     }
@@ -83,6 +88,6 @@ fn carry_out(effect: Effect, board: &mut Chipset, lapic: &mut Lapic, effects: &m
             board.reset(effects);
             lapic.reset();
         }
-        Effect::Console(_) | Effect::DebugConsole(_) | Effect::PowerOff | Effect::Exit(_) => {}
+        Effect::Console(_) | Effect::DebugConsole(_) | Effect::PowerOff | Effect::Exit(_) | Effect::Eject(_) => {}
     }
 }

@@ -51,6 +51,7 @@ fn saved_again(saved: &Board, board: &Chipset) -> Board {
         keyboard: saved.keyboard.clone().or(reset.keyboard),
         ioapic: saved.ioapic.clone().or(reset.ioapic),
         power: saved.power.clone().or(reset.power),
+        hotplug: saved.hotplug.clone().filter(|hotplug| *hotplug != Default::default()),
         ..*saved
     }
 }

@@ -4,6 +4,7 @@
 //! interrupt controllers: interrupt 0 to IOAPIC pin 2, the others to the pin of their number (GSI).
 
 use crate::debug::DebugPorts;
+use crate::hotplug::{EVENT_PORTS, HOTPLUG_PORTS, Hotplug};
 use crate::i8042::I8042;
 use crate::ioapic::{self, IoApic};
 use crate::pic::PicPair;
@@ -32,6 +33,8 @@ const PIT_LAST: u16 = ports::PIT + 2;
 const PIT_CONTROL: u16 = ports::PIT + 3;
 const RTC_DATA: u16 = ports::RTC + 1;
 const POWER_LAST: u16 = ports::PM1A_EVENT + power::BLOCK_PORTS - 1;
+const GPE0_LAST: u16 = ports::GPE0 + EVENT_PORTS - 1;
+const HOTPLUG_LAST: u16 = ports::HOTPLUG + HOTPLUG_PORTS - 1;
 
 /// The devices that a VM has once.
 #[derive(Clone, Debug)]
@@ -43,6 +46,7 @@ pub struct Chipset {
     keyboard: I8042,
     ioapic: IoApic,
     power: Power,
+    hotplug: Hotplug,
     debug: DebugPorts,
     /// The level of each GSI.
     lines: u32,
@@ -99,6 +103,7 @@ impl Chipset {
             keyboard: Some(self.keyboard.save()),
             ioapic: Some(self.ioapic.save()),
             power: Some(self.power.save()),
+            hotplug: self.hotplug.save(),
             lines: self.lines,
             pic_output: self.pic_output,
         }
@@ -127,6 +132,7 @@ impl Chipset {
                 None => self.ioapic,
             },
             power: saved.power.as_ref().map_or(Ok(self.power), Power::restore)?,
+            hotplug: saved.hotplug.as_ref().map_or(self.hotplug, Hotplug::restore),
             debug: self.debug,
             lines,
             pic_output: saved.pic_output,
@@ -145,6 +151,7 @@ impl Chipset {
             keyboard: I8042::new(),
             ioapic: IoApic::new(),
             power,
+            hotplug: Hotplug::default(),
             debug: DebugPorts::default(),
             lines: 0,
             pic_output: false,
@@ -158,8 +165,13 @@ impl Chipset {
         if let ports::PM1A_EVENT..=POWER_LAST = port {
             let value = self.power.read(port - ports::PM1A_EVENT, size, clock.ns);
             self.note_deadline();
-            self.drive(SCI_GSI, self.power.sci(), effects);
+            self.drive_sci(effects);
             return Some(value);
+        }
+        match port {
+            ports::GPE0..=GPE0_LAST => return Some(self.hotplug.read_events(port - ports::GPE0, size)),
+            ports::HOTPLUG..=HOTPLUG_LAST => return Some(self.hotplug.read(port - ports::HOTPLUG, size)),
+            _ => {}
         }
         let first = self.read_byte(port, size, clock, effects)?;
         let mut value = u32::from(first);
@@ -178,7 +190,10 @@ impl Chipset {
         if let ports::PM1A_EVENT..=POWER_LAST = port {
             self.power.write(port - ports::PM1A_EVENT, size, value, clock.ns, effects);
             self.note_deadline();
-            self.drive(SCI_GSI, self.power.sci(), effects);
+            self.drive_sci(effects);
+            return true;
+        }
+        if self.write_hotplug(port, size, value, effects) {
             return true;
         }
         let bytes = value.to_le_bytes();
@@ -235,7 +250,7 @@ impl Chipset {
         self.rtc.advance(clock.ns);
         self.drive(RTC_GSI, self.rtc.irq(), effects);
         self.power.advance(clock.ns);
-        self.drive(SCI_GSI, self.power.sci(), effects);
+        self.drive_sci(effects);
         self.note_deadline();
     }
 
@@ -259,7 +274,47 @@ impl Chipset {
     /// The power button is pressed and let go: the guest gets a system control interrupt if it asked for one.
     pub fn press_power_button(&mut self, effects: &mut Vec<Effect>) {
         self.power.press_button();
-        self.drive(SCI_GSI, self.power.sci(), effects);
+        self.drive_sci(effects);
+    }
+
+    /// A PCI device came.
+    pub fn announce_device(&mut self, device: u8, effects: &mut Vec<Effect>) {
+        self.hotplug.arrive(device);
+        self.drive_sci(effects);
+    }
+
+    /// The guest is asked to let go of a PCI device; then there is an [`Effect::Eject`].
+    pub fn ask_device_to_leave(&mut self, device: u8, effects: &mut Vec<Effect>) {
+        self.hotplug.ask(device);
+        self.drive_sci(effects);
+    }
+
+    /// A PCI device may stay that was asked to leave: an [`Effect::Eject`] does not come any more.
+    pub fn let_device_stay(&mut self, device: u8) {
+        self.hotplug.withdraw(device);
+    }
+
+    /// A PCI device is gone, and the guest did not let go of it.
+    pub fn tell_of_lost_device(&mut self, device: u8, effects: &mut Vec<Effect>) {
+        self.hotplug.vanish(device);
+        self.drive_sci(effects);
+    }
+
+    fn drive_sci(&mut self, effects: &mut Vec<Effect>) {
+        self.drive(SCI_GSI, self.power.sci() || self.hotplug.sci(), effects);
+    }
+
+    /// A write to the registers of general-purpose events or of hotplug; false elsewhere.
+    fn write_hotplug(&mut self, port: u16, size: u8, value: u32, effects: &mut Vec<Effect>) -> bool {
+        match port {
+            ports::GPE0..=GPE0_LAST => {
+                self.hotplug.write_events(port - ports::GPE0, size, value);
+                self.drive_sci(effects);
+            }
+            ports::HOTPLUG..=HOTPLUG_LAST => self.hotplug.write(port - ports::HOTPLUG, value, effects),
+            _ => return false,
+        }
+        true
     }
 
     fn note_deadline(&mut self) {

@@ -11,6 +11,7 @@ mod board;
 mod calendar;
 mod debug;
 mod flash;
+mod hotplug;
 mod i8042;
 mod ioapic;
 mod lapic;
@@ -64,6 +65,8 @@ pub enum Effect {
     Reset,
     /// The guest ended its VM by the debug exit's port, with this code.
     Exit(u32),
+    /// The guest let go of these PCI devices, a bit for each number, that were asked to leave.
+    Eject(u32),
 }
 
 /// The moment of an access. Neither field ever goes back from one call to the next on one object.

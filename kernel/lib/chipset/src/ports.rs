@@ -36,6 +36,10 @@ pub const PM1A_EVENT: u16 = 0x600;
 pub const PM1A_CONTROL: u16 = 0x604;
 /// ACPI power management timer, four bytes.
 pub const PM_TIMER: u16 = 0x608;
+/// ACPI general-purpose event block 0: status and enable, two bytes each.
+pub const GPE0: u16 = 0x620;
+/// Hotplug: four registers of four bytes.
+pub const HOTPLUG: u16 = 0x630;
 /// The reset register of PCI chipsets, one byte.
 pub const RESET: u16 = 0xcf9;
 /// What a write to [`RESET`] must hold for a full reset (the FADT's RESET_VALUE).

@@ -6,6 +6,7 @@
 
 use minicbor::{Decode, Encode};
 
+pub use crate::hotplug::Saved as Hotplug;
 pub use crate::i8042::Saved as I8042;
 pub use crate::ioapic::Saved as IoApic;
 pub use crate::lapic::Saved as LocalApic;
@@ -42,4 +43,7 @@ pub struct Board {
     /// The PIC's output as the boot CPU knows it.
     #[n(8)]
     pub pic_output: bool,
+    /// Missing where it is as after power-up.
+    #[n(9)]
+    pub hotplug: Option<Hotplug>,
 }

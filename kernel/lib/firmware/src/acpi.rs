@@ -145,6 +145,7 @@ fn fadt(board: &Board, facs: Gpa, dsdt: Gpa) -> impl Aml + use<> {
     const EVENT_BYTES: u8 = 4;
     const CONTROL_BYTES: u8 = 2;
     const TIMER_BYTES: u8 = 4;
+    const EVENTS_BYTES: u8 = 4;
     // Latencies above the bounds of 5.2.9 say that C2 and C3 are not there.
     const NO_C2: u16 = 101;
     const NO_C3: u16 = 1001;
@@ -163,12 +164,15 @@ fn fadt(board: &Board, facs: Gpa, dsdt: Gpa) -> impl Aml + use<> {
     fadt.pm1a_evt_blk = u32::from(layout::PM1_EVENT_PORT).into();
     fadt.pm1a_cnt_blk = u32::from(layout::PM1_CONTROL_PORT).into();
     fadt.pm_tmr_blk = u32::from(layout::PM_TIMER_PORT).into();
+    fadt.gpe0_blk = u32::from(layout::GPE0_PORT).into();
+    fadt.gpe0_blk_len = EVENTS_BYTES;
     fadt.pm1_evt_len = EVENT_BYTES;
     fadt.pm1_cnt_len = CONTROL_BYTES;
     fadt.pm_tmr_len = TIMER_BYTES;
     fadt.x_pm1a_evt_blk = port(layout::PM1_EVENT_PORT, EVENT_BYTES, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = port(layout::PM1_CONTROL_PORT, CONTROL_BYTES, AccessSize::WordAccess);
     fadt.x_pm_tmr_blk = port(layout::PM_TIMER_PORT, TIMER_BYTES, AccessSize::DwordAccess);
+    fadt.x_gpe0_blk = port(layout::GPE0_PORT, EVENTS_BYTES, AccessSize::ByteAccess);
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.century = layout::CENTURY_INDEX;

@@ -1,10 +1,10 @@
-//! The DSDT's AML: the PCI host bridge, the ISA devices, the processors and soft off.
+//! The DSDT's AML: the PCI host bridge, the ISA devices, the processors and soft off; `hotplug` adds the bridge's slots.
 //!
 //! [`aml`] builds the body that `acpi` wraps in a table. The grammar is `acpi_tables`' (ACPI 6.5, chapter 20), the
 //! objects are those of chapters 6 and 19 and of the PCI Firmware Specification 3.3, section 4.
 
-use crate::layout;
-use crate::{Board, Error};
+use crate::hotplug::{self, Raw};
+use crate::{Board, Error, layout};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Interrupt,
@@ -27,7 +27,7 @@ pub fn aml(board: &Board) -> Result<Vec<u8>, Error> {
     soft_off().to_aml_bytes(&mut body);
 
     let mut system_bus = Vec::new();
-    host_bridge(&windows, &mut system_bus);
+    host_bridge(&windows, board.hotplug, &mut system_bus);
     reserved(windows.ecam, &mut system_bus);
     serial_port(&mut system_bus);
     real_time_clock(&mut system_bus);
@@ -36,6 +36,7 @@ pub fn aml(board: &Board) -> Result<Vec<u8>, Error> {
     }
     (0..board.vcpus).for_each(|id| processor(id, &mut system_bus));
     body.extend_from_slice(&Scope::raw(Path::new("_SB_"), system_bus));
+    hotplug::event(&mut body);
     Ok(body)
 }
 
@@ -91,7 +92,7 @@ fn soft_off() -> Name {
     Name::new(Path::new("_S5_"), &Package::new(Vec::from([&off as &dyn Aml, &off, &ZERO, &ZERO])))
 }
 
-fn host_bridge(windows: &Windows, out: &mut Vec<u8>) {
+fn host_bridge(windows: &Windows, slots: u32, out: &mut Vec<u8>) {
     // PCI Express only where its configuration space is there; the older bridge's id fits both.
     let express = windows.ecam.is_some();
     let mut id = Vec::new();
@@ -107,17 +108,9 @@ fn host_bridge(windows: &Windows, out: &mut Vec<u8>) {
     let bus = Name::new(Path::new("_BBN"), &ZERO);
     let resources = bridge_resources(windows);
     let routing = Name::new(Path::new("_PRT"), &interrupt_routing());
-    Device::new(Path::new("PCI0"), Vec::from([&Raw(id) as &dyn Aml, &uid, &segment, &bus, &resources, &routing]))
-        .to_aml_bytes(out);
-}
-
-/// AML that is made already.
-struct Raw(Vec<u8>);
-
-impl Aml for Raw {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        sink.vec(&self.0);
-    }
+    let (id, slots) = (Raw(id), Raw(hotplug::slots(slots)));
+    let all = Vec::from([&id as &dyn Aml, &uid, &segment, &bus, &resources, &routing, &slots]);
+    Device::new(Path::new(hotplug::BRIDGE), all).to_aml_bytes(out);
 }
 
 /// `_OSC`: every control that the OS may ask for stays with the firmware (PCI Firmware Specification 3.3, 4.5).
@@ -175,7 +168,8 @@ fn interrupt_routing() -> PackageBuilder {
 
 /// Motherboard resources: what no driver may claim. Linux trusts an ECAM only where it is reserved here.
 fn reserved(ecam: Option<u32>, out: &mut Vec<u8>) {
-    const POWER_MANAGEMENT_BYTES: u8 = 0x10;
+    // Power management, general-purpose events and hotplug.
+    const POWER_MANAGEMENT_BYTES: u8 = 0x40;
     let ports = layout::PM1_EVENT_PORT;
     let mut all: Vec<Box<dyn Aml>> =
         Vec::from([Box::new(IO::new(ports, ports, 1, POWER_MANAGEMENT_BYTES)) as Box<dyn Aml>]);

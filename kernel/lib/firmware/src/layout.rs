@@ -40,6 +40,10 @@ pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 /// The power-management timer (4 bytes, 24 bits count).
 pub const PM_TIMER_PORT: u16 = 0x608;
+/// The block of general-purpose events: status (2 bytes), enable (2 bytes).
+pub const GPE0_PORT: u16 = 0x620;
+/// Hotplug: devices that came, that are asked to leave, whether any vanished, and what the guest lets go of, 4 bytes each.
+pub const HOTPLUG_PORT: u16 = 0x630;
 /// The SLP_TYP that means soft off.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 /// The reset control register, and what resets when written there.

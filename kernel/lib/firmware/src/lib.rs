@@ -13,6 +13,7 @@ mod acpi;
 mod describe;
 mod dsdt;
 pub mod fw_cfg;
+mod hotplug;
 pub mod layout;
 mod smbios;
 pub mod spcr;
@@ -42,6 +43,8 @@ pub struct Board {
     /// Whether a keyboard sits behind the i8042: then it is named, and Linux probes ports 0x60 and 0x64 while it boots.
     /// Reset by port 0x64 works either way.
     pub keyboard: bool,
+    /// The PCI device numbers, a bit each, whose devices come and go while the guest runs.
+    pub hotplug: u32,
 }
 
 /// Why the tables could not be written.

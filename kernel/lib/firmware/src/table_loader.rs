@@ -125,7 +125,14 @@ mod tests {
 
     #[test]
     fn the_script_makes_what_direct_boot_has() {
-        let board = Board { vcpus: 3, ecam: None, pci_memory: layout::PCI_MEMORY, pci_memory64: None, keyboard: false };
+        let board = Board {
+            vcpus: 3,
+            ecam: None,
+            pci_memory: layout::PCI_MEMORY,
+            pci_memory64: None,
+            keyboard: false,
+            hotplug: 0,
+        };
         let tables_at = 0x7f12_3000;
         let (rsdp, tables) = carry_out(&files(&board).unwrap(), tables_at);
         let direct = Image::new(&board, Gpa::new(tables_at)).unwrap();

@@ -12,6 +12,7 @@ fn board(vcpus: u32) -> Board {
         pci_memory: layout::PCI_MEMORY,
         pci_memory64: GpaRange::new(Gpa::new(1 << 40), 1 << 39),
         keyboard: true,
+        hotplug: 0x7fff_fff8,
     }
 }
 
@@ -214,17 +215,36 @@ fn dsdt_is_soft_off_and_one_scope() {
     let aml = dsdt(&board(2))[36..].to_vec();
     assert_eq!(&aml[..14], [&b"\x08_S5_\x12"[..], &[8, 4, 0x0a, 5, 0x0a, 5, 0, 0]].concat());
     assert_eq!(aml[14], 0x10, "a scope");
-    assert_eq!(15 + package_length(&aml, 15).0, aml.len(), "up to the end");
+    let end = 15 + package_length(&aml, 15).0;
+    assert_eq!(&aml[end + 2..end + 7], b"\\_GPE", "and the events");
+    assert_eq!(end + 1 + package_length(&aml, end + 1).0, aml.len(), "up to the end");
     // Devices follow each other without a gap.
     let mut at = 15 + package_length(&aml, 15).1 + 4;
     let mut names = Vec::new();
-    while at < aml.len() {
+    while at < end {
         assert_eq!(aml[at..at + 2], [0x5b, 0x82]);
         let (length, own) = package_length(&aml, at + 2);
         names.push(String::from_utf8(aml[at + 2 + own..at + 6 + own].to_vec()).unwrap());
         at += 2 + length;
     }
     assert_eq!(names, ["PCI0", "MBRD", "COM1", "RTC_", "KBD_", "C000", "C001"]);
+}
+
+#[test]
+fn slots_can_be_ejected_by_their_numbers() {
+    let aml = dsdt(&Board { hotplug: 1 << 5 | 1 << 30, ..board(1) });
+    let bits: [&[u8]; 2] = [&[0x0a, 0x20], &[0x0c, 0, 0, 0, 0x40]];
+    for (name, address, number, bit) in [(b"S05_", 0x5_0000u32, 5, bits[0]), (b"S1E_", 0x1e_0000, 30, bits[1])] {
+        once(&aml, &[&name[..], b"\x08_ADR\x0c", &address.to_le_bytes(), b"\x08_SUN\x0a", &[number]].concat());
+        // A store of the device's bit to the register, and a notification of each kind where a bit is set.
+        once(&aml, &[&b"_EJ0\x09\x70"[..], bit, b"EJCT"].concat());
+        for kind in [&[1][..], &[0x0a, 3]] {
+            once(&aml, &[&b"\x7b\x60"[..], bit, &[0, 0x86], name, kind].concat());
+        }
+    }
+    once(&aml, b"\x86\\\x2e_SB_PCI0\0");
+    once(&aml, b"_E01\0\\\x2f\x03_SB_PCI0HPCL");
+    assert!(!dsdt(&Board { hotplug: 0, ..board(1) }).windows(4).any(|name| name == b"_EJ0"));
 }
 
 #[test]

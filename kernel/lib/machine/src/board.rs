@@ -3,6 +3,7 @@
 mod saved;
 
 use crate::balloon::Balloon;
+use crate::bays::Bays;
 use crate::console::Console;
 use crate::function::PciFunction;
 use crate::guest_firmware::Firmware;
@@ -32,8 +33,8 @@ const RANDOM_BYTES_MAX: usize = 64;
 /// The LPC bridge's device number.
 const LPC_DEVICE: u8 = 31;
 
-/// How many functions there can be: one a device number, but the bridges'.
-const FUNCTIONS_MAX: usize = 30;
+/// The last device number that a function can have: one each, but the bridges'.
+pub const LAST_DEVICE: u8 = LPC_DEVICE - 1;
 
 /// Which function answers at a PCI device number; 0 is the host bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,11 +56,14 @@ pub struct Board {
     config_port: ConfigPort,
     pub(crate) console: Console,
     pub(crate) rng: Function<Rng>,
-    pub(crate) disks: Vec<Disk>,
-    pub(crate) cards: Vec<Card>,
+    pub(crate) disks: Bays<Disk>,
+    pub(crate) cards: Bays<Card>,
     pub(crate) balloon: Balloon,
-    /// Device numbers from 1 on.
-    slots: Vec<Slot>,
+    /// Device numbers from 1 on, up to the last that ever had one.
+    slots: Vec<Option<Slot>>,
+    /// Device numbers whose devices are to leave, and those of them that were pulled.
+    pub(crate) leaving: u32,
+    pub(crate) pulled: u32,
     /// The level of each device number's interrupt pin.
     pins: u32,
     /// What the chipset wants done; drained by [`Machine::carry_out`].
@@ -81,11 +85,9 @@ impl Board {
         nics: Vec<NicConfig>,
         debug: DebugPorts,
     ) -> Self {
-        let mut slots = alloc::vec![Slot::Console, Slot::Rng];
-        slots.extend((0..disks.len()).map(Slot::Disk));
-        slots.extend((0..nics.len()).map(Slot::Card));
-        slots.push(Slot::Balloon);
-        assert!(slots.len() <= FUNCTIONS_MAX, "a machine of {} functions does not fit one bus", slots.len());
+        let (disks, cards) = (disks.into_iter().map(Disk::new).collect(), nics.into_iter().map(Card::new).collect());
+        let slots: Vec<_> = Self::slots_as_made(&disks, &cards).map(Some).collect();
+        assert!(slots.len() <= usize::from(LAST_DEVICE), "a machine of {} functions does not fit one bus", slots.len());
         let below = |range: &GpaRange| range.start() < layout::LOW_MEMORY_END;
         let low_bytes = memory.ranges().filter(below).map(GpaRange::bytes).sum();
         let high_bytes = memory.total_bytes() - low_bytes;
@@ -97,10 +99,12 @@ impl Board {
             config_port: ConfigPort::default(),
             console: Console::new(),
             rng: Function::new(Rng::new()),
-            disks: disks.into_iter().map(Disk::new).collect(),
-            cards: nics.into_iter().map(Card::new).collect(),
+            disks,
+            cards,
             balloon: Balloon::new(),
             slots,
+            leaving: 0,
+            pulled: 0,
             pins: 0,
             effects: Vec::new(),
             signals: Vec::new(),
@@ -108,6 +112,13 @@ impl Board {
             end: None,
             noted_deadline_ns: None,
         }
+    }
+
+    /// What is where on a board of these disks and cards at first, from device number 1 on.
+    fn slots_as_made(disks: &Bays<Disk>, cards: &Bays<Card>) -> impl Iterator<Item = Slot> + use<> {
+        let (disks, cards) = (disks.numbers().count(), cards.numbers().count());
+        let first = [Slot::Console, Slot::Rng].into_iter();
+        first.chain((0..disks).map(Slot::Disk)).chain((0..cards).map(Slot::Card)).chain([Slot::Balloon])
     }
 
     /// Reads a port; all ones where nobody answers.
@@ -124,7 +135,8 @@ impl Board {
             return self.config_read(bdf, offset, size);
         }
         for index in 0..self.slots.len() {
-            let function = self.function(self.slots[index]);
+            let Some(slot) = self.slots[index] else { continue };
+            let function = self.function(slot);
             if let Some(offset) = function.port_hit(port) {
                 return function.port_read(offset, size) & ones;
             }
@@ -144,7 +156,7 @@ impl Board {
             return self.config_write(bdf, offset, size, value);
         }
         for index in 0..self.slots.len() {
-            let slot = self.slots[index];
+            let Some(slot) = self.slots[index] else { continue };
             if let Some(offset) = self.function(slot).port_hit(port) {
                 self.with_function(slot, |function, signals| function.port_write(offset, size, value, signals));
                 return;
@@ -203,9 +215,9 @@ impl Board {
         self.kicked.pop()
     }
 
-    /// Notes that a queue has work left.
+    /// Notes that a queue has work left. From what is to leave nothing more is taken.
     pub fn kick_again(&mut self, slot: Slot, queue: u16) {
-        if !self.kicked.contains(&(slot, queue)) {
+        if !self.kicked.contains(&(slot, queue)) && !self.is_leaving(slot) {
             self.kicked.push((slot, queue));
         }
     }
@@ -263,7 +275,7 @@ impl Board {
                 Signal::Line(asserted) => self.set_pin(slot, asserted),
                 Signal::Kicked(queue) => self.kick_again(slot, queue),
                 Signal::Reset => {
-                    self.kicked.retain(|(kicked, _)| *kicked != slot);
+                    self.drop_kicks(slot);
                     match slot {
                         Slot::Disk(disk) => self.disks[disk].reset(),
                         Slot::Console => self.console.note_reset(),
@@ -287,7 +299,7 @@ impl Board {
     }
 
     /// Drives a function's interrupt pin. Every eighth device shares its GSI, which has the OR of their levels.
-    fn set_pin(&mut self, slot: Slot, asserted: bool) {
+    pub(crate) fn set_pin(&mut self, slot: Slot, asserted: bool) {
         let gsi_of = |device| layout::pci_gsi(device, 0) as u8;
         let device = self.device_number(slot);
         self.pins = self.pins & !(1 << device) | u32::from(asserted) << device;
@@ -325,17 +337,43 @@ impl Board {
         if bdf.bus != 0 || bdf.function != 0 {
             return None;
         }
-        self.slots.get(usize::from(bdf.device).checked_sub(1)?).copied()
+        self.slot(bdf.device)
+    }
+
+    /// What is at a device number.
+    pub(crate) fn slot(&self, device: u8) -> Option<Slot> {
+        *self.slots.get(usize::from(device).checked_sub(1)?)?
+    }
+
+    pub(crate) fn set_slot(&mut self, device: u8, slot: Option<Slot>) {
+        let index = usize::from(device) - 1;
+        if self.slots.len() <= index {
+            self.slots.resize(index + 1, None);
+        }
+        self.slots[index] = slot;
+    }
+
+    /// The first device number that nobody has.
+    pub(crate) fn free_device(&self) -> Option<u8> {
+        (1..=LAST_DEVICE).find(|&device| self.slot(device).is_none())
+    }
+
+    /// A function's device number, while it is there.
+    pub(crate) fn device_of(&self, slot: Slot) -> Option<u8> {
+        self.slots.iter().position(|other| *other == Some(slot)).map(|index| index as u8 + 1)
+    }
+
+    pub(crate) fn drop_kicks(&mut self, slot: Slot) {
+        self.kicked.retain(|(kicked, _)| *kicked != slot);
     }
 
     pub(crate) fn device_number(&self, slot: Slot) -> u8 {
-        let index = self.slots.iter().position(|other| *other == slot).expect("every function has a slot");
-        index as u8 + 1
+        self.device_of(slot).expect("every function has a slot")
     }
 
     fn mmio_slot(&mut self, gpa: Gpa) -> Option<(Slot, u32)> {
         (0..self.slots.len()).find_map(|index| {
-            let slot = self.slots[index];
+            let slot = self.slots[index]?;
             Some((slot, self.function(slot).mmio_hit(gpa)?))
         })
     }
@@ -363,7 +401,7 @@ impl Board {
     /// Places every function as firmware does, for a guest that starts without one.
     pub fn place_functions(&mut self) {
         for index in 0..self.slots.len() {
-            let slot = self.slots[index];
+            let Some(slot) = self.slots[index] else { continue };
             let line = layout::pci_gsi(index as u8 + 1, 0) as u8;
             let io = IO_BARS + IO_BAR_STRIDE * index as u16;
             let mmio = MMIO_BARS + MMIO_BAR_STRIDE * index as u32;
@@ -382,6 +420,7 @@ impl Machine {
     /// Sees to what the board wants done: interrupts into mailboxes, console bytes into the outbox, and the machine's
     /// end. Without an outbox console bytes wait in the board's effects for the next vCPU that exits.
     pub(crate) fn carry_out(&self, board: &mut Board, mut outbox: Option<&mut Outbox>, host: &mut dyn Host) {
+        self.carry_out_ejects(board);
         let mut effects = core::mem::take(&mut board.effects);
         let mut left = 0;
         for index in 0..effects.len() {
@@ -412,6 +451,7 @@ impl Machine {
                 }
                 Effect::PowerOff => board.end = board.end.take().or(Some(End::PowerOff)),
                 Effect::Reset => board.end = board.end.take().or(Some(End::Reset)),
+                Effect::Eject(_) => {}
                 Effect::Exit(code) => board.end = board.end.take().or(Some(End::Exit(code))),
             }
         }

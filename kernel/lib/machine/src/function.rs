@@ -9,6 +9,7 @@ use virtio::{Function, Signal};
 
 /// A virtio function, whatever its device.
 pub trait PciFunction {
+    fn set_interrupt_line(&mut self, line: u8);
     fn config_read(&mut self, offset: u16, size: u8, signals: &mut Vec<Signal>) -> u32;
     fn config_write(&mut self, offset: u16, size: u8, value: u32, signals: &mut Vec<Signal>);
     fn port_hit(&self, port: u16) -> Option<u16>;
@@ -20,6 +21,9 @@ pub trait PciFunction {
 }
 
 impl<D: virtio::Device> PciFunction for Function<D> {
+    fn set_interrupt_line(&mut self, line: u8) {
+        self.set_interrupt_line(line);
+    }
     fn config_read(&mut self, offset: u16, size: u8, signals: &mut Vec<Signal>) -> u32 {
         self.config_read(offset, size, signals)
     }

@@ -112,8 +112,9 @@ impl Board {
             pci_memory: layout::PCI_MEMORY,
             pci_memory64: None,
             keyboard: false,
+            hotplug: self.hotplug_slots(),
         };
-        let disks: Vec<u8> = (0..self.disks.len()).map(|disk| self.device_number(Slot::Disk(disk))).collect();
+        let disks: Vec<u8> = self.disks.numbers().map(|disk| self.device_number(Slot::Disk(disk))).collect();
         let fw_cfg = firmware::describe(memory, &board, disks.into_iter()).expect("a board of constants is described");
         self.bridge = pci::host_bridge_for_firmware();
         let lpc = pci::lpc_bridge(layout::PM1_EVENT_PORT);

@@ -65,23 +65,27 @@ impl Board {
         offload: &Offload,
         bytes: &[u8],
     ) -> Result<(), FrameLost> {
-        self.cards[card].function.receive(memory, &header_of(offload), bytes).map_err(|_| FrameLost)
+        let card = self.cards.get_mut(card).ok_or(FrameLost)?;
+        card.function.receive(memory, &header_of(offload), bytes).map_err(|_| FrameLost)
     }
 
     pub(crate) fn frames_settle(&mut self, memory: &GuestMemory, card: usize) {
-        self.cards[card].function.notify_receive(memory, &mut self.signals);
-        self.settle(Slot::Card(card));
+        if let Some(function) = self.cards.get_mut(card).map(|card| &mut card.function) {
+            function.notify_receive(memory, &mut self.signals);
+            self.settle(Slot::Card(card));
+        }
     }
 
     pub(crate) fn announce(&mut self) {
-        for card in 0..self.cards.len() {
+        for card in self.cards.numbers() {
             self.cards[card].function.announce(&mut self.signals);
             self.settle(Slot::Card(card));
         }
     }
 
     pub(crate) fn nic_offloads(&self, card: usize) -> switch::Offloads {
-        let offloads = self.cards[card].function.device.guest_offloads();
+        let Some(card) = self.cards.get(card) else { return switch::Offloads::default() };
+        let offloads = card.function.device.guest_offloads();
         switch::Offloads {
             transmit_checksum: offloads.csum,
             transmit_tso4: offloads.tso4,

@@ -49,6 +49,8 @@ pub enum Busy {
     Output,
     /// Memory that it gave up is on its way back to the host.
     Balloon,
+    /// A disk or card is on its way out.
+    Leaving,
     /// It has ended.
     Ended,
 }
@@ -103,9 +105,10 @@ impl Machine {
     /// What keeps a stopped machine from being saved now; disks end what they do by themselves.
     pub fn busy(&self) -> Option<Busy> {
         let board = self.board.lock();
-        match board.disks.iter().position(|disk| !disk.is_at_rest()) {
+        match board.disks.find(|disk| !disk.is_at_rest()) {
             Some(disk) => Some(Busy::Disk(disk)),
             None if board.end.is_some() => Some(Busy::Ended),
+            None if board.leaving != 0 => Some(Busy::Leaving),
             None if board.balloon.is_busy() => Some(Busy::Balloon),
             None => (!board.effects.is_empty()).then_some(Busy::Output),
         }
@@ -141,10 +144,10 @@ impl Machine {
         writer.unit(kind::BOARD, 0, &board.save());
         writer.unit(kind::CONSOLE, 0, &board.console.save());
         writer.unit(kind::RNG, 0, &board.rng.save());
-        for (index, disk) in (0..).zip(&board.disks) {
+        for (index, disk) in (0..).zip(board.disks.iter()) {
             writer.unit(kind::DISK, index, &disk.save());
         }
-        for (index, card) in (0..).zip(&board.cards) {
+        for (index, card) in (0..).zip(board.cards.iter()) {
             writer.unit(kind::CARD, index, &card.save());
         }
         writer.unit(kind::BALLOON, 0, &board.balloon.save());
@@ -208,15 +211,15 @@ impl Machine {
         unit(reader, kind::BOARD, 0, |saved| board.restore(saved))?;
         unit(reader, kind::CONSOLE, 0, |saved| board.console.restore(saved))?;
         unit(reader, kind::RNG, 0, |saved| board.rng.restore(saved))?;
-        for (index, disk) in (0..).zip(&mut board.disks) {
+        for (index, disk) in (0..).zip(board.disks.iter_mut()) {
             unit(reader, kind::DISK, index, |saved| disk.restore(saved))?;
         }
-        for (index, card) in (0..).zip(&mut board.cards) {
+        for (index, card) in (0..).zip(board.cards.iter_mut()) {
             unit(reader, kind::CARD, index, |saved| card.restore(saved))?;
         }
         unit(reader, kind::BALLOON, 0, |saved| board.balloon.restore(saved, &self.memory))?;
         // Writes that were done and wait for their flush.
-        for disk in 0..board.disks.len() {
+        for disk in board.disks.numbers() {
             if board.disks[disk].has_unflushed() {
                 board.kick_again(Slot::Disk(disk), 0);
             }
@@ -304,6 +307,7 @@ impl fmt::Display for Busy {
             Self::Disk(disk) => write!(out, "its disk {disk} is at work"),
             Self::Output => out.write_str("its last output has not left"),
             Self::Balloon => out.write_str("memory that it gave up is on its way back"),
+            Self::Leaving => out.write_str("a disk or card is on its way out"),
             Self::Ended => out.write_str("it has ended"),
         }
     }

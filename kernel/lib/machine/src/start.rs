@@ -30,6 +30,7 @@ impl Machine {
             pci_memory: layout::PCI_MEMORY,
             pci_memory64: None,
             keyboard: false,
+            hotplug: self.board.lock().hotplug_slots(),
         };
         let rsdp = firmware::write_acpi(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;
         firmware::write_smbios(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;

@@ -50,6 +50,8 @@ pub struct Disk {
     under_way: Vec<UnderWay>,
     /// Lists that are free to be used again.
     spare: Vec<Vec<Piece>>,
+    /// It is to leave: what was not done is not done any more.
+    is_stopped: bool,
 }
 
 /// A transfer that the host works on.
@@ -81,6 +83,7 @@ impl Disk {
             unflushed: Vec::new(),
             under_way: Vec::new(),
             spare: Vec::new(),
+            is_stopped: false,
         }
     }
 
@@ -91,6 +94,17 @@ impl Disk {
         self.unflushed.clear();
         if self.stale > 0 {
             self.function.hold_reset();
+        }
+    }
+
+    /// Nothing more is done: requests that wait fail.
+    pub fn stop(&mut self, memory: &GuestMemory) {
+        self.is_stopped = true;
+        for head in core::mem::take(&mut self.unflushed) {
+            self.function.complete(memory, head, Outcome::IoError);
+        }
+        while self.function.next_request(memory, &mut self.request) {
+            self.function.complete(memory, self.request.id, Outcome::IoError);
         }
     }
 
@@ -173,6 +187,9 @@ impl Disk {
         }
         self.in_flight -= 1;
         let follows = id & FLUSH_FOLLOWS != 0 && outcome == Outcome::Ok;
+        // Without its flush a write was not done.
+        let (follows, outcome) =
+            if follows && self.is_stopped { (false, Outcome::IoError) } else { (follows, outcome) };
         if follows {
             self.unflushed.push(id as u16);
         } else {
@@ -190,8 +207,11 @@ impl Board {
     }
 
     pub(crate) fn disk_settle(&mut self, memory: &GuestMemory, disk: usize) {
-        self.disks[disk].function.notify_if_needed(memory, &mut self.signals);
-        self.settle(Slot::Disk(disk));
+        if let Some(function) = self.disks.get_mut(disk).map(|disk| &mut disk.function) {
+            function.notify_if_needed(memory, &mut self.signals);
+            self.settle(Slot::Disk(disk));
+        }
+        self.remove_idle();
     }
 }
 

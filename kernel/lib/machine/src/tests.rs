@@ -10,6 +10,7 @@ mod debug;
 mod driver;
 mod ends;
 mod hostile;
+mod hotplug;
 mod inputs;
 mod interrupts;
 mod mock;
