@@ -11,17 +11,17 @@ use crate::processor;
 use crate::profiles;
 use crate::saved::{self, Begun};
 use crate::services;
-use crate::vm::{self, Order, Refusal, Running, Start, Vm};
+use crate::vm::{self, Order, Refusal, Running, Start, Vm, hotplug};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::Health;
-use config::{Name, VmSpec};
+use config::{Name, NicSpec, VmSpec};
 use shell::{
     BalloonInfo, CardCounts, CardInfo, Command, CpuProfileCommand, DiskInfo, DiskIo, DiskState, ExitStat, HostReport,
     Invocation, LogLine, Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction,
-    VmDetail, VmStat, VmSummary,
+    VmDetail, VmPart, VmStat, VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.
@@ -43,6 +43,8 @@ pub enum Answer {
     Start(Arc<Start>, Weak<Running>, Reply, bool),
     /// This reply once a save has succeeded and its life has ended, or a restore; or why not.
     Saved(Begun, Reply, bool),
+    /// This reply once a VM has lost a disk or NIC, or why it has not.
+    Removal(Arc<Start>, Reply, bool),
     /// What was measured or asked of others, or why it was not.
     Measure(Arc<Outcome>, bool),
     /// This reply once a life has ended and everything of it is free.
@@ -65,14 +67,15 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
             Some(vm) => Reply::Vm(detail(host, &vm)),
             None => no_such_vm(host, &name),
         },
-        Command::VmControl { name, action } => match host.vm(&name) {
-            Some(vm) => return control(host, &vm, action, json),
-            None => no_such_vm(host, &name),
-        },
+        Command::VmControl { name, action } => return on_vm(host, &name, json, |vm| control(host, vm, action, json)),
         Command::VmBalloon { name, keeps } => match host.vm(&name) {
             Some(vm) => done(balloon(host, &vm, keeps.bytes()), || format!("{name} is to keep {keeps}")),
             None => no_such_vm(host, &name),
         },
+        Command::VmAdd { name, part } => return on_vm(host, &name, json, |vm| add(host, vm, &part, json)),
+        Command::VmRemove { name, part, force } => {
+            return on_vm(host, &name, json, |vm| remove(host, vm, &part, force, json));
+        }
         Command::VmSave { name, to } => match host.vm(&name) {
             Some(vm) => return begun(saved::save(host, &vm, &to), format!("{name} is saved to {to}"), json),
             None => no_such_vm(host, &name),
@@ -136,6 +139,10 @@ pub fn proceed(host: &'static Host, answer: &mut Answer) -> Option<Answer> {
             Ok(()) => (begun.life.strong_count() == 0).then(|| Answer::Reply(reply.clone(), *json)),
             Err(refusal) => Some(Answer::Reply(refused(refusal), *json)),
         },
+        Answer::Removal(outcome, reply, json) => {
+            let reply = outcome.outcome()?.map_or_else(refused, |()| reply.clone());
+            Some(Answer::Reply(reply, *json))
+        }
         Answer::Measure(outcome, json) => {
             let reply = outcome.take()?.unwrap_or_else(refused);
             Some(Answer::Reply(reply, *json))
@@ -267,6 +274,36 @@ fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> A
     Answer::Reply(result.unwrap_or_else(refused), json)
 }
 
+/// Carries out a command about a VM, where there is one of that name.
+fn on_vm(host: &'static Host, name: &str, json: bool, act: impl FnOnce(&Arc<Vm>) -> Answer) -> Answer {
+    host.vm(name).map_or_else(|| Answer::Reply(no_such_vm(host, name), json), |vm| act(&vm))
+}
+
+fn add(host: &'static Host, vm: &Arc<Vm>, part: &VmPart, json: bool) -> Answer {
+    let name = vm.name();
+    let reply = match part {
+        VmPart::Disk(disk) => done(hotplug::add_disk(host, vm, disk), || format!("{name} has disk {disk}")),
+        VmPart::Nic(mac) => match hotplug::add_nic(host, vm, NicSpec { mac: *mac }) {
+            Ok(mac) => Reply::done(format!("{name} has NIC {mac}")),
+            Err(refusal) => refused(refusal),
+        },
+    };
+    Answer::Reply(reply, json)
+}
+
+fn remove(host: &'static Host, vm: &Arc<Vm>, part: &VmPart, force: bool, json: bool) -> Answer {
+    let name = vm.name();
+    let what = match part {
+        VmPart::Disk(disk) => format!("{name} has no disk {disk} any more"),
+        VmPart::Nic(Some(mac)) => format!("{name} has no NIC {mac} any more"),
+        VmPart::Nic(None) => format!("{name} has no NIC any more"),
+    };
+    match hotplug::remove(host, vm, part, force) {
+        Ok(outcome) => Answer::Removal(outcome, Reply::done(what), json),
+        Err(refusal) => Answer::Reply(refused(refusal), json),
+    }
+}
+
 fn power(host: &'static Host, off: bool) -> Answer {
     for vm in host.vms.lock().iter() {
         if let Some(running) = vm.running() {
@@ -355,7 +392,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         kernel: vm.spec.kernel.clone(),
         initrd: vm.spec.initrd.clone(),
         command_line: vm.spec.command_line.clone(),
-        disks: vm.spec.disks.clone(),
+        disks: vm.disks(),
         nics: vm.macs(),
         cpus: running.as_ref().map_or_else(Vec::new, |running| running.cpus()),
         cpu_profile: vm.spec.cpu_profile.clone(),
@@ -524,9 +561,8 @@ fn vm_stat(host: &Host, vm: &Vm, ports: &[crate::network::PortReport]) -> Option
     let running = vm.running()?;
     let counters = running.counters();
     let exits = counters.by_kind().iter().zip(vcpu::Exit::KIND_NAMES).filter(|(counter, _)| counter.count > 0);
-    let io = running.io.lock();
-    let disk = |(io, name): (&vm::DiskIo, &String)| DiskIo {
-        name: name.clone(),
+    let disk = |(name, io): (String, vm::DiskIo)| DiskIo {
+        name,
         reads: io.reads,
         writes: io.writes,
         flushes: io.flushes,
@@ -556,7 +592,7 @@ fn vm_stat(host: &Host, vm: &Vm, ports: &[crate::network::PortReport]) -> Option
             .collect(),
         cpu_time_ns: running.cpu_ns(),
         steal_ns: running.steal_ns(),
-        disks: io.iter().zip(&vm.spec.disks).map(disk).collect(),
+        disks: running.disk_io().into_iter().map(disk).collect(),
         nics: vm.macs().iter().map(nic).collect(),
     })
 }

@@ -17,6 +17,7 @@ use cpu::percpu;
 use interrupts::local_apic;
 use machine::{Moment, Outbox, Pause, Thread};
 use trace::Event;
+use virtio::blk::Outcome;
 
 /// How long a vCPU runs where it is throttled: short, so that the guest crawls and does not stall.
 const THROTTLED_SLICE_NS: u64 = 2_000_000;
@@ -381,11 +382,11 @@ impl GuestHost<'_> {
             return;
         }
         let (host, cpu) = (self.host, self.cpu);
-        let Some(ports) = self.queued.running.ports.get() else { return };
+        let running = &self.queued.running;
         let frame = |index: usize| {
             let machine::OutFrame { nic, frame } = &frames[index];
             let offload = machine::offload_of(&frame.header);
-            Frame { from: ports[*nic], offload, bytes: &frame.bytes }
+            Frame { from: running.port(*nic), offload, bytes: &frame.bytes }
         };
         self.forwarder.forward(host, frames.len(), frame);
         let mut woke_neighbour = false;
@@ -413,8 +414,9 @@ impl GuestHost<'_> {
         let mut any = false;
         for (transfer, runs) in outbox.transfers() {
             any = true;
-            running.count(transfer.disk, transfer.op, u64::from(transfer.sectors) * 512);
-            if let Err(outcome) = storage.submit(running.disks[transfer.disk], transfer, runs) {
+            let lent = running.count(transfer.disk, transfer.op, u64::from(transfer.sectors) * 512);
+            let submitted = lent.map_or(Err(Outcome::IoError), |lent| storage.submit(lent, transfer, runs));
+            if let Err(outcome) = submitted {
                 refused.push((transfer.disk, transfer.id, outcome));
             }
         }

@@ -169,6 +169,7 @@ impl HostConsole {
             Some(
                 Answer::Start(..)
                 | Answer::Saved(..)
+                | Answer::Removal(..)
                 | Answer::Measure(..)
                 | Answer::End(..)
                 | Answer::Rest(..)

@@ -109,32 +109,43 @@ impl Network {
     pub fn add_guest(&mut self, vm: &Vm) -> Result<Vec<PortId>, Refusal> {
         let mut added = Vec::new();
         for (nic, &mac) in vm.macs().iter().enumerate() {
-            let Some(port) = self.switch.add_port(PortConfig { mac: Some(mac.bytes()), guard: false }) else {
-                added.iter().for_each(|&port| self.remove(port));
-                let message = format!("the switch has no port left for {mac}, or the address is in use");
-                return Err((message, "choose another address, or stop another VM".into()));
-            };
-            let name = format!("{}/{nic}", vm.name());
-            self.ports.push((port, Port::Guest { name, mac, running: Weak::new(), nic }));
-            added.push(port);
+            let port = self.add_guest_port(vm, nic, mac);
+            added.push(port.inspect_err(|_| added.iter().for_each(|&port| self.remove(port)))?);
         }
         Ok(added)
     }
 
+    /// Adds a port for one of a VM's cards.
+    pub fn add_guest_port(&mut self, vm: &Vm, nic: usize, mac: Mac) -> Result<PortId, Refusal> {
+        let Some(port) = self.switch.add_port(PortConfig { mac: Some(mac.bytes()), guard: false }) else {
+            let message = format!("the switch has no port left for {mac}, or the address is in use");
+            return Err((message, "choose another address, or stop another VM".into()));
+        };
+        let name = format!("{}/{nic}", vm.name());
+        self.ports.push((port, Port::Guest { name, mac, running: Weak::new(), nic }));
+        Ok(port)
+    }
+
+    /// Takes a port of a guest's away.
+    pub fn remove_guest_port(&mut self, port: PortId) {
+        self.remove(port);
+    }
+
     /// Says which life the ports of a VM belong to.
     pub fn set_guest(&mut self, life: &Arc<Running>) {
+        let ports = life.ports.lock();
         for (id, port) in &mut self.ports {
-            if let Port::Guest { running, .. } = port
-                && life.ports.get().is_some_and(|ports| ports.contains(id))
+            if let Port::Guest { running, nic, .. } = port
+                && let Some(number) = ports.iter().position(|own| own == id)
             {
-                *running = Arc::downgrade(life);
+                (*running, *nic) = (Arc::downgrade(life), number);
             }
         }
     }
 
     /// Takes a VM's ports away.
     pub fn remove_guest(&mut self, life: &Running) {
-        life.ports.get().into_iter().flatten().for_each(|&port| self.remove(port));
+        life.ports.lock().drain(..).for_each(|port| self.remove(port));
     }
 
     /// The next frame for the management address.

@@ -8,6 +8,7 @@ use crate::management::Management;
 use crate::measure::{self, Measurements};
 use crate::network::Forwarder;
 use crate::saved::{self, Jobs};
+use crate::vm::hotplug::{self, Removals};
 use crate::vm::{self, Ending, Order, Running};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -60,6 +61,7 @@ pub struct Services {
     disks_due_ns: Option<u64>,
     jobs: Jobs,
     measurements: Measurements,
+    removals: Removals,
     /// Some cards raise none.
     polls_cards: bool,
     /// Until when devices without an interrupt are asked more often.
@@ -115,6 +117,7 @@ pub fn has_work() -> bool {
         || !ENDED.lock().is_empty()
         || saved::has_work()
         || measure::has_work()
+        || hotplug::has_work()
 }
 
 /// Whether some of that should be done before the present slice would end.
@@ -165,6 +168,7 @@ impl Services {
             disks_due_ns: Some(0),
             jobs: Jobs::default(),
             measurements: Measurements::default(),
+            removals: Removals::default(),
             polls_cards,
             busy_until_ns: 0,
             cards_due_ns,
@@ -191,6 +195,7 @@ impl Services {
         // Behind everything that may note the end of a transfer.
         let jobs_due_ns = self.jobs.poll(host);
         let measurements_due_ns = self.measurements.poll(host);
+        let removals_due_ns = self.removals.poll(host);
         CONSOLE.take();
         let console_due_ns = self.console.poll(host, arrived.iter().any(|&vector| may_be_console(devices, vector)));
         let poll_due_ns = self.poll_due_ns(had_frames);
@@ -203,7 +208,7 @@ impl Services {
             ending_due_ns,
             faults_due_ns,
         ];
-        let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns, release_due_ns];
+        let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns, removals_due_ns, release_due_ns];
         let due = services_due_ns.into_iter().chain([poll_due_ns]).chain(jobs_due_ns);
         due.flatten().min()
     }

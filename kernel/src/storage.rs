@@ -286,6 +286,11 @@ impl Storage {
         datastore.outstanding(lent.disk) == 0
     }
 
+    /// Whether nothing of a VM is under way on a disk.
+    pub fn is_idle(&self, lent: Lent) -> bool {
+        self.datastores[lent.datastore].outstanding(lent.disk) == 0
+    }
+
     /// Takes a partition back, of which nothing is outstanding.
     pub fn release(&mut self, lent: Lent) {
         self.owners[lent.datastore][lent.disk.partition()] = None;

@@ -4,7 +4,9 @@
 //! its end. Only CPU 0, which serves, calls what is here; a life's own CPU runs it.
 
 pub mod arrival;
+mod devices;
 mod guest_firmware;
+pub mod hotplug;
 mod life;
 mod memory;
 mod place;
@@ -21,7 +23,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{Mac, VmSpec};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
-use life::Parts;
+use devices::Devices;
+use life::{Bay, Parts};
 pub use life::{DiskIo, Ending, Order, Running, Start};
 use machine::{Baseline, CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
 pub use memory::{GuestFrames, free_bytes, has_huge_pages};
@@ -40,8 +43,8 @@ pub struct Vm {
     pub spec: VmSpec,
     /// What its console printed.
     pub console: Mutex<ConsoleBuffer>,
-    /// The addresses of its network cards.
-    macs: Mutex<Vec<Mac>>,
+    /// Its disks and network cards, which come and go.
+    devices: Mutex<Devices>,
     /// Between its lives, what its firmware keeps.
     variables: Mutex<Option<Vec<u8>>>,
     life: Mutex<Life>,
@@ -122,11 +125,12 @@ pub fn delete(host: &Host, vm: &Arc<Vm>) -> Result<(), Refusal> {
 impl Vm {
     /// A VM that has had no life yet.
     fn new(spec: VmSpec, macs: Vec<Mac>) -> Arc<Self> {
+        let devices = Mutex::new(Devices::new(&spec, macs));
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             spec,
             console: Mutex::new(ConsoleBuffer::new()),
-            macs: Mutex::new(macs),
+            devices,
             variables: Mutex::new(None),
             life: Mutex::new(Life::Created),
             baseline: Mutex::new(None),
@@ -228,7 +232,12 @@ impl Vm {
 
     /// The addresses of its network cards.
     pub fn macs(&self) -> Vec<Mac> {
-        self.macs.lock().clone()
+        self.devices.lock().macs()
+    }
+
+    /// The names of its disks.
+    pub fn disks(&self) -> Vec<String> {
+        self.devices.lock().disk_names()
     }
 
     /// What its console printed, as far as it is kept.
@@ -247,12 +256,11 @@ impl Vm {
 
     /// Cards without an address of their own have the one that their guest knows.
     fn adopt_macs(&self, plan: &Plan) {
-        let mut macs = self.macs.lock();
-        for ((mac, nic), saved) in macs.iter_mut().zip(&self.spec.nics).zip(plan.macs()) {
-            if nic.mac.is_none()
+        for (nic, saved) in self.devices.lock().nics.iter_mut().zip(plan.macs()) {
+            if nic.is_chosen
                 && let Some(saved) = Mac::new(saved)
             {
-                *mac = saved;
+                nic.mac = saved;
             }
         }
     }
@@ -261,11 +269,12 @@ impl Vm {
         if self.running().is_some() {
             return Err((format!("{} is running already", self.name()), "see \"vm list\"".into()));
         }
+        self.devices.lock().settle();
         let mut disks = Vec::new();
-        let running = claim_disks(host, &self.spec.disks, &mut disks).and_then(|()| {
+        let running = claim_disks(host, &self.disks(), &mut disks).and_then(|()| {
             let running = self.build(host, &disks, origin)?;
             let ports = host.network.lock().add_guest(self)?;
-            running.ports.call_once(|| ports);
+            *running.ports.lock() = ports;
             Ok(running)
         });
         let running = running.inspect_err(|_| {
@@ -296,7 +305,7 @@ impl Vm {
     fn live(&self, host: &Host, running: &Arc<Running>) {
         {
             let mut storage = host.storage.lock();
-            running.disks.iter().enumerate().for_each(|(index, &lent)| storage.set_owner(lent, running, index));
+            running.lents().into_iter().enumerate().for_each(|(index, lent)| storage.set_owner(lent, running, index));
         }
         *self.life.lock() = Life::Running(running.clone());
     }
@@ -348,8 +357,9 @@ impl Vm {
         for (gpa, hpa) in machine.variable_pages() {
             second_stage.map_read_only(gpa, hpa).map_err(no_memory)?;
         }
-        let (now_ns, disks) = (host.clock.now_ns(), disks.to_vec());
-        let parts = Parts { machine, vcpus, second_stage, frames, flash, disks, now_ns, is_first, is_held };
+        let bays = self.disks().into_iter().zip(disks).map(|(name, &lent)| Some(Bay::new(name, lent))).collect();
+        let now_ns = host.clock.now_ns();
+        let parts = Parts { machine, vcpus, second_stage, frames, flash, bays, now_ns, is_first, is_held };
         Ok(Arc::new(Running::new(self.clone(), parts)))
     }
 }
@@ -409,11 +419,12 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     {
         let mut storage = host.storage.lock();
         // All of them withdraw what they can, at once.
-        let busy = running.disks.iter().filter(|&&lent| !storage.drain(lent)).count();
+        let disks = running.lents();
+        let busy = disks.iter().filter(|&&lent| !storage.drain(lent)).count();
         if busy > 0 || Arc::strong_count(running) > HOLDERS {
             return false;
         }
-        running.disks.iter().for_each(|&lent| storage.release(lent));
+        disks.iter().for_each(|&lent| storage.release(lent));
     }
     let vm = &running.vm;
     if let Some(variables) = running.machine.variables() {
@@ -498,12 +509,14 @@ fn choose_mac() -> Mac {
 }
 
 fn claim_disks(host: &Host, names: &[String], disks: &mut Vec<Lent>) -> Result<(), Refusal> {
-    let mut storage = host.storage.lock();
     for name in names {
-        let lent = storage.claim(name).map_err(|(message, remedy)| (message, remedy.to_string()))?;
-        disks.push(lent);
+        disks.push(claim_disk(host, name)?);
     }
     Ok(())
+}
+
+fn claim_disk(host: &Host, name: &str) -> Result<Lent, Refusal> {
+    host.storage.lock().claim(name).map_err(|(message, remedy)| (message, remedy.to_string()))
 }
 
 fn disk_config(host: &Host, lent: Lent) -> DiskConfig {

@@ -241,13 +241,11 @@ impl Incoming {
         }
         let Some(running) = &self.received.running else { return };
         let frames: Vec<_> = running.vm.macs().iter().map(|mac| rarp(mac.bytes())).collect();
-        if let Some(ports) = running.ports.get() {
-            forwarder.forward(host, frames.len(), |index| Frame {
-                from: ports[index],
-                offload: Offload::default(),
-                bytes: &frames[index],
-            });
-        }
+        forwarder.forward(host, frames.len(), |index| Frame {
+            from: running.port(index),
+            offload: Offload::default(),
+            bytes: &frames[index],
+        });
         self.announced += 1;
         self.announce_at_ns = (self.announced < ANNOUNCEMENTS).then_some(now_ns + ANNOUNCE_NS);
         if self.announce_at_ns.is_none() {

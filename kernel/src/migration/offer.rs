@@ -50,9 +50,9 @@ struct Partition {
 impl Offer {
     /// Of a VM that runs.
     pub fn new(host: &Host, running: &Running) -> Self {
-        let VmSpec { name, kernel, initrd, command_line, disks, weight, cpu_profile, .. } = &running.vm.spec;
+        let VmSpec { name, kernel, initrd, command_line, weight, cpu_profile, .. } = &running.vm.spec;
         let storage = host.storage.lock();
-        let partitions = running.disks.iter().map(|&lent| {
+        let partitions = running.lents().into_iter().map(|lent| {
             let Identity { guid, disk_serial } = storage.identity(lent);
             Partition { guid: guid.0, disk_serial }
         });
@@ -62,7 +62,7 @@ impl Offer {
             kernel: kernel.clone().unwrap_or_default(),
             initrd: initrd.clone(),
             command_line: command_line.clone(),
-            disks: disks.clone(),
+            disks: running.vm.disks(),
             plan: running.machine.plan(),
             partitions: partitions.collect(),
             weight: *weight,

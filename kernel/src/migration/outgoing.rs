@@ -275,7 +275,7 @@ impl Outgoing {
     fn has_flushed(&mut self, host: &Host) -> bool {
         let mut storage = host.storage.lock();
         let flushing = self.flushing.get_or_insert_with(|| {
-            let disks = self.running.disks.iter().copied();
+            let disks = self.running.lents().into_iter();
             // What cannot be flushed can do nothing to what was written.
             disks.filter(|&lent| storage.flush_for_host(lent).is_ok()).collect()
         });

@@ -25,7 +25,7 @@ pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -
     let vm = Vm::new(spec, macs);
     *vm.baseline.lock() = Some(Baseline::of(&profile));
     let mut disks = Vec::new();
-    let running = claim_disks(host, &vm.spec.disks, &mut disks).and_then(|()| {
+    let running = claim_disks(host, &vm.disks(), &mut disks).and_then(|()| {
         let running = vm.build(host, &disks, Origin::Saved(Box::new(profile)))?;
         plan.same_as(&running.machine.plan()).map_err(unlike)?;
         Ok(running)
@@ -45,7 +45,7 @@ pub fn admit(host: &'static Host, running: &Arc<Running>) {
     let ports = host.network.lock().add_guest(&running.vm);
     match ports {
         Ok(ports) => {
-            running.ports.call_once(|| ports);
+            *running.ports.lock() = ports;
             host.network.lock().set_guest(running);
         }
         Err((message, remedy)) => log::error!("{} has no network: {message}; {remedy}", running.vm.name()),
@@ -66,7 +66,7 @@ pub fn admit(host: &'static Host, running: &Arc<Running>) {
 /// Forgets it: it never ran here.
 pub fn discard(host: &Host, running: &Arc<Running>) {
     let mut storage = host.storage.lock();
-    running.disks.iter().for_each(|&lent| storage.release(lent));
+    running.lents().into_iter().for_each(|lent| storage.release(lent));
     drop(storage);
     *running.vm.life.lock() = Life::Stopped;
     forget(host, &running.vm);

@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use iommu::Source;
 use machine::{End, ExitCounters, Kernel, Machine, Module, Thread};
 use nested::OutOfMemory;
-use spin::{Mutex, MutexGuard, Once};
+use spin::{Mutex, MutexGuard};
 use switch::PortId;
 use trace::RunState;
 use vcpu::{Vcpu, VcpuState};
@@ -60,10 +60,10 @@ pub struct Running {
     /// Its vCPUs; the first is the boot vCPU.
     pub vcpus: Box<[Place]>,
     pub started_ns: u64,
-    pub disks: Vec<Lent>,
-    /// Its places in the network; none before it runs here.
-    pub ports: Once<Vec<PortId>>,
-    pub io: Mutex<Vec<DiskIo>>,
+    /// Its disks, by their numbers in the machine; none where one has left.
+    bays: Mutex<Vec<Option<Bay>>>,
+    /// Its cards' places in the network, in the same way; none before it runs here.
+    pub ports: Mutex<Vec<PortId>>,
     /// How its start went.
     pub start: Arc<Start>,
     /// The start also made the VM, and is to be undone as a whole.
@@ -102,11 +102,19 @@ pub struct Parts {
     pub frames: Arc<GuestFrames>,
     /// The memory of its firmware's flash, where it has one.
     pub flash: Option<Arc<GuestFrames>>,
-    pub disks: Vec<Lent>,
+    pub bays: Vec<Option<Bay>>,
     pub now_ns: u64,
     pub is_first: bool,
     /// It is restored, and does not start by itself.
     pub is_held: bool,
+}
+
+/// A disk of a life.
+pub struct Bay {
+    /// Its partition's name.
+    pub name: String,
+    pub lent: Lent,
+    pub io: DiskIo,
 }
 
 /// What a disk did for a VM.
@@ -118,6 +126,13 @@ pub struct DiskIo {
     pub read_bytes: u64,
     pub written_bytes: u64,
     pub errors: u64,
+}
+
+impl Bay {
+    /// A disk that has done nothing yet.
+    pub fn new(name: String, lent: Lent) -> Self {
+        Self { name, lent, io: DiskIo::default() }
+    }
 }
 
 impl Start {
@@ -135,7 +150,7 @@ impl Start {
 impl Running {
     /// A life of `vm`, its memory not prepared.
     pub fn new(vm: Arc<Vm>, parts: Parts) -> Self {
-        let Parts { machine, vcpus, second_stage, frames, flash, disks, now_ns, is_first, is_held } = parts;
+        let Parts { machine, vcpus, second_stage, frames, flash, bays, now_ns, is_first, is_held } = parts;
         let queued = AtomicUsize::new(vcpus.len());
         let place = |(index, (vcpu, cpu))| Place::new(cpu, vcpu, index == 0, now_ns);
         Self {
@@ -143,9 +158,8 @@ impl Running {
             machine,
             vcpus: vcpus.into_iter().enumerate().map(place).collect(),
             started_ns: now_ns,
-            io: Mutex::new(alloc::vec![DiskIo::default(); disks.len()]),
-            disks,
-            ports: Once::new(),
+            bays: Mutex::new(bays),
+            ports: Mutex::default(),
             start: Arc::default(),
             is_first,
             zeroed: AtomicUsize::new(0),
@@ -425,9 +439,62 @@ impl Running {
         self.vcpus.iter().map(Place::steal_ns).sum()
     }
 
-    /// Counts a transfer that ended.
-    pub fn count(&self, disk: usize, op: block::Op, bytes: u64) {
-        let io = &mut self.io.lock()[disk];
+    /// Its disks.
+    pub fn lents(&self) -> Vec<Lent> {
+        self.bays.lock().iter().flatten().map(|bay| bay.lent).collect()
+    }
+
+    /// A disk, by its number.
+    pub fn lent(&self, disk: usize) -> Option<Lent> {
+        self.bays.lock().get(disk)?.as_ref().map(|bay| bay.lent)
+    }
+
+    /// What its disks did, with their names.
+    pub fn disk_io(&self) -> Vec<(String, DiskIo)> {
+        self.bays.lock().iter().flatten().map(|bay| (bay.name.clone(), bay.io)).collect()
+    }
+
+    /// The number of the disk on the partition called `name`.
+    pub fn disk_number(&self, name: &str) -> Option<usize> {
+        self.bays.lock().iter().position(|bay| bay.as_ref().is_some_and(|bay| bay.name == name))
+    }
+
+    /// Adds a disk; gives its number, which the machine will give it too.
+    pub fn add_bay(&self, bay: Bay) -> usize {
+        let mut bays = self.bays.lock();
+        bays.push(Some(bay));
+        bays.len() - 1
+    }
+
+    /// Forgets a disk: the last one, which the machine never had, or one that has left it.
+    pub fn remove_bay(&self, disk: usize) {
+        self.bays.lock()[disk] = None;
+    }
+
+    /// The place in the network of a card; nowhere for one that has none.
+    pub fn port(&self, nic: usize) -> PortId {
+        self.ports.lock().get(nic).copied().unwrap_or(PortId::NOWHERE)
+    }
+
+    /// Gives a card its place.
+    pub fn set_port(&self, nic: usize, port: PortId) {
+        let mut ports = self.ports.lock();
+        let length = ports.len().max(nic + 1);
+        ports.resize(length, PortId::NOWHERE);
+        ports[nic] = port;
+    }
+
+    /// Takes a card's place away.
+    pub fn take_port(&self, nic: usize) -> PortId {
+        let port = self.port(nic);
+        self.set_port(nic, PortId::NOWHERE);
+        port
+    }
+
+    /// Counts a transfer; gives the disk that it is for.
+    pub fn count(&self, disk: usize, op: block::Op, bytes: u64) -> Option<Lent> {
+        let mut bays = self.bays.lock();
+        let Bay { lent, io, .. } = bays.get_mut(disk)?.as_mut()?;
         match op {
             block::Op::Read => (io.reads, io.read_bytes) = (io.reads + 1, io.read_bytes + bytes),
             block::Op::Write | block::Op::WriteThrough | block::Op::WriteZeroes => {
@@ -436,12 +503,15 @@ impl Running {
             block::Op::Flush => io.flushes += 1,
             block::Op::Discard => {}
         }
+        Some(*lent)
     }
 
     /// Counts a transfer that failed.
     pub fn count_outcome(&self, disk: usize, outcome: Outcome) {
-        if outcome != Outcome::Ok {
-            self.io.lock()[disk].errors += 1;
+        if outcome != Outcome::Ok
+            && let Some(Some(bay)) = self.bays.lock().get_mut(disk)
+        {
+            bay.io.errors += 1;
         }
     }
 }

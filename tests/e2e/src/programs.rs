@@ -6,6 +6,7 @@ mod demo;
 mod drivers;
 mod guests;
 mod host;
+mod hotplug;
 mod iommu;
 mod migrate;
 mod multiboot;
@@ -71,6 +72,7 @@ pub static PROGRAMS: &[Program] = &[
     full("power_button", tiny::power_button),
     full("multiboot_guest", multiboot::guest),
     full("balloon", balloon::balloon),
+    full("hotplug", hotplug::hotplug),
     full("pvh_guest", multiboot::pvh),
     full("uefi_guest", uefi::guest),
     full("guests_side_by_side", uefi::side_by_side),

@@ -8,7 +8,7 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use config::{Name, NicSpec, PeerSpec, Size, VmSpec};
 
 use crate::{
-    Command, CpuProfileCommand, MigrateOptions, ParseError, VmAction,
+    Command, CpuProfileCommand, MigrateOptions, ParseError, VmAction, VmPart,
     parse::{Arguments, number},
 };
 
@@ -197,6 +197,26 @@ pub(crate) const CATALOG: &[Spec] = &[
         ..plain(&["vm", "balloon"], "say how much of its memory a running VM keeps", |arguments| {
             let [name, keeps] = arguments.operands("NAME SIZE")?;
             Ok(Command::VmBalloon { name: name.parse()?, keeps: keeps.parse()? })
+        })
+    },
+    Spec {
+        options: &[PART_DISK, PART_NIC],
+        details: "A VM that runs gets it at once, as if it were plugged in; Linux and Windows find it by themselves. It \
+                  stays the VM's over its restarts.",
+        examples: &["vm add web --disk scratch", "vm add web --nic", "vm add web --nic mac=02:00:00:00:00:07"],
+        ..on_vm(&["vm", "add"], "give a VM a disk or NIC", |arguments| {
+            Ok(Command::VmAdd { name: arguments.name()?, part: part(arguments)? })
+        })
+    },
+    Spec {
+        options: &[PART_DISK, PART_NIC, flag("--force", "pull it out, whatever the guest does with it")],
+        details: "The guest of a VM that runs is asked to let go of it, which it does when it has written what it must; \
+                  a disk is free for another VM then. With --force the guest's requests fail, and what it had not \
+                  written is lost. `vm show` lists what it has; the address of its only NIC can be left out.",
+        examples: &["vm remove web --disk scratch", "vm remove web --nic mac=02:00:00:00:00:07 --force"],
+        ..on_vm(&["vm", "remove"], "take a disk or NIC from a VM", |arguments| {
+            let force = arguments.has("--force");
+            Ok(Command::VmRemove { name: arguments.name()?, part: part(arguments)?, force })
         })
     },
     Spec {
@@ -447,6 +467,23 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
     vm.cpu_profile = arguments.value("--cpu-profile").map(str::parse).transpose()?;
     vm.check_boot()?;
     Ok(Command::VmCreate(Box::new(vm)))
+}
+
+const PART_DISK: OptionSpec = option("--disk", "DISK", Value::Disk, "the disk, by its partition's name");
+const PART_NIC: OptionSpec = option("--nic", "[mac=ADDRESS]", Value::Nic, "the NIC; mac= can be left out");
+
+/// The one disk or NIC that a command is about.
+fn part(arguments: &Arguments<'_>) -> Result<VmPart, ParseError> {
+    match (arguments.value("--disk"), arguments.has("--nic")) {
+        (Some(""), _) => Err(ParseError::new("--disk names nothing", "`disk` lists the disks")),
+        (Some(disk), false) => Ok(VmPart::Disk(disk.into())),
+        (None, true) => {
+            let mac = arguments.value("--nic").and_then(|nic| nic.strip_prefix("mac="));
+            Ok(VmPart::Nic(mac.map(str::parse).transpose()?))
+        }
+        (None, false) => Err(ParseError::new("no disk and no NIC is named", "give --disk DISK or --nic")),
+        (Some(_), true) => Err(ParseError::new("a disk and a NIC are named", "one at a time")),
+    }
 }
 
 fn control(arguments: &Arguments<'_>, action: VmAction) -> Result<Command, ParseError> {

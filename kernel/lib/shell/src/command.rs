@@ -2,7 +2,7 @@
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 
-use config::{Name, PeerSpec, Size, VmSpec};
+use config::{Mac, Name, PeerSpec, Size, VmSpec};
 
 /// A command and how its reply is to be shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +45,22 @@ pub enum Command {
         name: Name,
         /// What it keeps.
         keeps: Size,
+    },
+    /// `vm add`: gives a VM a disk or NIC, while it runs or not.
+    VmAdd {
+        /// Which VM.
+        name: Name,
+        /// What it gets.
+        part: VmPart,
+    },
+    /// `vm remove`: takes one from it.
+    VmRemove {
+        /// Which VM.
+        name: Name,
+        /// What it loses.
+        part: VmPart,
+        /// Whether it is pulled out, whatever the guest does with it.
+        force: bool,
     },
     /// `vm save`: stops a VM and writes all of it to a virtual disk.
     VmSave {
@@ -173,6 +189,15 @@ pub struct MigrateOptions {
     pub stop: bool,
     /// At most so many MiB a second.
     pub bandwidth_mib_s: Option<u64>,
+}
+
+/// A disk or NIC of a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum VmPart {
+    /// The disk on the partition of this name.
+    Disk(String),
+    /// The NIC with this address; where none is given, one whose address the host chooses, or the only one.
+    Nic(Option<Mac>),
 }
 
 /// What can be done to a VM.

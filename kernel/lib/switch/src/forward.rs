@@ -10,6 +10,11 @@ use crate::{ETHERNET_HEADER_BYTES, GSO_FRAME_BYTES_MAX, Mac};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PortId(pub u8);
 
+impl PortId {
+    /// No switch has this port: frames from there go nowhere.
+    pub const NOWHERE: Self = Self(u8::MAX);
+}
+
 /// Ports that a switch can have, so that a set of them is one word.
 const PORTS_MAX: u8 = 64;
 

@@ -4,7 +4,7 @@ use config::{Mac, NicSpec, Size, VmSpec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{CpuProfileCommand, VmAction};
+use crate::{CpuProfileCommand, VmAction, VmPart};
 
 fn command(line: &str) -> Command {
     parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).unwrap().command
@@ -73,6 +73,23 @@ fn cpu_profiles() {
         Command::VmCreate(vm) => assert_eq!(vm.cpu_profile, Some(name("rack1"))),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn what_a_vm_gets_and_loses() {
+    let add = |part| Command::VmAdd { name: name("web"), part };
+    let remove = |part, force| Command::VmRemove { name: name("web"), part, force };
+    let mac = Mac::new([2, 0, 0, 0, 0, 7]);
+    assert_eq!(command("vm add web --disk scratch"), add(VmPart::Disk("scratch".into())));
+    assert_eq!(command("vm add web --nic"), add(VmPart::Nic(None)));
+    assert_eq!(command("vm add web --nic mac=02:00:00:00:00:07"), add(VmPart::Nic(mac)));
+    assert_eq!(command("vm remove web --disk scratch"), remove(VmPart::Disk("scratch".into()), false));
+    assert_eq!(command("vm remove web --nic mac=02:00:00:00:00:07 --force"), remove(VmPart::Nic(mac), true));
+    assert_eq!(command("vm remove web --force --nic"), remove(VmPart::Nic(None), true));
+    assert_eq!(error("vm add web"), "no disk and no NIC is named: give --disk DISK or --nic");
+    assert_eq!(error("vm remove web --disk a --nic"), "a disk and a NIC are named: one at a time");
+    assert_eq!(error("vm add web --disk a --disk b"), "--disk is given twice: give it once");
+    assert!(error("vm add web --disk ''").starts_with("--disk names nothing"));
 }
 
 #[test]
@@ -146,11 +163,11 @@ fn mistyped_commands_get_the_remedy() {
         ("xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
         (
             "vm",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, console, delete, migrate, such as `vm list`",
         ),
         (
             "vm --json",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, console, delete, migrate, such as `vm list`",
         ),
         ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
         ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show, measure"),

@@ -1,0 +1,55 @@
+//! The disks and network cards that a VM has, which come and go while it lives.
+//!
+//! The type is [`Devices`]: the VM's definition as it is now. Disks and cards are in the order in which they came, as they
+//! are in a life's machine; a life that begins takes over all but what was on its way out of the one before.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use config::{Mac, VmSpec};
+
+/// What a VM has.
+pub struct Devices {
+    pub disks: Vec<Disk>,
+    pub nics: Vec<Nic>,
+}
+
+/// A disk, by its partition's name.
+pub struct Disk {
+    pub name: String,
+    /// It is on its way out.
+    pub leaves: bool,
+}
+
+/// A network card.
+pub struct Nic {
+    pub mac: Mac,
+    /// Nobody asked for this very address.
+    pub is_chosen: bool,
+    /// It is on its way out.
+    pub leaves: bool,
+}
+
+impl Devices {
+    /// As the definition says, with these addresses for the cards.
+    pub fn new(spec: &VmSpec, macs: Vec<Mac>) -> Self {
+        let disk = |name: &String| Disk { name: name.clone(), leaves: false };
+        let nic = |(mac, spec): (Mac, &config::NicSpec)| Nic { mac, is_chosen: spec.mac.is_none(), leaves: false };
+        Self { disks: spec.disks.iter().map(disk).collect(), nics: macs.into_iter().zip(&spec.nics).map(nic).collect() }
+    }
+
+    /// Forgets what was on its way out of a life that is over.
+    pub fn settle(&mut self) {
+        self.disks.retain(|disk| !disk.leaves);
+        self.nics.retain(|nic| !nic.leaves);
+    }
+
+    /// The names of the disks.
+    pub fn disk_names(&self) -> Vec<String> {
+        self.disks.iter().map(|disk| disk.name.clone()).collect()
+    }
+
+    /// The addresses of the cards.
+    pub fn macs(&self) -> Vec<Mac> {
+        self.nics.iter().map(|nic| nic.mac).collect()
+    }
+}
