@@ -26,11 +26,11 @@ const CONFIGURE: &str = "--with-nogui --disable-docbook --enable-all-optimizatio
                          --enable-large-ramfile --enable-a20-pin --disable-show-ips";
 const FLAGS: &str = "-O2 -pipe";
 
-/// Mistakes that are mended before it is built: a file, what stands there once, and what shall. Both are in the loop for
-/// several CPUs; with one, another loop runs.
-const MENDS: [(&str, &str, &str); 2] = [
-    // These variables live across setjmp: where they are in registers each exception or VM exit sets them back, so that
-    // the first CPU hardly runs while another's guest exits, and time stands almost still.
+/// Mistakes that are mended before it is built: a file, what stands there once, and what shall.
+const MENDS: [(&str, &str, &str); 8] = [
+    // The first two are in the loop for several CPUs; with one, another loop runs. These variables live across setjmp: where
+    // they are in registers each exception or VM exit sets them back, so that the first CPU hardly runs while another's
+    // guest exits, and time stands almost still.
     (
         "main.cc",
         "Bit32u executed = 0, processor = 0;\n        bool run = true;",
@@ -42,6 +42,48 @@ const MENDS: [(&str, &str, &str); 2] = [
         "cpu/cpu.cc",
         "void BX_CPU_C::cpu_run_trace(void)\n{\n",
         "void BX_CPU_C::cpu_run_trace(void)\n{\n  prev_rip = RIP;\n  speculative_rsp = false;\n\n",
+    ),
+    // A guest's trap that waits when it leaves for something else than an exception would be raised in its host.
+    (
+        "cpu/svm.cc",
+        "  BX_CPU_THIS_PTR in_svm_guest = false;\n",
+        "  BX_CPU_THIS_PTR in_svm_guest = false;\n  BX_CPU_THIS_PTR debug_trap = 0;\n",
+    ),
+    // A #DB that its host intercepts has changed DR6 and DR7 as it would for its handler (APM volume 2, 15.12.2).
+    (
+        "cpu/svm.cc",
+        "  BX_CPU_THIS_PTR debug_trap = 0; // clear debug_trap field\n",
+        "  if (vector == BX_DB_EXCEPTION) {\n    \
+         BX_CPU_THIS_PTR dr6.val32 = (BX_CPU_THIS_PTR dr6.val32 & 0xffff6ff0) | (BX_CPU_THIS_PTR debug_trap & 0xe00f);\n    \
+         BX_CPU_THIS_PTR dr7.set_GD(0);\n  }\n  \
+         BX_CPU_THIS_PTR debug_trap = 0;\n",
+    ),
+    // A guest that is entered with IF clear would not leave for its host's interrupts: what masks them looks at whether a
+    // guest runs before that is noted, and does not let in again what was masked before: two mends.
+    (
+        "cpu/svm.cc",
+        "  BX_CPU_THIS_PTR svm_gif = true;\n  BX_CPU_THIS_PTR async_event = 1;\n\n  //\n  // Step 4",
+        "  BX_CPU_THIS_PTR svm_gif = true;\n  handleInterruptMaskChange();\n  BX_CPU_THIS_PTR async_event = 1;\n\n  \
+         //\n  // Step 4",
+    ),
+    (
+        "cpu/flag_ctrl_pro.cc",
+        "mask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR | BX_EVENT_PENDING_UINTR);\n\n     mask_event",
+        "mask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR | BX_EVENT_PENDING_UINTR);\n     else\n       \
+         unmask_event(BX_EVENT_PENDING_INTR | BX_EVENT_PENDING_LAPIC_INTR | BX_EVENT_PENDING_UINTR);\n\n     mask_event",
+    ),
+    // A physical interrupt would deliver a virtual one that waits for the guest to set IF.
+    (
+        "cpu/event.cc",
+        "if (is_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR))",
+        "if (is_unmasked_event_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR))",
+    ),
+    // A notification after everything posted was taken would have vector 255 wait for ever.
+    (
+        "cpu/vapic.cc",
+        "  vector = BX_CPU_THIS_PTR lapic->highest_priority_int(virr);\n  if (vector >= vm->rvi) vm->rvi = vector;",
+        "  int highest = BX_CPU_THIS_PTR lapic->highest_priority_int(virr);\n  \
+         if (highest >= vm->rvi) vm->rvi = highest;",
     ),
 ];
 
