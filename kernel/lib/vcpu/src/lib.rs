@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod apic;
 mod check;
 mod debug;
 mod event;
@@ -17,6 +18,7 @@ mod state;
 use addr::Gpa;
 use alloc::vec::Vec;
 
+pub use apic::{ApicPage, Vectors};
 pub use debug::{Breakpoints, dr6_after_trap};
 pub use event::{Event, Exception, ReadyFor, Window};
 pub use exit::{Access, Exit, PortAccess, PortDirection};

@@ -1,6 +1,7 @@
 //! The local APIC of one vCPU: accepts messages, ranks them, runs the timer, sends IPIs; xAPIC and x2APIC.
 //!
-//! The type is [`Lapic`]; `registers` is its MMIO and MSR face, `timer` its clock. Source: Intel SDM volume 3A
+//! The type is [`Lapic`]; `registers` is its MMIO and MSR face, `timer` its clock. What a processor can change by itself is
+//! in an [`ApicPage`]. Source: Intel SDM volume 3A
 //! (revision 083), chapter 11; section numbers stand beside the rules.
 
 mod address;
@@ -9,7 +10,6 @@ mod saved;
 #[cfg(test)]
 mod tests;
 mod timer;
-mod vectors;
 
 pub use address::Address;
 pub use registers::GeneralProtection;
@@ -18,9 +18,10 @@ pub use timer::TIMER_HZ;
 
 use crate::{Clock, DeliveryMode, Effect, Message};
 use addr::Gpa;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use timer::{Mode, Timer};
-use vectors::Vectors;
+use vcpu::ApicPage;
 
 /// The vectors that are never legal for an interrupt are those below this.
 const FIRST_LEGAL_VECTOR: u8 = 16;
@@ -91,19 +92,17 @@ pub enum Pending {
 }
 
 /// A local APIC.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Lapic {
+    /// TPR, IRR, ISR and TMR.
+    page: Arc<ApicPage>,
     id: u32,
     is_boot_cpu: bool,
     base: u64,
-    tpr: u8,
     svr: u32,
     /// The xAPIC register; in x2APIC mode it follows from the ID.
     ldr: u32,
     dfr: u32,
-    irr: Vectors,
-    isr: Vectors,
-    tmr: Vectors,
     /// The error status that software sees, and the errors since it last asked.
     esr: u32,
     errors: u32,
@@ -123,13 +122,10 @@ impl Lapic {
             id,
             is_boot_cpu,
             base: 0,
-            tpr: 0,
+            page: ApicPage::new(),
             svr: 0,
             ldr: 0,
             dfr: 0,
-            irr: Vectors::default(),
-            isr: Vectors::default(),
-            tmr: Vectors::default(),
             esr: 0,
             errors: 0,
             icr: 0,
@@ -157,13 +153,11 @@ impl Lapic {
 
     /// INIT (sections 11.4.7.3 and 11.12.5.1): as reset, but the mode and the page's address stay.
     pub fn init(&mut self) {
-        self.tpr = 0;
+        self.page.set_task_priority(0);
+        self.page.replace([0; 4], [0; 4], [0; 4]);
         self.svr = SVR_RESET;
         self.ldr = 0;
         self.dfr = u32::MAX;
-        self.irr = Vectors::default();
-        self.isr = Vectors::default();
-        self.tmr = Vectors::default();
         self.esr = 0;
         self.errors = 0;
         self.icr = 0;
@@ -216,6 +210,16 @@ impl Lapic {
         self.sense_lint0(rising);
     }
 
+    /// The page of what a processor can change by itself, for [`share_apic`](vcpu::Vcpu::share_apic).
+    pub fn page(&self) -> &Arc<ApicPage> {
+        &self.page
+    }
+
+    /// Whether the guest reaches the page by x2APIC's registers: in that mode, and while interrupts are accepted.
+    pub fn is_open(&self) -> bool {
+        self.is_x2apic() && self.is_software_enabled()
+    }
+
     /// What the vCPU should take next, were it ready for everything.
     pub fn pending(&self) -> Option<Pending> {
         if self.nmi { Some(Pending::Nmi) } else { self.pending_interrupt() }
@@ -223,18 +227,23 @@ impl Lapic {
 
     /// What it should take next while it cannot take an NMI.
     pub fn pending_interrupt(&self) -> Option<Pending> {
-        if self.ext_int || self.lint0 && self.passes_lint0() {
+        if self.pending_ext_int() {
             return Some(Pending::ExtInt);
         }
-        let vector = self.irr.highest()?;
+        let vector = self.page.requested().highest()?;
         (vector >> 4 > self.processor_priority() >> 4).then_some(Pending::Vector(vector))
+    }
+
+    /// Whether an external interrupt waits: it passes by the priorities, and no processor delivers it by itself.
+    pub fn pending_ext_int(&self) -> bool {
+        self.ext_int || self.lint0 && self.passes_lint0()
     }
 
     /// The priority class of the interrupt that waits for nothing but a lower task priority.
     pub fn held_by_tpr(&self) -> Option<u8> {
-        let class = self.irr.highest()? >> 4;
-        let in_service = self.isr.highest().unwrap_or(0) >> 4;
-        (class > in_service && class <= self.tpr >> 4).then_some(class)
+        let class = self.page.requested().highest()? >> 4;
+        let in_service = self.page.in_service().highest().unwrap_or(0) >> 4;
+        (class > in_service && class <= self.tpr()).then_some(class)
     }
 
     /// Whether an NMI waits.
@@ -244,8 +253,7 @@ impl Lapic {
 
     /// The vCPU takes `vector`, which was pending: it moves from IRR to ISR.
     pub fn acknowledge(&mut self, vector: u8) {
-        self.irr.remove(vector);
-        self.isr.insert(vector);
+        self.page.begin(vector);
     }
 
     /// The vCPU takes the NMI.
@@ -260,11 +268,15 @@ impl Lapic {
 
     /// The end of the interrupt in service with the highest priority, as by a write to the EOI register (section 11.8.5).
     pub fn end_of_interrupt(&mut self, effects: &mut Vec<Effect>) {
-        let Some(vector) = self.isr.highest() else { return };
-        self.isr.remove(vector);
-        if !self.tmr.contains(vector) {
-            return;
+        if let Some(vector) = self.page.end()
+            && self.page.trigger_mode().contains(vector)
+        {
+            self.tell_end(vector, effects);
         }
+    }
+
+    /// What follows from the end of a level-triggered interrupt, which the page no longer has in service.
+    pub fn tell_end(&mut self, vector: u8, effects: &mut Vec<Effect>) {
         effects.push(Effect::LevelEoi(vector));
         let lint0 = &mut self.lvt[lvt::LINT0];
         if *lint0 & lvt::REMOTE_IRR != 0 && *lint0 as u8 == vector {
@@ -276,25 +288,26 @@ impl Lapic {
     /// Whether the guest may end its interrupt by clearing a bit in memory instead of an access that exits: one interrupt
     /// is in service, it is edge-triggered, and none waits that its end would let through. Ask again before each entry.
     pub fn can_pv_eoi(&self) -> bool {
-        self.irr.is_empty()
-            && self.isr.len() == 1
-            && self.isr.highest().is_some_and(|vector| !self.tmr.contains(vector))
+        let in_service = self.page.in_service();
+        self.page.requested().is_empty()
+            && in_service.len() == 1
+            && in_service.highest().is_some_and(|vector| !self.page.trigger_mode().contains(vector))
     }
 
     /// The processor-priority register (section 11.8.3.1).
     pub fn processor_priority(&self) -> u8 {
-        let in_service = self.isr.highest().unwrap_or(0) & 0xf0;
-        if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service }
+        let (task, in_service) = (self.page.task_priority(), self.page.in_service().highest().unwrap_or(0) & 0xf0);
+        if task & 0xf0 >= in_service { task } else { in_service }
     }
 
     /// The task-priority class, as CR8 shows it.
     pub fn tpr(&self) -> u8 {
-        self.tpr >> 4
+        self.page.task_priority() >> 4
     }
 
     /// Sets the task-priority class, as a write to CR8 does.
     pub fn set_tpr(&mut self, class: u8) {
-        self.tpr = class << 4;
+        self.page.set_task_priority(class << 4);
     }
 
     /// Brings the timer up to `clock`; what it caused is then [`pending`](Self::pending).
@@ -338,8 +351,7 @@ impl Lapic {
             self.report(error::RECEIVE_ILLEGAL_VECTOR);
             return Accepted::Ignored;
         }
-        self.tmr.set(vector, level_triggered);
-        self.irr.insert(vector);
+        self.page.request(vector, level_triggered);
         Accepted::Pending
     }
 

@@ -158,14 +158,14 @@ impl Lapic {
             register::ID if x2apic => self.id,
             register::ID => self.address().visible_id() << 24,
             register::VERSION => VERSION,
-            register::TPR => u32::from(self.tpr),
+            register::TPR => u32::from(self.page.task_priority()),
             register::PPR => u32::from(self.processor_priority()),
             register::LDR if x2apic => self.address().x2apic_ldr(),
             register::LDR => self.ldr,
             register::SVR => self.svr,
-            register::ISR..=register::ISR_LAST => self.isr.register(number - register::ISR),
-            register::TMR..=register::TMR_LAST => self.tmr.register(number - register::TMR),
-            register::IRR..=register::IRR_LAST => self.irr.register(number - register::IRR),
+            register::ISR..=register::ISR_LAST => self.page.in_service().register((number - register::ISR) as usize),
+            register::TMR..=register::TMR_LAST => self.page.trigger_mode().register((number - register::TMR) as usize),
+            register::IRR..=register::IRR_LAST => self.page.requested().register((number - register::IRR) as usize),
             register::ESR => self.esr,
             register::ICR => self.icr as u32,
             register::LVT..=register::LVT_LAST => self.lvt[(number - register::LVT) as usize],
@@ -185,7 +185,7 @@ impl Lapic {
     /// Writes a register that both modes have; false where there is none to write. Reserved bits are dropped.
     fn write(&mut self, number: u32, value: u32, clock: Clock, effects: &mut Vec<Effect>) -> bool {
         match number {
-            register::TPR => self.tpr = value as u8,
+            register::TPR => self.page.set_task_priority(value as u8),
             register::EOI => self.end_of_interrupt(effects),
             register::SVR => self.write_svr(value),
             register::ESR => {
@@ -231,7 +231,7 @@ impl Lapic {
             return Err(GeneralProtection);
         }
         if number == register::SELF_IPI {
-            self.send_fixed(value as u8, Target::Only(self.id), effects);
+            self.send_self_ipi(value as u8, effects);
         } else {
             self.write(number, value, clock, effects);
         }
@@ -301,6 +301,11 @@ impl Lapic {
             Some(mode) => mode,
         };
         effects.push(Effect::Interrupt(Message { vector, mode, target, level_triggered: false }));
+    }
+
+    /// A write to the self-IPI register (section 11.12.11).
+    pub fn send_self_ipi(&mut self, vector: u8, effects: &mut Vec<Effect>) {
+        self.send_fixed(vector, Target::Only(self.id), effects);
     }
 
     fn send_fixed(&mut self, vector: u8, target: Target, effects: &mut Vec<Effect>) {

@@ -2,7 +2,6 @@
 
 use super::registers::{ICR_BITS, LVT_BITS, SVR_BITS};
 use super::timer::Timer;
-use super::vectors::Vectors;
 use super::{FIRST_LEGAL_VECTOR, Lapic, base, lvt};
 use minicbor::{Decode, Encode};
 use state::Invalid;
@@ -56,13 +55,13 @@ impl Lapic {
     pub fn save(&self) -> Saved {
         Saved {
             base: self.base,
-            tpr: self.tpr,
+            tpr: self.page.task_priority(),
             svr: self.svr,
             ldr: self.ldr,
             dfr: self.dfr,
-            irr: self.irr.words(),
-            isr: self.isr.words(),
-            tmr: self.tmr.words(),
+            irr: self.page.requested().words(),
+            isr: self.page.in_service().words(),
+            tmr: self.page.trigger_mode().words(),
             esr: self.esr,
             errors: self.errors,
             icr: self.icr,
@@ -85,13 +84,11 @@ impl Lapic {
         saved.check()?;
         let mut lapic = Self::new(id, is_boot_cpu, tsc_khz);
         lapic.base = saved.base;
-        lapic.tpr = saved.tpr;
+        lapic.page.set_task_priority(saved.tpr);
+        lapic.page.replace(saved.irr, saved.isr, saved.tmr);
         lapic.svr = saved.svr;
         lapic.ldr = saved.ldr;
         lapic.dfr = saved.dfr;
-        lapic.irr = Vectors::from_words(saved.irr);
-        lapic.isr = Vectors::from_words(saved.isr);
-        lapic.tmr = Vectors::from_words(saved.tmr);
         lapic.esr = saved.esr;
         lapic.errors = saved.errors;
         lapic.icr = saved.icr;
