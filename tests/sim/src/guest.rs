@@ -8,7 +8,7 @@ use addr::{Gpa, PAGE_BYTES};
 use guestmem::{GuestMemory, PageSet};
 use std::sync::{Arc, Mutex};
 use vcpu::{
-    Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, ReadyFor, Segment, SegmentName, Unloadable,
+    ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, ReadyFor, Segment, SegmentName, Unloadable,
     Vcpu, VcpuState, Window, cr0,
 };
 
@@ -201,6 +201,12 @@ impl Vcpu for Processor {
     fn set_tpr(&mut self, class: u8) {
         self.tpr = class;
     }
+
+    fn share_apic(&mut self, _page: &Arc<ApicPage>) -> bool {
+        false
+    }
+
+    fn open_apic(&mut self, _is_open: bool) {}
 
     fn state(&mut self) -> VcpuState {
         VcpuState { blocking: Blocking::default(), ..self.state.clone() }

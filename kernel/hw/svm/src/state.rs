@@ -4,10 +4,11 @@ use crate::entry::{Svm, event};
 use crate::exit;
 use crate::vmcb::{VmcbSegment, clean, cr_write, misc1, virtual_interrupt};
 use addr::Gpa;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
-    Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable,
+    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable,
     Vcpu, VcpuState, Window, dr6_after_trap, efer, rflags,
 };
 
@@ -154,6 +155,14 @@ impl Vcpu for Svm {
             self.vmcb.control.virtual_interrupt = others | u64::from(class) & virtual_interrupt::TPR;
             self.changed(clean::TPR);
         }
+    }
+
+    fn share_apic(&mut self, _page: &Arc<ApicPage>) -> bool {
+        false
+    }
+
+    fn open_apic(&mut self, _is_open: bool) {
+        // Every access exits.
     }
 
     fn state(&mut self) -> VcpuState {

@@ -66,6 +66,7 @@ const SECONDARY_WANTED: &[Wanted] = &[
     optional(secondary::VPID),
     optional(secondary::PAUSE_LOOP),
     optional(secondary::PAGE_MODIFICATION_LOG),
+    optional(secondary::VIRTUAL_INTERRUPTS),
     // Without these the instructions would raise #UD though the guest's CPUID offers them.
     optional(secondary::RDTSCP),
     optional(secondary::INVPCID),

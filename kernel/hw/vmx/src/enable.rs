@@ -152,7 +152,7 @@ fn features(controls: Controls, capabilities: u64) -> Features {
         (Features::XSAVES, secondaries & secondary::XSAVES != 0),
         (Features::APIC_REGISTERS, secondaries & secondary::APIC_REGISTERS != 0),
         (Features::X2APIC, secondaries & secondary::X2APIC != 0),
-        (Features::VIRTUAL_INTERRUPTS, secondaries & secondary::VIRTUAL_INTERRUPTS != 0),
+        (Features::VIRTUAL_INTERRUPTS, controls.secondary & secondary::VIRTUAL_INTERRUPTS != 0),
         (Features::POSTED_INTERRUPTS, pins & pin::POSTED_INTERRUPTS != 0),
     ];
     list.into_iter().filter(|&(_, present)| present).map(|(feature, _)| feature).collect()

@@ -1,5 +1,6 @@
 //! Into the guest and out again: [`Vmx`], and what VM entry leaves to software.
 
+use crate::apic::Apic;
 use crate::checks;
 use crate::control_registers::{CR0_GUEST, CR4_GUEST};
 use crate::controls::{self, Controls};
@@ -35,7 +36,7 @@ pub struct Vmx {
     pub(crate) ept_root: Hpa,
     pub(crate) fpu: Box<Area>,
     pub(crate) xcr0: u64,
-    pub(crate) virtual_apic: Box<VirtualApic>,
+    pub(crate) apic: Apic,
     pub(crate) write_log: WriteLog,
     /// The last exit.
     pub(crate) reason: Reason,
@@ -72,37 +73,6 @@ pub(crate) struct Hot {
     /// The guest exits when CR8 falls below this (25.6.8).
     pub tpr_threshold: u64,
 }
-
-/// The page whose virtual TPR the guest's CR8 is; nothing else of it is used (30.1.1).
-#[repr(C, align(4096))]
-pub(crate) struct VirtualApic {
-    before: [u8; 0x80],
-    task_priority: u8,
-    after: [u8; 0xf7f],
-}
-
-impl VirtualApic {
-    fn boxed() -> Box<Self> {
-        Box::new(Self { before: [0; 0x80], task_priority: 0, after: [0; 0xf7f] })
-    }
-
-    /// The virtual TPR as the guest left it.
-    pub fn task_priority(&self) -> u8 {
-        // SAFETY: the processor changes it behind the compiler's back, but never while the host runs.
-        unsafe { (&raw const self.task_priority).read_volatile() }
-    }
-
-    pub fn set_task_priority(&mut self, value: u8) {
-        // SAFETY: as in `task_priority`.
-        unsafe { (&raw mut self.task_priority).write_volatile(value) }
-    }
-}
-
-#[repr(align(4096))]
-struct Page(#[expect(dead_code, reason = "only the processor uses it")] [u8; 4096]);
-
-/// Two bits an MSR: every access exits but those to registers that are switched with the vCPU (25.6.9).
-static MSR_MAP: Page = Page(msr_map());
 
 const EXCEPTION_DEBUG: u64 = 1 << 1;
 const EXCEPTION_ALIGNMENT: u64 = 1 << 17;
@@ -258,7 +228,7 @@ impl Vmx {
             ept_root,
             fpu: Area::reset(),
             xcr0: 1,
-            virtual_apic: VirtualApic::boxed(),
+            apic: Apic::new(),
             write_log: WriteLog::new(),
             reason: Reason::default(),
             next_rip: None,
@@ -290,6 +260,7 @@ impl Vmx {
             }
             self.flush_ept();
             self.write_event();
+            self.write_virtual_interrupts();
             self.write_hot();
             // SAFETY: interrupts are shut; the VMCS is current, its host part is this processor's, the guest's other
             // registers are in place, and whatever the guest does stays inside its EPT.
@@ -374,7 +345,7 @@ impl Vmx {
         const SHADOW: u64 = interruptibility::STI | interruptibility::MOV_SS;
         self.hot.rsp = self.gprs[Gpr::Rsp as usize];
         // A threshold above the TPR would fail the entry (27.2.1.1).
-        self.hot.tpr_threshold = self.hot.tpr_threshold.min((self.virtual_apic.task_priority() >> 4).into());
+        self.hot.tpr_threshold = self.hot.tpr_threshold.min(self.apic.tpr().into());
         if self.hot != self.written {
             let (hot, written) = (self.hot, self.written);
             let fields = [
@@ -437,16 +408,13 @@ impl Vmx {
     }
 
     fn write_controls(&mut self) {
-        let Controls { pin, secondary: second, leaving, entering, .. } = self.controls;
+        let Controls { pin, leaving, entering, .. } = self.controls;
         let exceptions = EXCEPTION_DEBUG | EXCEPTION_ALIGNMENT | EXCEPTION_MACHINE_CHECK;
         let fields = [
             (Field::PIN_CONTROLS, pin.into()),
-            (Field::SECONDARY_CONTROLS, second.into()),
             (Field::EXIT_CONTROLS, leaving.into()),
             (Field::ENTRY_CONTROLS, entering.into()),
             (Field::EXCEPTION_BITMAP, exceptions),
-            (Field::MSR_BITMAP, &raw const MSR_MAP as u64),
-            (Field::VIRTUAL_APIC, &raw const *self.virtual_apic as u64),
             (Field::EPT_POINTER, self.ept_pointer()),
             (Field::CR0_MASK, !CR0_GUEST),
             (Field::CR4_MASK, !CR4_GUEST),
@@ -466,6 +434,7 @@ impl Vmx {
         if self.features.contains(Features::VPID) {
             self.vmcs.write(Field::VPID, self.vpid.into());
         }
+        self.load_apic();
         self.load_write_log();
         if self.features.contains(Features::PREEMPTION_TIMER) {
             // Not saved on exits, so that each entry begins anew (26.5.1).
@@ -501,35 +470,4 @@ impl Drop for Vmx {
     fn drop(&mut self) {
         assert!(!self.loaded, "a vCPU is unloaded before it is dropped");
     }
-}
-
-/// The MSR bitmap: all set but the registers that are the guest's own. Reads of low and high registers, then writes.
-const fn msr_map() -> [u8; 4096] {
-    /// SYSENTER_CS, ESP, EIP; STAR, LSTAR, CSTAR, SFMASK; FS, GS and kernel GS base; TSC_AUX.
-    const OWN: [u32; 11] = [
-        0x174,
-        0x175,
-        0x176,
-        0xc000_0081,
-        0xc000_0082,
-        0xc000_0083,
-        0xc000_0084,
-        0xc000_0100,
-        0xc000_0101,
-        0xc000_0102,
-        0xc000_0103,
-    ];
-    const HIGH: usize = 0x400;
-    const WRITES: usize = 0x800;
-    let mut map = [0xff; 4096];
-    let mut index = 0;
-    while index < OWN.len() {
-        let msr = OWN[index];
-        let start = if msr >= 0xc000_0000 { HIGH } else { 0 };
-        let bit = (msr & 0x1fff) as usize;
-        map[start + bit / 8] &= !(1 << (bit % 8));
-        map[WRITES + start + bit / 8] &= !(1 << (bit % 8));
-        index += 1;
-    }
-    map
 }

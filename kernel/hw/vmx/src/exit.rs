@@ -39,6 +39,7 @@ mod reason {
     pub const PAUSE: u32 = 40;
     pub const MACHINE_CHECK: u32 = 41;
     pub const TPR_BELOW_THRESHOLD: u32 = 43;
+    pub const VIRTUALIZED_EOI: u32 = 45;
     pub const EPT_VIOLATION: u32 = 48;
     pub const EPT_MISCONFIGURATION: u32 = 49;
     pub const INVEPT: u32 = 50;
@@ -46,6 +47,7 @@ mod reason {
     pub const INVVPID: u32 = 53;
     pub const WBINVD: u32 = 54;
     pub const XSETBV: u32 = 55;
+    pub const APIC_WRITE: u32 = 56;
     pub const VMFUNC: u32 = 59;
     pub const WRITE_LOG_FULL: u32 = 62;
 }
@@ -71,6 +73,8 @@ impl Reason {
                     | reason::MSR_LOADING
                     | reason::MACHINE_CHECK
                     | reason::TPR_BELOW_THRESHOLD
+                    | reason::VIRTUALIZED_EOI
+                    | reason::APIC_WRITE
                     | reason::EPT_VIOLATION
                     | reason::EPT_MISCONFIGURATION
                     | reason::PREEMPTION_TIMER
@@ -110,6 +114,10 @@ pub fn exit(vmx: &mut Vmx) -> Option<Exit> {
             Exit::WriteLogFull
         }
         reason::HLT => Exit::Halt,
+        // Both follow the instruction.
+        reason::VIRTUALIZED_EOI => Exit::EndOfInterrupt { vector: qualification(vmx) as u8 },
+        // By x2APIC's registers only an IPI to itself exits so (30.5).
+        reason::APIC_WRITE => Exit::SelfIpi { vector: vmx.apic.self_ipi() },
         reason::VMCALL => Exit::Hypercall,
         reason::XSETBV => Exit::SetXcr { index: gpr(vmx, Gpr::Rcx) as u32, value: edx_eax(vmx) },
         reason::PAUSE => Exit::Pause,

@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod apic;
 mod checks;
 mod control_registers;
 mod controls;

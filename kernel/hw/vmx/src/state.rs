@@ -4,10 +4,11 @@ use crate::entry::{Hot, Vmx};
 use crate::event::Encoded;
 use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
 use addr::Gpa;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
-    Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable,
+    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable,
     Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
 };
 
@@ -129,11 +130,20 @@ impl Vcpu for Vmx {
     }
 
     fn tpr(&self) -> u8 {
-        self.virtual_apic.task_priority() >> 4
+        self.apic.tpr()
     }
 
     fn set_tpr(&mut self, class: u8) {
-        self.virtual_apic.set_task_priority(class << 4);
+        self.apic.set_tpr(class);
+    }
+
+    fn share_apic(&mut self, page: &Arc<ApicPage>) -> bool {
+        self.put_apic_page(page);
+        self.delivers_interrupts()
+    }
+
+    fn open_apic(&mut self, is_open: bool) {
+        self.put_apic_open(is_open);
     }
 
     fn state(&mut self) -> VcpuState {

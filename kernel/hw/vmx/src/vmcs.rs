@@ -107,6 +107,11 @@ impl Field {
         Self(0x0c00 + 2 * segment as u32)
     }
 
+    /// A quarter of the bitmap of the vectors whose EOI exits, 0 to 3.
+    pub const fn eoi_exits(quarter: usize) -> Self {
+        Self(0x201c + 2 * quarter as u32)
+    }
+
     /// A page-directory pointer, 0 to 3.
     pub const fn guest_pdpte(index: usize) -> Self {
         Self(0x280a + 2 * index as u32)
@@ -123,6 +128,8 @@ pub const HOST_TR: usize = 6;
 #[rustfmt::skip]
 impl Field {
     pub const VPID: Self = Self(0x0000);
+    /// The highest virtual interrupt that waits, and in the upper byte the highest in service.
+    pub const INTERRUPT_STATUS: Self = Self(0x0810);
     pub const WRITE_LOG_INDEX: Self = Self(0x0812);
     pub const MSR_BITMAP: Self = Self(0x2004);
     pub const WRITE_LOG: Self = Self(0x200e);

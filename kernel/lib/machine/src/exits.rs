@@ -57,6 +57,8 @@ impl Machine {
                 let next = self.skip(thread, exit, clock);
                 return if matches!(next, Next::Run) { Next::Yield } else { next };
             }
+            Exit::EndOfInterrupt { vector } => thread.lapic.tell_end(vector, &mut thread.effects),
+            Exit::SelfIpi { vector } => thread.lapic.send_self_ipi(vector, &mut thread.effects),
             Exit::WriteLogFull => self.note_written(thread),
             // Caches are coherent with everything that this machine has.
             Exit::CacheFlush => return self.skip(thread, exit, clock),
@@ -132,7 +134,7 @@ impl Machine {
         let completed = insn::step(&mut cpu, STRING_BUDGET);
         let met = cpu.met;
         if is_xapic {
-            self.adopt(thread);
+            self.readdress(thread);
         }
         match completed {
             Ok(completed) => {

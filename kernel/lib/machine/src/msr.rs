@@ -142,7 +142,7 @@ impl Machine {
                 thread.timer_changed |= !matches!(index, X2APIC..=X2APIC_LAST) || X2APIC_TIMER.contains(&index);
                 thread.lapic.write_msr(index, value, clock, effects)?;
                 if matches!(index, APIC_BASE | X2APIC_SVR) {
-                    self.adopt(thread);
+                    self.readdress(thread);
                 }
             }
             TSC => self.move_tsc(thread, value.wrapping_sub(clock.tsc), clock),

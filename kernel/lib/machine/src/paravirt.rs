@@ -134,10 +134,11 @@ impl Machine {
 
     /// Before an entry: lets the guest end the interrupt in service by clearing a flag, where that is all it takes.
     pub(crate) fn offer_eoi(&self, thread: &mut Thread) {
-        let registered = &mut thread.registered;
-        if registered.pv_eoi & ENABLE == 0 || registered.eoi_offered || !thread.lapic.can_pv_eoi() {
+        let Registered { pv_eoi, eoi_offered, .. } = thread.registered;
+        if pv_eoi & ENABLE == 0 || eoi_offered || !thread.can_pv_eoi() {
             return;
         }
+        let registered = &mut thread.registered;
         registered.eoi_offered = self.memory.store(Gpa::new(registered.pv_eoi & !ENABLE), 1, 1).is_ok();
     }
 

@@ -35,6 +35,8 @@ pub struct Thread {
     pub(crate) index: usize,
     pub(crate) vcpu: Box<dyn Vcpu>,
     pub(crate) lapic: Lapic,
+    /// The processor takes interrupts out of the local APIC's page by itself.
+    delivers: bool,
     pub(crate) kept: Kept,
     pub(crate) registered: Registered,
     pub(crate) xcr0: u64,
@@ -77,6 +79,7 @@ impl Thread {
         }
         Self {
             index,
+            delivers: vcpu.share_apic(lapic.page()),
             vcpu,
             lapic,
             kept: Kept::default(),
@@ -91,6 +94,26 @@ impl Thread {
             counters: ExitCounters::new(),
             board_deadline_ns: None,
         }
+    }
+
+    /// Replaces the local APIC.
+    pub(crate) fn put_lapic(&mut self, lapic: Lapic) {
+        self.delivers = self.vcpu.share_apic(lapic.page());
+        self.lapic = lapic;
+    }
+
+    /// What the vCPU should take next that it does not take by itself, were it ready for everything but NMIs.
+    fn pending(&self) -> Option<Pending> {
+        if self.delivers {
+            self.lapic.pending_ext_int().then_some(Pending::ExtInt)
+        } else {
+            self.lapic.pending_interrupt()
+        }
+    }
+
+    /// Whether the guest is to find its interrupts ended by a bit in memory, where an access would exit.
+    pub(crate) fn can_pv_eoi(&self) -> bool {
+        !self.delivers && self.lapic.can_pv_eoi()
     }
 
     /// Takes the vCPU's floating-point state off this physical CPU, for another to use it.
@@ -111,6 +134,12 @@ impl Machine {
         self.addresses.set(thread.index, thread.lapic.address());
     }
 
+    /// The same for a thread that runs, whose local APIC may be in another mode by now.
+    pub(crate) fn readdress(&self, thread: &mut Thread) {
+        self.adopt(thread);
+        thread.vcpu.open_apic(thread.lapic.is_open());
+    }
+
     /// Runs a vCPU until the host has something to do, the guest sleeps, or the machine ends.
     pub fn run(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Pause {
         let mailbox = &self.mailboxes[thread.index];
@@ -126,7 +155,7 @@ impl Machine {
 
     fn run_until_pause(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Pause {
         thread.timer_changed = true;
-        self.adopt(thread);
+        self.readdress(thread);
         let mut now = host.now();
         loop {
             self.take_mail(thread);
@@ -298,7 +327,7 @@ impl Machine {
         thread.code_page = None;
         thread.unhalted = false;
         thread.activity = if thread.index == 0 { Activity::Running } else { Activity::WaitingForStartup };
-        self.adopt(thread);
+        self.readdress(thread);
     }
 
     /// Lets timers expire, and arms the host's for the next.
@@ -351,7 +380,7 @@ impl Machine {
             thread.vcpu.inject(Event::Nmi);
         }
         thread.vcpu.set_tpr(thread.lapic.tpr());
-        let Some(pending) = thread.lapic.pending_interrupt() else {
+        let Some(pending) = thread.pending() else {
             return thread.vcpu.want_interrupt_window(window(thread));
         };
         if thread.vcpu.ready_for() != ReadyFor::Interrupts {
@@ -383,10 +412,12 @@ impl Machine {
 
 /// When a guest that runs could take another interrupt.
 fn window(thread: &Thread) -> Window {
-    match (thread.lapic.pending_interrupt(), thread.lapic.held_by_tpr()) {
-        (Some(_), _) => Window::Open,
-        (None, Some(class)) => Window::Below(class),
-        (None, None) => Window::Never,
+    if thread.pending().is_some() {
+        return Window::Open;
+    }
+    match thread.lapic.held_by_tpr() {
+        Some(class) if !thread.delivers => Window::Below(class),
+        _ => Window::Never,
     }
 }
 

@@ -250,7 +250,7 @@ impl Machine {
         if let Some(lapic) = reader.take(kind::LAPIC, instance)? {
             let real_khz = self.profile.real_tsc_khz().into();
             let lapic = chipset::Lapic::restore(index as u32, index == 0, real_khz, &lapic);
-            thread.lapic = lapic.map_err(impossible(kind::LAPIC))?;
+            thread.put_lapic(lapic.map_err(impossible(kind::LAPIC))?);
         }
         Ok(thread)
     }

@@ -49,6 +49,16 @@ pub enum Exit {
     },
     /// The log of the guest's writes is full: [`take_written`](crate::Vcpu::take_written) makes room.
     WriteLogFull,
+    /// The guest ended a level-triggered interrupt by itself: it is no more in service.
+    EndOfInterrupt {
+        /// Its vector.
+        vector: u8,
+    },
+    /// The guest sent an interrupt to itself by a vector that the processor does not deliver; the instruction is done.
+    SelfIpi {
+        /// The vector.
+        vector: u8,
+    },
     /// HLT.
     Halt,
     /// The guest spins in PAUSE loops.
@@ -73,7 +83,7 @@ pub enum Exit {
 
 impl Exit {
     /// How many [`kind`](Exit::kind)s there are.
-    pub const KINDS: usize = 20;
+    pub const KINDS: usize = 22;
 
     /// The names of the kinds, in the order of [`kind`](Exit::kind).
     pub const KIND_NAMES: [&'static str; Self::KINDS] = [
@@ -97,6 +107,8 @@ impl Exit {
         "unexpected",
         "page-walk-fault",
         "write-log-full",
+        "end-of-interrupt",
+        "self-ipi",
     ];
 
     /// The exit's kind, for counters and traces.
@@ -122,6 +134,8 @@ impl Exit {
             Self::Unexpected(_) => 17,
             Self::NestedFault { page_walk: true, .. } => 18,
             Self::WriteLogFull => 19,
+            Self::EndOfInterrupt { .. } => 20,
+            Self::SelfIpi { .. } => 21,
         }
     }
 }

@@ -16,6 +16,7 @@ mod exit;
 mod state;
 
 use addr::Gpa;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 pub use apic::{ApicPage, Vectors};
@@ -90,6 +91,14 @@ pub trait Vcpu: Send {
 
     /// Sets it: the local APIC's task priority was changed by another way.
     fn set_tpr(&mut self, class: u8);
+
+    /// Shows it the page of its local APIC; again when that is another. Says whether this processor delivers by itself
+    /// the interrupts that wait there: then nobody [`inject`](Vcpu::inject)s them, and CR8 is the page's.
+    fn share_apic(&mut self, page: &Arc<ApicPage>) -> bool;
+
+    /// Lets the guest use the page by x2APIC's registers without exits, where the processor can, or not: they are there in
+    /// that mode alone.
+    fn open_apic(&mut self, is_open: bool);
 
     /// Everything that a saved vCPU consists of, but its extended state and its TSC.
     fn state(&mut self) -> VcpuState;

@@ -2,7 +2,7 @@
 
 use super::bench::*;
 use crate::Pause;
-use chipset::{DeliveryMode, Message, Target};
+use chipset::{DeliveryMode, Effect, Message, Target};
 use vcpu::{Event, Exit, rflags};
 
 /// LVT timer: TSC deadline, vector 0xEC.
@@ -302,4 +302,88 @@ fn an_interrupt_that_cr8_holds_back_comes_when_it_falls() {
     });
     bench.run();
     assert_eq!(bench.taken(), [Event::Interrupt(0x51)]);
+}
+
+/// On a processor that delivers what waits in the local APIC's page.
+fn with_virtual_interrupts() -> Bench {
+    let mut bench = Bench::new();
+    bench.shared.lock().unwrap().delivers = true;
+    bench.thread.put_lapic(chipset::Lapic::new(0, true, 1));
+    bench.enable_x2apic();
+    bench
+}
+
+fn level(vector: u8) -> Message {
+    Message { vector, mode: DeliveryMode::Fixed, target: Target::All, level_triggered: true }
+}
+
+#[test]
+fn a_processor_that_delivers_gets_nothing_injected() {
+    let mut bench = with_virtual_interrupts();
+    let page = bench.shared.lock().unwrap().apic.clone().unwrap();
+    bench.write_msr(0x83f, 0x41).unwrap();
+    bench.run();
+    assert_eq!(bench.taken(), [], "IF is clear");
+    assert!(page.requested().contains(0x41) && page.take_change(), "it waits where the processor looks");
+    bench.set_if(true);
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x41)]);
+    assert!(page.in_service().contains(0x41), "the processor's doing, and nobody's else");
+    // It ends it by itself, too: no exit tells.
+    page.end();
+    bench.write_msr(0x83f, 0x42).unwrap();
+    bench.set_if(true);
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x42)]);
+}
+
+#[test]
+fn the_page_is_open_in_x2apic_mode_while_interrupts_are_accepted() {
+    let mut bench = with_virtual_interrupts();
+    let is_open = |bench: &Bench| bench.shared.lock().unwrap().is_apic_open;
+    assert!(is_open(&bench));
+    bench.write_msr(0x80f, 0xff).unwrap();
+    assert!(!is_open(&bench), "disabled by software");
+    bench.write_msr(0x80f, 0x1ff).unwrap();
+    let base = bench.read_msr(0x1b).unwrap();
+    bench.write_msr(0x1b, base & !0xc00).unwrap();
+    assert!(!is_open(&bench), "off");
+}
+
+#[test]
+fn a_halted_guest_wakes_for_what_waits_in_the_page() {
+    let mut bench = with_virtual_interrupts();
+    bench.set_if(true);
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(None));
+    bench.machine.send(&level(0x51), &mut bench.host);
+    assert_eq!(bench.run(), Pause::Interrupted);
+    assert_eq!(bench.taken(), [Event::Interrupt(0x51)]);
+}
+
+#[test]
+fn the_end_of_a_level_triggered_interrupt_reaches_the_board() {
+    let mut bench = with_virtual_interrupts();
+    bench.set_if(true);
+    const LEVEL: u32 = 1 << 15;
+    bench.set_ioapic_pin(16, LEVEL | 0x51);
+    let mut effects = Vec::new();
+    bench.machine.board.lock().chipset.set_gsi(16, true, &mut effects);
+    assert_eq!(effects, [Effect::Interrupt(Message { target: Target::Physical(0), ..level(0x51) })]);
+    bench.machine.send(&level(0x51), &mut bench.host);
+    bench.run();
+    assert_eq!(bench.taken(), [Event::Interrupt(0x51)]);
+    let page = bench.shared.lock().unwrap().apic.clone().unwrap();
+    assert_eq!(page.end(), Some(0x51));
+    assert!(page.trigger_mode().contains(0x51));
+    bench.exit(Exit::EndOfInterrupt { vector: 0x51 });
+    bench.run();
+    assert!(page.requested().contains(0x51), "the line is still up");
+}
+
+#[test]
+fn an_illegal_vector_to_itself_is_an_error() {
+    let mut bench = with_virtual_interrupts();
+    bench.exit(Exit::SelfIpi { vector: 3 });
+    bench.write_msr(0x828, 0).unwrap();
+    assert_eq!(bench.read_msr(0x828), Ok(1 << 5), "send illegal vector");
 }

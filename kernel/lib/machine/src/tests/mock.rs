@@ -19,10 +19,25 @@ pub struct Shared {
     pub taken: Vec<Event>,
     /// The task priority in its CR8.
     pub tpr: u8,
+    /// The local APIC's page, whether the processor takes interrupts out of it, and whether the guest may reach it.
+    pub apic: Option<Arc<ApicPage>>,
+    pub delivers: bool,
+    pub is_apic_open: bool,
     /// How often it had to forget translations.
     pub invalidations: u32,
     /// The pages that the processor logged as written.
     pub written: Vec<Gpa>,
+}
+
+impl Shared {
+    /// Begins the highest interrupt of the page as a processor does that delivers by itself.
+    fn begin_virtual(&mut self) -> Option<u8> {
+        let page = self.apic.as_ref().filter(|_| self.delivers)?;
+        let vector = page.requested().highest()?;
+        let priority = page.task_priority().max(page.in_service().highest().unwrap_or(0)) >> 4;
+        (vector >> 4 > priority).then(|| page.begin(vector))?;
+        Some(vector)
+    }
 }
 
 /// The first byte of an extended state that it refuses.
@@ -67,6 +82,13 @@ impl Vcpu for MockVcpu {
             }
         }
         let open = self.state.rflags & rflags::IF != 0;
+        if open
+            && self.window == Window::Never
+            && let Some(vector) = shared.begin_virtual()
+        {
+            shared.taken.push(Event::Interrupt(vector));
+            self.state.rflags &= !rflags::IF;
+        }
         match self.window {
             Window::Open if open => return Exit::InterruptWindow,
             Window::Below(class) if shared.tpr < class => return Exit::InterruptWindow,
@@ -158,6 +180,16 @@ impl Vcpu for MockVcpu {
 
     fn set_tpr(&mut self, class: u8) {
         self.shared.lock().unwrap().tpr = class;
+    }
+
+    fn share_apic(&mut self, page: &Arc<ApicPage>) -> bool {
+        let mut shared = self.shared.lock().unwrap();
+        shared.apic = Some(page.clone());
+        shared.delivers
+    }
+
+    fn open_apic(&mut self, is_open: bool) {
+        self.shared.lock().unwrap().is_apic_open = is_open;
     }
 
     fn state(&mut self) -> VcpuState {

@@ -1,0 +1,194 @@
+//! The guest's local APIC as far as the processor runs it: CR8 by the TPR shadow, and where it can deliver virtual
+//! interrupts, those that wait in the page, and the registers of x2APIC that need no exit (chapter 30).
+//!
+//! [`Apic`] is one vCPU's. The page is the local APIC's own, so that nothing is copied: the processor has only to be told
+//! which interrupt is the highest that waits and that runs, when somebody else changed them. Where virtual interrupts
+//! are not delivered, `machine` injects them, and its wish for a window is the TPR threshold.
+
+use crate::enable::Features;
+use crate::entry::Vmx;
+use crate::vmcs::{Field, secondary};
+use alloc::sync::Arc;
+use vcpu::ApicPage;
+
+/// All that x2APIC's registers are opened with: without one of them the bitmap would let the guest at the host's own.
+const OPEN: Features = Features::VIRTUAL_INTERRUPTS.union(Features::X2APIC).union(Features::APIC_REGISTERS);
+
+/// A vCPU's part of its local APIC.
+pub(crate) struct Apic {
+    page: Arc<ApicPage>,
+    /// The guest reaches the page by x2APIC's registers.
+    is_open: bool,
+    /// The VMCS may not say what is in the page.
+    is_stale: bool,
+}
+
+impl Apic {
+    pub fn new() -> Self {
+        Self { page: ApicPage::new(), is_open: false, is_stale: true }
+    }
+
+    /// The task-priority class, as the guest left it.
+    pub fn tpr(&self) -> u8 {
+        self.page.task_priority() >> 4
+    }
+
+    /// Sets it, and leaves what is below the class where that stays.
+    pub fn set_tpr(&mut self, class: u8) {
+        if class != self.tpr() {
+            self.page.set_task_priority(class << 4);
+        }
+    }
+
+    pub fn self_ipi(&self) -> u8 {
+        self.page.self_ipi()
+    }
+}
+
+impl Vmx {
+    pub(crate) fn delivers_interrupts(&self) -> bool {
+        self.features.contains(Features::VIRTUAL_INTERRUPTS)
+    }
+
+    /// Takes another page for the next entry.
+    pub(crate) fn put_apic_page(&mut self, page: &Arc<ApicPage>) {
+        (self.apic.page, self.apic.is_stale) = (page.clone(), true);
+        if self.loaded {
+            self.write_apic_page();
+        }
+    }
+
+    /// Opens or closes x2APIC's registers, where they can be open.
+    pub(crate) fn put_apic_open(&mut self, is_open: bool) {
+        let is_open = is_open && self.features.contains(OPEN);
+        if is_open != self.apic.is_open {
+            self.apic.is_open = is_open;
+            if self.loaded {
+                self.write_apic_access();
+            }
+        }
+    }
+
+    /// Writes all of this into a VMCS that was made current.
+    pub(crate) fn load_apic(&mut self) {
+        self.write_apic_page();
+        self.write_apic_access();
+        self.apic.is_stale = true;
+    }
+
+    /// Tells the processor what waits and runs, where that changed while the host ran (30.2.1, 25.4.2, 25.6.8).
+    pub(crate) fn write_virtual_interrupts(&mut self) {
+        if !self.delivers_interrupts() || !(self.apic.page.take_change() | self.apic.is_stale) {
+            return;
+        }
+        self.apic.is_stale = false;
+        let page = &self.apic.page;
+        let highest = |set: &vcpu::Vectors| u64::from(set.highest().unwrap_or(0));
+        self.vmcs.write(Field::INTERRUPT_STATUS, highest(page.requested()) | highest(page.in_service()) << 8);
+        for (index, word) in page.trigger_mode().words().into_iter().enumerate() {
+            self.vmcs.write(Field::eoi_exits(index), word);
+        }
+    }
+
+    fn write_apic_page(&mut self) {
+        self.vmcs.write(Field::VIRTUAL_APIC, &raw const *self.apic.page as u64);
+    }
+
+    fn write_apic_access(&mut self) {
+        const ACCESS: u32 = secondary::X2APIC | secondary::APIC_REGISTERS;
+        let (map, access) = if self.apic.is_open { (&raw const OPEN_MSRS, ACCESS) } else { (&raw const SHUT_MSRS, 0) };
+        self.vmcs.write(Field::MSR_BITMAP, map as u64);
+        self.vmcs.write(Field::SECONDARY_CONTROLS, (self.controls.secondary | access).into());
+    }
+}
+
+#[repr(align(4096))]
+struct MsrMap(#[expect(dead_code, reason = "only the processor uses it")] [u8; 4096]);
+
+/// Two bits an MSR: every access exits but those to registers that are switched with the vCPU (25.6.9).
+static SHUT_MSRS: MsrMap = MsrMap(msr_map(false));
+/// The same, but for the registers of x2APIC that are in the page.
+static OPEN_MSRS: MsrMap = MsrMap(msr_map(true));
+
+/// SYSENTER_CS, ESP, EIP; STAR, LSTAR, CSTAR, SFMASK; FS, GS and kernel GS base; TSC_AUX.
+const OWN: [u32; 11] = [
+    0x174,
+    0x175,
+    0x176,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0102,
+    0xc000_0103,
+];
+/// Task priority, EOI and IPI to itself: the processor does all that writing them does (30.5).
+const X2APIC_WRITTEN: [u32; 3] = [0x808, 0x80b, 0x83f];
+/// Task priority and processor priority.
+const X2APIC_READ: [u32; 2] = [0x808, 0x80a];
+/// ISR, TMR and IRR.
+const X2APIC_VECTORS: core::ops::Range<u32> = 0x810..0x828;
+
+/// Reads of low and high registers, then writes.
+const fn msr_map(is_open: bool) -> [u8; 4096] {
+    let mut map = [0xff; 4096];
+    let mut index = 0;
+    while index < OWN.len() {
+        map = passed(passed(map, OWN[index], READS), OWN[index], WRITES);
+        index += 1;
+    }
+    if is_open {
+        index = 0;
+        while index < X2APIC_WRITTEN.len() {
+            map = passed(map, X2APIC_WRITTEN[index], WRITES);
+            index += 1;
+        }
+        map = passed(passed(map, X2APIC_READ[0], READS), X2APIC_READ[1], READS);
+        let mut msr = X2APIC_VECTORS.start;
+        while msr < X2APIC_VECTORS.end {
+            map = passed(map, msr, READS);
+            msr += 1;
+        }
+    }
+    map
+}
+
+const READS: usize = 0;
+const WRITES: usize = 0x800;
+
+/// The map without the exits of one register's reads or writes.
+const fn passed(mut map: [u8; 4096], msr: u32, way: usize) -> [u8; 4096] {
+    const HIGH: usize = 0x400;
+    let start = way + if msr >= 0xc000_0000 { HIGH } else { 0 };
+    let bit = (msr & 0x1fff) as usize;
+    map[start + bit / 8] &= !(1 << (bit % 8));
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exits(map: &[u8; 4096], msr: u32, way: usize) -> bool {
+        let bit = (msr & 0x1fff) as usize;
+        let start = way + if msr >= 0xc000_0000 { 0x400 } else { 0 };
+        map[start + bit / 8] & 1 << (bit % 8) != 0
+    }
+
+    #[test]
+    fn only_what_the_page_has_is_open_and_only_when_it_is() {
+        let (shut, open) = (msr_map(false), msr_map(true));
+        for msr in 0x800..0x900 {
+            assert!(exits(&shut, msr, READS) && exits(&shut, msr, WRITES), "{msr:#x}");
+            let (read, written) = (!exits(&open, msr, READS), !exits(&open, msr, WRITES));
+            assert_eq!(read, matches!(msr, 0x808 | 0x80a | 0x810..0x828), "reads of {msr:#x}");
+            assert_eq!(written, matches!(msr, 0x808 | 0x80b | 0x83f), "writes to {msr:#x}");
+        }
+        for map in [shut, open] {
+            assert!(!exits(&map, 0xc000_0102, WRITES) && !exits(&map, 0x174, READS));
+            assert!(exits(&map, 0xc000_0080, WRITES) && exits(&map, 0x10, WRITES) && exits(&map, 0x6e0, WRITES));
+        }
+    }
+}
