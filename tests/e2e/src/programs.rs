@@ -2,6 +2,7 @@
 
 mod balloon;
 mod console;
+mod deaths;
 mod demo;
 mod drivers;
 mod guests;
@@ -113,6 +114,7 @@ pub static PROGRAMS: &[Program] = &[
     full("nvme", drivers::nvme),
     full("migrate", migrate::there_and_back),
     full("migrate_link_cut", migrate::link_cut),
+    full("migrate_deaths", deaths::before_the_commit),
     full("cpu_profile", profiles::baseline),
     full("migrate_traffic", traffic::under_traffic),
     full("migrate_faults", traffic::faults),

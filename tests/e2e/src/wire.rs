@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write as _};
+use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -39,6 +40,8 @@ struct State {
 struct Port {
     out: Option<Sender<Vec<u8>>>,
     is_cut: bool,
+    /// What is said from here does not arrive.
+    is_mute: bool,
     /// The next TCP segment from here with so many bytes of payload is corrupted.
     corrupts: Option<usize>,
 }
@@ -93,6 +96,12 @@ impl Wire {
     /// Cuts a port's cable, or mends it.
     pub fn cut(&self, port: usize, is_cut: bool) {
         self.lock().ports[port].is_cut = is_cut;
+    }
+
+    /// Loses every TCP segment with payload from a port, or no more: acknowledgements pass, so that the other side goes on to
+    /// where it waits for a word.
+    pub fn mute(&self, port: usize, is_mute: bool) {
+        self.lock().ports[port].is_mute = is_mute;
     }
 
     /// Whether it is cut.
@@ -173,7 +182,7 @@ fn carry(state: &Arc<Mutex<State>>, port: usize, mut stream: UnixStream) -> Resu
 fn forward(state: &Mutex<State>, from: usize, mut frame: Vec<u8>) {
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     let state = &mut *state;
-    if frame.len() < IPV4_AT || state.ports[from].is_cut {
+    if frame.len() < IPV4_AT || state.ports[from].is_cut || state.ports[from].is_mute && payload(&frame).is_some() {
         return;
     }
     if state.ports[from].corrupts.is_some_and(|bytes| corrupt(&mut frame, bytes)) {
@@ -197,18 +206,27 @@ fn forward(state: &Mutex<State>, from: usize, mut frame: Vec<u8>) {
 
 /// Swaps two words of a TCP segment's payload, which its checksum is blind to; says whether it has so much payload.
 fn corrupt(frame: &mut [u8], payload_bytes: usize) -> bool {
-    const TCP: u8 = 6;
-    if frame[TYPE_AT..IPV4_AT] != IPV4 || frame.len() < IPV4_AT + 40 || frame[IPV4_AT + 9] != TCP {
-        return false;
-    }
-    let tcp_at = IPV4_AT + usize::from(frame[IPV4_AT] & 0xf) * 4;
-    let payload_at = tcp_at + usize::from(frame[tcp_at + 12] >> 4) * 4;
-    let middle = payload_at + payload_bytes / 2 / 2 * 2;
-    if frame.len() < payload_at + payload_bytes || frame[middle..middle + 2] == frame[middle + 2..middle + 4] {
+    let Some(payload) = payload(frame).filter(|payload| payload.len() >= payload_bytes) else { return false };
+    let middle = payload.start + payload_bytes / 2 / 2 * 2;
+    if frame[middle..middle + 2] == frame[middle + 2..middle + 4] {
         return false;
     }
     frame[middle..middle + 4].rotate_left(2);
     true
+}
+
+/// Where a frame's TCP payload is, if it has any.
+fn payload(frame: &[u8]) -> Option<Range<usize>> {
+    const TCP: u8 = 6;
+    if frame[TYPE_AT..IPV4_AT] != IPV4 || frame.len() < IPV4_AT + 40 || frame[IPV4_AT + 9] != TCP {
+        return None;
+    }
+    let tcp_at = IPV4_AT + usize::from(frame[IPV4_AT] & 0xf) * 4;
+    let packet_bytes = usize::from(u16::from_be_bytes([frame[IPV4_AT + 2], frame[IPV4_AT + 3]]));
+    let payload_at = tcp_at + usize::from(*frame.get(tcp_at + 12)? >> 4) * 4;
+    // A short frame has padding behind it.
+    let end = frame.len().min(IPV4_AT + packet_bytes);
+    (payload_at < end).then_some(payload_at..end)
 }
 
 #[cfg(test)]
@@ -247,10 +265,34 @@ mod tests {
         segment.extend(0..=255);
         segment[TYPE_AT..IPV4_AT].copy_from_slice(&IPV4);
         (segment[IPV4_AT], segment[IPV4_AT + 9], segment[IPV4_AT + 32]) = (0x45, 6, 0x50);
+        let packet_bytes = (segment.len() - IPV4_AT) as u16;
+        segment[IPV4_AT + 2..IPV4_AT + 4].copy_from_slice(&packet_bytes.to_be_bytes());
         let sum = |bytes: &[u8]| bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum::<u32>();
         let before = segment.clone();
         assert!(corrupt(&mut segment, 200) && segment != before);
         assert_eq!(sum(&segment), sum(&before));
         assert!(!corrupt(&mut segment, 2000));
+    }
+
+    #[test]
+    fn a_mute_port_acknowledges_and_says_nothing() {
+        let wire = Wire::new("unit-mute", 0).unwrap();
+        let taps = [wire.tap(), wire.tap()];
+        wire.mute(0, true);
+        let segment = |payload_bytes: u16| {
+            let mut segment = frame(B, A);
+            segment.resize(IPV4_AT + 40 + usize::from(payload_bytes).max(6), 0);
+            segment[TYPE_AT..IPV4_AT].copy_from_slice(&IPV4);
+            segment[IPV4_AT + 2..IPV4_AT + 4].copy_from_slice(&(40 + payload_bytes).to_be_bytes());
+            (segment[IPV4_AT], segment[IPV4_AT + 9], segment[IPV4_AT + 32]) = (0x45, 6, 0x50);
+            segment
+        };
+        taps[0].send(segment(1));
+        assert!(taps[1].receive().is_none(), "a word");
+        taps[0].send(segment(0));
+        assert!(taps[1].receive().is_some(), "an acknowledgement with padding behind it");
+        wire.mute(0, false);
+        taps[0].send(segment(1));
+        assert!(taps[1].receive().is_some());
     }
 }

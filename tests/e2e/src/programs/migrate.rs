@@ -103,7 +103,11 @@ pub fn machine(
     let address = ADDRESSES[index];
     fs::write(
         &configuration,
-        format!("[host]\nname = \"{side}\"\nmanagement = \"static\"\naddress = \"{address}/24\"\n"),
+        // With a key, it is the same host when it is switched on again.
+        format!(
+            "[host]\nname = \"{side}\"\nmanagement = \"static\"\naddress = \"{address}/24\"\nkey = \"{}\"\n",
+            [side; 64].concat()
+        ),
     )?;
     let mut modules = modules.to_vec();
     modules.push((configuration, "pollux.toml".to_owned()));
