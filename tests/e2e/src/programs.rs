@@ -79,6 +79,7 @@ pub static PROGRAMS: &[Program] = &[
     full("guests_side_by_side", uefi::side_by_side),
     full("malformed_kernel", tiny::malformed_kernel),
     full("remains", guests::remains),
+    full("vectors", guests::vectors),
     full("bare_guests", guests::all),
     full("iommu_vtd", iommu::vtd),
     full("iommu_amdvi", iommu::amdvi),

@@ -86,6 +86,27 @@ pub fn remains(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
+/// Two guests on one CPU have every vector register full, and neither sees the other's.
+pub fn vectors(artifacts: &Artifacts) -> Result<()> {
+    let guest = artifacts.guest("vectors")?;
+    let mut host = artifacts.boot(&artifacts.fast_with("vectors", &[(guest, "vectors")])?.cpus(1))?;
+    host.ask("vm create other --kernel vectors --cmdline \"seed=2 endless=1\" --memory 64M --start")?;
+    let mut console = host.attach("other")?;
+    console.expect("kept", LIMIT)?;
+    console.leave()?;
+    run(&mut host, "vectors", "seed=1", "")?;
+    let mut console = host.attach("other")?;
+    // What it said so far is shown at once, and ends with what went wrong.
+    console.expect("kept", LIMIT)?;
+    console.emulator().skip();
+    let (which, _) = console.expect_any(&["kept", "not ok "], LIMIT)?;
+    ensure!(which == 0, console.emulator().failure("a guest's registers were changed"));
+    console.leave()?;
+    host.ask("vm kill other")?;
+    host.wait_state("other", "stopped", LIMIT)?;
+    host.power_off()
+}
+
 /// Runs every bare guest beside a Linux guest.
 pub fn all(artifacts: &Artifacts) -> Result<()> {
     let modules: Vec<(&Path, &str)> =
