@@ -3,12 +3,14 @@
 //! [`GuestMemory`] maps guest-physical addresses through slots of large frames to host frames and copies through a
 //! [`Backing`], which alone knows how to reach host memory. A guest can change its bytes at any moment: callers copy
 //! once, check the copy, and use the copy. `virtio`, `loader`, `firmware` and `machine` build on it. Memory that a guest
-//! gave up has no frame and reads as zeroes; what writes there gets a new frame from [`Supply`].
+//! gave up has no frame and reads as zeroes; what writes there gets a new frame from [`Supply`]. Memory that is still on its
+//! way here can be neither read nor written: [`GuestMemory::is_here`] says so before an access.
 #![cfg_attr(not(any(test, feature = "heap")), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod awaited;
 mod dirty;
 #[cfg(any(test, feature = "heap"))]
 pub mod heap;
@@ -20,6 +22,7 @@ pub use pages::PageSet;
 use addr::{Gpa, GpaRange, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use awaited::Awaited;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dirty::DirtyLog;
 use spin::Mutex;
@@ -50,7 +53,8 @@ pub trait Supply: Send + Sync {
     fn supply(&self, number: usize, at_once: bool) -> Option<Hpa>;
 }
 
-/// An access outside the guest's memory, or to memory that the guest gave up and for which the host has no frame.
+/// An access outside the guest's memory, or to memory that the guest gave up and for which the host has no frame, or to
+/// memory that is not here yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outside {
     /// The first address that is not memory.
@@ -90,6 +94,7 @@ pub struct GuestMemory {
     slots: Vec<Slot>,
     roms: Vec<Rom>,
     dirty: DirtyLog,
+    awaited: Awaited,
     supply: Option<Arc<dyn Supply>>,
     /// Held by who puts a frame in.
     filling: Mutex<()>,
@@ -104,6 +109,7 @@ impl GuestMemory {
             slots: Vec::new(),
             roms: Vec::new(),
             dirty: DirtyLog::default(),
+            awaited: Awaited::default(),
             supply: None,
             filling: Mutex::new(()),
             absent_bytes: AtomicU64::new(0),
@@ -230,6 +236,7 @@ impl GuestMemory {
 
     /// Copies guest bytes out. On an error nothing useful is in `into`.
     pub fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), Outside> {
+        self.must_be_here(at, into.len() as u64)?;
         if let Some(run) = self.run_at(at)
             && run.bytes >= into.len() as u64
         {
@@ -277,6 +284,7 @@ impl GuestMemory {
     ///
     /// Neighbouring large frames that follow each other in host memory come as separate runs.
     pub fn each_run(&self, at: Gpa, bytes: u64, mut use_run: impl FnMut(HostRun)) -> Result<(), Outside> {
+        self.must_be_here(at, bytes)?;
         // Most accesses lie in one large frame: one look-up serves both the check and the use.
         if let Some(run) = self.run_at(at)
             && run.bytes >= bytes
@@ -302,6 +310,7 @@ impl GuestMemory {
     /// Loads an integer of `size` (1, 2, 4 or 8) bytes, as one access where it is aligned.
     pub fn load(&self, at: Gpa, size: usize) -> Result<u64, Outside> {
         assert!(matches!(size, 1 | 2 | 4 | 8));
+        self.must_be_here(at, size as u64)?;
         if at.is_aligned(size as u64)
             && let Some(run) = self.run_at(at)
         {
@@ -315,6 +324,7 @@ impl GuestMemory {
     /// Stores an integer of `size` (1, 2, 4 or 8) bytes, as one access where it is aligned.
     pub fn store(&self, at: Gpa, size: usize, value: u64) -> Result<(), Outside> {
         assert!(matches!(size, 1 | 2 | 4 | 8));
+        self.must_be_here(at, size as u64)?;
         if at.is_aligned(size as u64) {
             self.backing.store(self.filled_run_at(at)?.start, size, value);
             self.mark_dirty(at, size as u64);
@@ -327,6 +337,7 @@ impl GuestMemory {
     /// says whether it was.
     pub fn compare_exchange(&self, at: Gpa, size: usize, expected: u64, new: u64) -> Result<bool, Outside> {
         assert!(matches!(size, 1 | 2 | 4 | 8));
+        self.must_be_here(at, size as u64)?;
         if at.is_aligned(size as u64) {
             let run = self.filled_run_at(at)?;
             let equal = self.backing.compare_exchange(run.start, size, expected, new);
@@ -340,6 +351,66 @@ impl GuestMemory {
             self.store(at, size, new)?;
         }
         Ok(equal)
+    }
+
+    /// Begins to wait for pages, which can be neither read nor written before [`put`](Self::put). Nobody accesses this
+    /// memory meanwhile.
+    pub fn start_waiting(&self, pages: &PageSet) -> Result<(), NoRoom> {
+        assert_eq!(pages.end(), self.pages_end(), "a set of this guest's pages");
+        self.awaited.start(pages)
+    }
+
+    /// Waits no more: every page is here, or is needed no more.
+    pub fn stop_waiting(&self) {
+        self.awaited.stop();
+    }
+
+    /// Whether pages are awaited.
+    pub fn is_waiting(&self) -> bool {
+        self.awaited.is_on()
+    }
+
+    /// Whether none of the bytes is in a page that is awaited; the first that is, is noted as wanted.
+    pub fn is_here(&self, at: Gpa, bytes: u64) -> bool {
+        self.must_be_here(at, bytes).is_ok()
+    }
+
+    /// Puts a page that is awaited here, or zeroes; says whether somebody wants it. It is no error if it is not awaited:
+    /// nothing happens.
+    pub fn put(&self, page: u64, content: Option<&[u8; PAGE_BYTES as usize]>) -> Result<bool, Outside> {
+        let at = Gpa::new(page.saturating_mul(PAGE_BYTES));
+        if !self.awaited.is_on() || !self.awaited.is_absent(page) {
+            return Ok(false);
+        }
+        let run = self.filled_run_at(at)?;
+        match content {
+            Some(bytes) => self.backing.write(run.start, bytes),
+            None => self.backing.zero(run.start, PAGE_BYTES),
+        }
+        Ok(self.awaited.arrived(page))
+    }
+
+    /// Takes the pages that are wanted since the last call.
+    pub fn take_wanted(&self, each: impl FnMut(u64)) {
+        self.awaited.take_wanted(each);
+    }
+
+    /// What was taken as wanted may not come: who still waits notes it anew.
+    pub fn ask_again(&self) {
+        self.awaited.ask_again();
+    }
+
+    #[inline]
+    fn must_be_here(&self, at: Gpa, bytes: u64) -> Result<(), Outside> {
+        if bytes == 0 || !self.awaited.is_on() {
+            return Ok(());
+        }
+        let first = at.as_u64() / PAGE_BYTES;
+        let last = at.as_u64().saturating_add(bytes - 1) / PAGE_BYTES;
+        match self.awaited.first_absent(first, last - first + 1) {
+            Some(page) => Err(Outside { at: Gpa::new(page * PAGE_BYTES) }),
+            None => Ok(()),
+        }
     }
 
     /// Whether every byte of the range is memory.
@@ -606,6 +677,41 @@ mod tests {
             assert!(memory.write(Gpa::new(at), &[]).is_ok() && memory.read(Gpa::new(at), &mut []).is_ok());
         }
         assert_eq!(memory.absent_bytes(), LARGE_PAGE_BYTES, "they take no frame");
+    }
+
+    #[test]
+    fn what_is_awaited_is_neither_read_nor_written() {
+        let memory = guest_memory(LARGE_PAGE_BYTES);
+        memory.write(Gpa::new(0x1000), &[7; 0x3000]).unwrap();
+        let mut pages = PageSet::new(memory.pages_end()).unwrap();
+        pages.insert(2, 2);
+        memory.start_waiting(&pages).unwrap();
+        let absent = Err(Outside { at: Gpa::new(0x2000) });
+        assert_eq!(memory.write(Gpa::new(0x1fff), b"ab"), absent);
+        assert_eq!(memory.read(Gpa::new(0x1fff), &mut [0; 2]), absent);
+        assert_eq!(memory.each_run(Gpa::new(0x2ff0), 1, |_| panic!("it is not here")), absent);
+        assert!(memory.load(Gpa::new(0x3000), 8).is_err() && memory.store(Gpa::new(0x3000), 8, 1).is_err());
+        assert!(memory.compare_exchange(Gpa::new(0x3ff8), 8, 0, 1).is_err());
+        assert_eq!(memory.load(Gpa::new(0x1fff), 1), Ok(7), "nothing was written");
+        assert!(memory.is_here(Gpa::new(0x1000), 0x1000) && memory.is_here(Gpa::new(0x2000), 0));
+        let wanted = || {
+            let mut wanted = Vec::new();
+            memory.take_wanted(|page| wanted.push(page));
+            wanted
+        };
+        assert_eq!((wanted(), wanted()), (vec![2, 3], vec![]));
+        assert!(!memory.is_here(Gpa::new(0x3000), 1));
+        assert_eq!(wanted(), [], "it was asked for");
+        memory.ask_again();
+        assert!(!memory.is_here(Gpa::new(0x3000), 1));
+        assert_eq!(wanted(), [3]);
+        assert_eq!(memory.put(3, Some(&[9; 4096])), Ok(true));
+        assert_eq!(memory.put(3, Some(&[1; 4096])), Ok(false), "it came before");
+        assert_eq!(memory.put(2, None), Ok(false), "nobody asked again");
+        assert_eq!(memory.put(u64::MAX, None), Ok(false));
+        assert_eq!((memory.load(Gpa::new(0x3000), 1), memory.load(Gpa::new(0x2000), 8)), (Ok(9), Ok(0)));
+        memory.stop_waiting();
+        assert!(!memory.is_waiting() && memory.is_here(Gpa::new(0), LARGE_PAGE_BYTES));
     }
 
     #[test]

@@ -77,6 +77,14 @@ pub trait Context {
         0
     }
 
+    /// Whether an operand in memory, at most a page's rest, can be read and written now: asked for each before the first is.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when it cannot.
+    fn check(&self, _gpa: Gpa, _size: u8) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
     /// Reads RAM or a device, zero-extended.
     ///
     /// # Errors

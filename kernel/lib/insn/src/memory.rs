@@ -59,9 +59,12 @@ impl Place {
         let first = paging::translate(context, start, access, privilege)?;
         context.touch(start, size, access);
         if !crosses {
+            context.check(first, size)?;
             return Ok(Self { first, second: first, first_bytes: size, size });
         }
         let second = paging::translate(context, next_page, access, privilege)?;
+        context.check(first, in_page as u8)?;
+        context.check(second, size - in_page as u8)?;
         Ok(Self { first, second, first_bytes: in_page as u8, size })
     }
 

@@ -265,6 +265,22 @@ impl Board {
         result
     }
 
+    /// Has every queue looked at again.
+    pub fn kick_all(&mut self) {
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots[index] else { continue };
+            self.with_function(slot, |function, signals| function.kick_all(signals));
+        }
+    }
+
+    /// Calls `each` with the guest memory of every queue.
+    pub fn each_ring(&mut self, each: &mut dyn FnMut(GpaRange)) {
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots[index] else { continue };
+            self.function(slot).each_ring(each);
+        }
+    }
+
     /// Sees to what a function signalled.
     pub fn settle(&mut self, slot: Slot) {
         for index in 0..self.signals.len() {

@@ -4,6 +4,7 @@ use crate::Machine;
 use addr::Gpa;
 use alloc::vec::Vec;
 use chipset::{Clock, Effect, Lapic};
+use core::cell::Cell;
 use insn::{Context, Unavailable};
 use vcpu::{Access, Breakpoints, Gpr, Paging, Segment, SegmentName, Vcpu, cr4};
 
@@ -17,11 +18,22 @@ pub struct Cpu<'a> {
     /// What is armed, and what of it the instruction has met.
     pub breakpoints: Option<Breakpoints>,
     pub met: u64,
+    /// It needs memory that is not here yet.
+    pub is_absent: Cell<bool>,
 }
 
 impl Cpu<'_> {
     fn meet_port(&mut self, port: u16, size: u8) {
         self.met |= met_by_port(self.vcpu, self.breakpoints, port, size);
+    }
+
+    /// Notes where memory is not here yet.
+    fn reach(&self, gpa: Gpa, bytes: u64) -> Result<(), Unavailable> {
+        if self.machine.memory.is_here(gpa, bytes) {
+            return Ok(());
+        }
+        self.is_absent.set(true);
+        Err(Unavailable)
     }
 
     /// The offset into the local APIC's page, where that is mapped.
@@ -72,7 +84,12 @@ impl Context for Cpu<'_> {
         self.machine.profile.physical_address_bits()
     }
 
+    fn check(&self, gpa: Gpa, size: u8) -> Result<(), Unavailable> {
+        self.reach(gpa, size.into())
+    }
+
     fn load(&mut self, gpa: Gpa, size: u8) -> Result<u64, Unavailable> {
+        self.reach(gpa, size.into())?;
         if let Ok(value) = self.machine.memory.load(gpa, size.into()) {
             return Ok(value);
         }
@@ -83,6 +100,7 @@ impl Context for Cpu<'_> {
     }
 
     fn store(&mut self, gpa: Gpa, size: u8, value: u64) -> Result<(), Unavailable> {
+        self.reach(gpa, size.into())?;
         if self.machine.memory.store(gpa, size.into(), value).is_ok() {
             return Ok(());
         }
@@ -94,6 +112,7 @@ impl Context for Cpu<'_> {
     }
 
     fn compare_exchange(&mut self, gpa: Gpa, size: u8, expected: u64, new: u64) -> Result<bool, Unavailable> {
+        self.reach(gpa, size.into())?;
         match self.machine.memory.compare_exchange(gpa, size.into(), expected, new) {
             Ok(equal) => Ok(equal),
             Err(_) => self.store(gpa, size, new).map(|()| true),
@@ -101,10 +120,11 @@ impl Context for Cpu<'_> {
     }
 
     fn ram(&self, gpa: Gpa, into: &mut [u8]) -> bool {
-        self.machine.memory.read(gpa, into).is_ok()
+        self.reach(gpa, into.len() as u64).is_ok() && self.machine.memory.read(gpa, into).is_ok()
     }
 
     fn ram_u64(&self, gpa: Gpa) -> Option<u64> {
+        self.reach(gpa, 8).ok()?;
         self.machine.memory.load(gpa, 8).ok()
     }
 

@@ -6,6 +6,7 @@ use crate::{End, Host, Machine, Moment};
 use addr::Gpa;
 use alloc::format;
 use chipset::Clock;
+use core::cell::Cell;
 use insn::{Fault, Opcode};
 use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, Window, cr4, rflags};
 
@@ -35,7 +36,7 @@ impl Machine {
             Exit::Port(access) => return self.port(thread, access, clock),
             Exit::NestedFault { gpa, access, page_walk } => {
                 if self.memory.check(gpa, 1).is_ok() {
-                    // It had given that memory up.
+                    // It had given that memory up, or it is not here yet.
                     thread.vcpu.park();
                     return if host.back(gpa) { Next::Run } else { Next::Wait };
                 }
@@ -132,7 +133,7 @@ impl Machine {
         let breakpoints = thread.vcpu.breakpoints();
         let mut cpu = Cpu { breakpoints, ..self.cpu(thread, clock) };
         let completed = insn::step(&mut cpu, STRING_BUDGET);
-        let met = cpu.met;
+        let (met, is_absent) = (cpu.met, cpu.is_absent.get());
         if is_xapic {
             self.readdress(thread);
         }
@@ -147,6 +148,8 @@ impl Machine {
                 }
                 Next::Run
             }
+            // Operands are checked before the first is used: nothing has happened but whole elements of a string.
+            Err(_) if is_absent => Next::Wait,
             Err(fault) => self.fault(thread, fault),
         }
     }
@@ -164,6 +167,9 @@ impl Machine {
     }
 
     fn msr_write(&self, thread: &mut Thread, exit: Exit, index: u32, value: u64, clock: Clock) -> Next {
+        if !self.registers_what_is_here(index, value) {
+            return Next::Wait;
+        }
         let mut effects = core::mem::take(&mut thread.effects);
         let written = self.write_msr(thread, index, value, clock, &mut effects);
         thread.effects = effects;
@@ -208,7 +214,9 @@ impl Machine {
             return crash(thread, "an exit whose instruction cannot be found");
         };
         let mut code_page = thread.code_page;
-        let next_rip = insn::next_rip(&self.cpu(thread, clock), opcode, &mut code_page);
+        let cpu = self.cpu(thread, clock);
+        // The processor has just fetched it through the same tables, so that it is here.
+        let next_rip = insn::next_rip(&cpu, opcode, &mut code_page);
         thread.code_page = code_page;
         match next_rip {
             Ok(next_rip) => {
@@ -231,7 +239,7 @@ impl Machine {
 
     fn cpu<'a>(&'a self, thread: &'a mut Thread, clock: Clock) -> Cpu<'a> {
         let (vcpu, lapic, effects) = (&mut *thread.vcpu, &mut thread.lapic, &mut thread.effects);
-        Cpu { machine: self, vcpu, lapic, clock, effects, breakpoints: None, met: 0 }
+        Cpu { machine: self, vcpu, lapic, clock, effects, breakpoints: None, met: 0, is_absent: Cell::new(false) }
     }
 }
 

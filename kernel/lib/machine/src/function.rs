@@ -3,7 +3,7 @@
 //! [`PciFunction`] is what is left of [`Function`] when its device's type is forgotten, so that the board can keep
 //! functions of several kinds in one order.
 
-use addr::Gpa;
+use addr::{Gpa, GpaRange};
 use alloc::vec::Vec;
 use virtio::{Function, Signal};
 
@@ -18,6 +18,8 @@ pub trait PciFunction {
     fn mmio_hit(&self, gpa: Gpa) -> Option<u32>;
     fn mmio_read(&mut self, offset: u32, size: u8, signals: &mut Vec<Signal>) -> u64;
     fn mmio_write(&mut self, offset: u32, size: u8, value: u64, signals: &mut Vec<Signal>);
+    fn kick_all(&mut self, signals: &mut Vec<Signal>);
+    fn each_ring(&self, each: &mut dyn FnMut(GpaRange));
 }
 
 impl<D: virtio::Device> PciFunction for Function<D> {
@@ -47,5 +49,11 @@ impl<D: virtio::Device> PciFunction for Function<D> {
     }
     fn mmio_write(&mut self, offset: u32, size: u8, value: u64, signals: &mut Vec<Signal>) {
         self.mmio_write(offset, size, value, signals);
+    }
+    fn kick_all(&mut self, signals: &mut Vec<Signal>) {
+        Function::kick_all(self, signals);
+    }
+    fn each_ring(&self, each: &mut dyn FnMut(GpaRange)) {
+        self.rings().for_each(each);
     }
 }

@@ -9,6 +9,7 @@
 
 extern crate alloc;
 
+mod absent;
 mod addresses;
 mod balloon;
 mod bays;
@@ -84,7 +85,8 @@ pub trait Host {
     fn now(&self) -> Moment;
     /// Sees to it that this CPU is interrupted at `ns`, or before.
     fn arm(&mut self, ns: u64);
-    /// Puts memory behind an address of the guest's that it touches after it had given it up; false where there is none now.
+    /// Puts memory behind an address of the guest's that it touches after it had given it up, or that is not here yet; false
+    /// where there is none now.
     fn back(&mut self, _gpa: Gpa) -> bool {
         false
     }

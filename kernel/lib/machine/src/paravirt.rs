@@ -10,7 +10,7 @@ pub use saved::Saved;
 
 use crate::Machine;
 use crate::run::Thread;
-use addr::Gpa;
+use addr::{Gpa, GpaRange};
 use chipset::{Clock, GeneralProtection};
 use core::sync::atomic::{Ordering, fence};
 use guestmem::Outside;
@@ -25,6 +25,9 @@ const ENABLE: u64 = 1;
 
 /// The size of the clock in guest memory.
 const CLOCK_BYTES: u64 = 32;
+
+/// The size of the flag of PV EOI.
+const EOI_BYTES: u64 = 4;
 
 /// The alignment and size of struct kvm_steal_time, and where in it the version and the state are.
 const STEAL_BYTES: u64 = 64;
@@ -57,6 +60,15 @@ pub struct Registered {
     eoi_offered: bool,
 }
 
+impl Registered {
+    /// Calls `each` with the guest memory that is written without the guest asking at that moment.
+    pub(crate) fn each_range(&self, each: &mut dyn FnMut(GpaRange)) {
+        let registered = [(self.system_time, CLOCK_BYTES), (self.steal_time, STEAL_BYTES), (self.pv_eoi, EOI_BYTES)];
+        let enabled = registered.into_iter().filter(|(value, _)| value & ENABLE != 0);
+        enabled.filter_map(|(value, bytes)| GpaRange::new(Gpa::new(value & !ENABLE), bytes)).for_each(each);
+    }
+}
+
 /// Reads one of KVM's registers.
 pub fn read_msr(thread: &mut Thread, index: u32) -> Result<u64, GeneralProtection> {
     match index {
@@ -69,6 +81,17 @@ pub fn read_msr(thread: &mut Thread, index: u32) -> Result<u64, GeneralProtectio
 }
 
 impl Machine {
+    /// Whether the memory that a write to one of the registers names is here.
+    pub(crate) fn registers_what_is_here(&self, index: u32, value: u64) -> bool {
+        let bytes = match index {
+            WALL_CLOCK | SYSTEM_TIME => CLOCK_BYTES,
+            STEAL_TIME => STEAL_BYTES,
+            PV_EOI => EOI_BYTES,
+            _ => return true,
+        };
+        self.memory.is_here(Gpa::new(value & !ENABLE), bytes)
+    }
+
     pub(crate) fn write_paravirt_msr(
         &self,
         thread: &mut Thread,
@@ -97,7 +120,7 @@ impl Machine {
                 thread.registered.steal_time = value;
             }
             PV_EOI => {
-                let usable = at.is_aligned(4) && self.memory.check(at, 4).is_ok();
+                let usable = at.is_aligned(4) && self.memory.check(at, EOI_BYTES).is_ok();
                 if value & ENABLE != 0 && !usable {
                     return Err(GeneralProtection);
                 }

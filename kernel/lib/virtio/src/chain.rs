@@ -62,28 +62,11 @@ impl Chain {
 
     /// Adds the pieces of the chain that starts at `head`. On an error some of them may have been added.
     pub fn append(&mut self, memory: &GuestMemory, table: Table, head: u16) -> Result<(), Malformed> {
-        let Table { mut at, size, indirect } = table;
-        let (mut entries, mut index, mut nested) = (u32::from(size), u32::from(head), false);
-        // One step more than descriptors: the one that refers to the indirect table is not part of the chain.
-        for _ in 0..=size.max(CHAIN_DESCRIPTORS) {
-            if index >= entries {
-                return Err(Malformed);
+        table.each(memory, head, |descriptor| {
+            if descriptor.flags & FLAG_INDIRECT == 0 {
+                self.push(descriptor);
             }
-            let descriptor = Descriptor::load(memory, at, index)?;
-            if descriptor.flags & FLAG_INDIRECT != 0 {
-                if !indirect || nested || !descriptor.is_table() {
-                    return Err(Malformed);
-                }
-                (at, entries, index, nested) = (descriptor.at, descriptor.bytes / 16, 0, true);
-                continue;
-            }
-            self.push(&descriptor);
-            if descriptor.flags & FLAG_NEXT == 0 {
-                return Ok(());
-            }
-            index = u32::from(descriptor.next);
-        }
-        Err(Malformed)
+        })
     }
 
     /// Forgets all pieces.
@@ -104,6 +87,46 @@ impl Chain {
             self.disordered |= !self.writable.is_empty();
             self.readable.push(piece);
         }
+    }
+}
+
+impl Table {
+    /// Whether all that the chain at `head` names is here, as far as it keeps to the rules.
+    pub fn is_here(self, memory: &GuestMemory, head: u16) -> bool {
+        let mut is_here = true;
+        // Where it breaks a rule the walk ends, as it will again for whoever takes it.
+        let _ = self.each(memory, head, |descriptor| {
+            is_here &= memory.is_here(descriptor.at, descriptor.bytes.into());
+        });
+        is_here
+    }
+
+    /// Calls `visit` with each descriptor of the chain at `head`, also with one that refers to an indirect table, before it
+    /// is followed there.
+    fn each(self, memory: &GuestMemory, head: u16, mut visit: impl FnMut(&Descriptor)) -> Result<(), Malformed> {
+        let Table { mut at, size, indirect } = self;
+        let (mut entries, mut index, mut nested) = (u32::from(size), u32::from(head), false);
+        // One step more than descriptors: the one that refers to the indirect table is not part of the chain.
+        for _ in 0..=size.max(CHAIN_DESCRIPTORS) {
+            if index >= entries {
+                return Err(Malformed);
+            }
+            let descriptor = Descriptor::load(memory, at, index)?;
+            let refers = descriptor.flags & FLAG_INDIRECT != 0;
+            if refers && (!indirect || nested || !descriptor.is_table()) {
+                return Err(Malformed);
+            }
+            visit(&descriptor);
+            if refers {
+                (at, entries, index, nested) = (descriptor.at, descriptor.bytes / 16, 0, true);
+                continue;
+            }
+            if descriptor.flags & FLAG_NEXT == 0 {
+                return Ok(());
+            }
+            index = u32::from(descriptor.next);
+        }
+        Err(Malformed)
     }
 }
 

@@ -6,9 +6,10 @@
 
 use crate::chain::Chain;
 use crate::common_configuration::{COMMON_BYTES, StatusChange};
+use crate::queue::Queue;
 use crate::transport::{STATUS_FEATURES_OK, STATUS_NEEDS_RESET, Transport};
 use crate::{Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Signal, saved};
-use addr::Gpa;
+use addr::{Gpa, GpaRange};
 use alloc::vec::Vec;
 use pci::{BarKind, CAPABILITY_VENDOR, Change, ConfigSpace, Identity, MsiX};
 use state::Invalid;
@@ -210,6 +211,16 @@ impl<D: Device> Function<D> {
     /// one, as where [`Function::wanted`] found a broken ring.
     pub fn flush(&mut self, signals: &mut Vec<Signal>) {
         self.transport.flush(signals);
+    }
+
+    /// Has every queue looked at again: guest memory that was not here has come.
+    pub fn kick_all(&self, signals: &mut Vec<Signal>) {
+        self.transport.kick_all(signals);
+    }
+
+    /// The guest memory of its queues, which the device reaches without being asked.
+    pub fn rings(&self) -> impl Iterator<Item = GpaRange> + '_ {
+        self.transport.queues.iter().flat_map(Queue::rings)
     }
 
     /// Whether the driver is ready and the device takes work.

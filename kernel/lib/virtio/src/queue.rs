@@ -108,9 +108,10 @@ impl Queue {
     }
 
     /// Takes the head of the next chain. `None` where there is none; the driver will then kick for the next one, and
-    /// until then it will not: one kick serves everything up to the next `None`.
+    /// until then it will not: one kick serves everything up to the next `None`. A chain of which something is in memory
+    /// that is not here yet stays where it is: the owner looks again once that has come.
     pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<u16>, Broken> {
-        if !self.has_next(memory)? {
+        if !self.has_next(memory)? || memory.is_waiting() && !self.next_is_here(memory)? {
             return Ok(None);
         }
         self.disarm(memory)?;
@@ -119,7 +120,7 @@ impl Queue {
 
     /// Whether there is a chain to take. If not, the driver will kick when there is.
     pub fn has_next(&mut self, memory: &GuestMemory) -> Result<bool, Broken> {
-        if !self.enabled {
+        if !self.enabled || memory.is_waiting() && !self.is_here(memory) {
             return Ok(false);
         }
         if !self.has_seen() {
@@ -167,6 +168,29 @@ impl Queue {
         }
     }
 
+    /// The guest memory that the rings and descriptors take up: what a device reaches besides its requests.
+    pub fn rings(&self) -> impl Iterator<Item = GpaRange> {
+        let size = if self.enabled { u64::from(self.size) } else { 0 };
+        let rings = [
+            (self.descriptors, DESCRIPTOR_BYTES * size),
+            (self.available, RING_ENTRIES + AVAILABLE_ENTRY_BYTES * size + EVENT_BYTES),
+            (self.used, RING_ENTRIES + USED_ENTRY_BYTES * size + EVENT_BYTES),
+        ];
+        let is_enabled = self.enabled;
+        rings.into_iter().filter(move |_| is_enabled).filter_map(|(at, bytes)| GpaRange::new(Gpa::new(at), bytes))
+    }
+
+    fn is_here(&self, memory: &GuestMemory) -> bool {
+        self.rings().all(|ring| memory.is_here(ring.start(), ring.bytes()))
+    }
+
+    /// Whether the next chain, which is known to be there, and all that it names is here. One that breaks a rule is: who
+    /// takes it will see.
+    fn next_is_here(&self, memory: &GuestMemory) -> Result<bool, Broken> {
+        let head = self.next_head(memory)?;
+        Ok(head >= self.size || self.table().is_here(memory, head))
+    }
+
     fn has_seen(&self) -> bool {
         self.next_available != self.seen_available
     }
@@ -185,13 +209,17 @@ impl Queue {
 
     /// Reads the next entry, which is known to be there.
     fn take(&mut self, memory: &GuestMemory) -> Result<u16, Broken> {
-        let slot = u64::from(self.next_available & (self.size - 1));
-        let head = memory.load(self.available_at(RING_ENTRIES + AVAILABLE_ENTRY_BYTES * slot), 2)? as u16;
+        let head = self.next_head(memory)?;
         if head >= self.size {
             return Err(Broken);
         }
         self.next_available = self.next_available.wrapping_add(1);
         Ok(head)
+    }
+
+    fn next_head(&self, memory: &GuestMemory) -> Result<u16, Broken> {
+        let slot = u64::from(self.next_available & (self.size - 1));
+        Ok(memory.load(self.available_at(RING_ENTRIES + AVAILABLE_ENTRY_BYTES * slot), 2)? as u16)
     }
 
     /// Asks the driver for a kick at its next chain (2.7.10).

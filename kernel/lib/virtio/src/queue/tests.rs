@@ -42,6 +42,41 @@ impl Pair {
     }
 }
 
+/// Has the pages behind these addresses be on their way.
+fn away(memory: &GuestMemory, ats: &[u64]) {
+    let mut pages = guestmem::PageSet::new(memory.pages_end()).unwrap();
+    ats.iter().for_each(|at| pages.insert(at / 4096, 1));
+    memory.start_waiting(&pages).unwrap();
+}
+
+#[test]
+fn a_chain_is_taken_when_all_of_it_is_here() {
+    for features in [0, F_EVENT_IDX, F_EVENT_IDX | F_INDIRECT_DESC] {
+        let mut pair = Pair::new(features);
+        let first = pair.add();
+        let far = BUFFERS + 0x5ff0;
+        let pieces = [(BUFFERS, 4, false), (far, 0x20, true)];
+        let second = pair.ring.add(&pair.memory, &pieces);
+        away(&pair.memory, &[far + 0x10]);
+        assert_eq!([pair.pop(), pair.pop(), pair.pop()], [Some(first), None, None]);
+        let mut wanted = 0;
+        pair.memory.take_wanted(|page| wanted = page);
+        assert_eq!(pair.memory.put(wanted, None), Ok(true));
+        assert_eq!([pair.pop(), pair.pop()], [Some(second), None]);
+    }
+}
+
+#[test]
+fn a_ring_that_is_not_here_breaks_nothing() {
+    let mut pair = Pair::new(F_EVENT_IDX);
+    let head = pair.add();
+    away(&pair.memory, &[pair.ring.used]);
+    assert_eq!([pair.pop(), pair.pop()], [None, None]);
+    assert!(pair.queue.rings().any(|ring| ring.contains(Gpa::new(pair.ring.used))));
+    pair.memory.put(pair.ring.used / 4096, None).unwrap();
+    assert_eq!(pair.pop(), Some(head));
+}
+
 #[test]
 fn indices_wrap() {
     for features in [0, F_EVENT_IDX] {
