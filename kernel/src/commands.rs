@@ -243,6 +243,10 @@ fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> A
     let name = vm.name();
     let order = |order: Order| {
         let running = vm.must_run()?;
+        if running.machine.memory().is_waiting() && order != Order::Kill {
+            let remedy = "wait for that (\"migrate status\"), or kill it".to_string();
+            return Err((format!("{name}'s memory is still on its way here"), remedy));
+        }
         if running.is_held() && order != Order::Kill {
             return Err((format!("{name} is being saved or restored"), "wait for that, or kill it".to_string()));
         }

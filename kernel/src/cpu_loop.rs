@@ -329,7 +329,12 @@ impl machine::Host for GuestHost<'_> {
     }
 
     fn back(&mut self, gpa: Gpa) -> bool {
-        self.queued.running.back(gpa)
+        let is_backed = self.queued.running.back(gpa);
+        if !is_backed && self.queued.running.machine.memory().is_waiting() {
+            // It is asked for at once.
+            services::note_management(self.host, self.cpu);
+        }
+        is_backed
     }
 
     fn steal_ns(&self) -> u64 {

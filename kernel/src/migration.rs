@@ -27,7 +27,7 @@ use migrate::wire::Message;
 use migrate::{Settings, Strategy};
 use outgoing::Outgoing;
 use peer::{Event, KeyPair, PublicKey, Role};
-use shell::{MigrateOptions, MoveInfo, PeerInfo};
+use shell::{MigrateOptions, MigrateStrategy, MoveInfo, PeerInfo};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use survey::Survey;
@@ -148,6 +148,9 @@ impl Migrations {
         let running = vm.must_run()?;
         if running.is_moving() || running.is_arriving() {
             return Err((format!("{} is on its way already", vm.name()), "see \"migrate status\"".into()));
+        }
+        if running.machine.memory().is_waiting() {
+            return Err((format!("{}'s memory is still on its way here", vm.name()), "see \"migrate status\"".into()));
         }
         if running.order() != Order::Run || !running.has_started() {
             return Err((format!("{} does not run", vm.name()), "let it run first: vm resume".into()));
@@ -322,7 +325,7 @@ impl Migrations {
         }
         self.history.truncate(ENDED_MAX);
         while self.incoming.len() > ENDED_MAX {
-            let Some(oldest) = self.incoming.iter().position(|incoming| !incoming.is_open()) else { break };
+            let Some(oldest) = self.incoming.iter().position(|incoming| !incoming.needs_source()) else { break };
             self.incoming.remove(oldest);
         }
     }
@@ -333,7 +336,11 @@ fn settings(options: MigrateOptions) -> Settings {
     Settings {
         downtime_ns: options.downtime_ms.map_or(usual.downtime_ns, |ms| ms * 1_000_000),
         timeout_ns: options.timeout_s.map_or(usual.timeout_ns, |s| s * 1_000_000_000),
-        strategy: if options.stop { Strategy::Stop } else { Strategy::Cancel },
+        strategy: match options.strategy {
+            MigrateStrategy::Cancel => Strategy::Cancel,
+            MigrateStrategy::Stop => Strategy::Stop,
+            MigrateStrategy::Postcopy => Strategy::Postcopy,
+        },
         bandwidth_max: options.bandwidth_mib_s.map(|mib| mib << 20),
     }
 }

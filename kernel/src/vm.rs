@@ -3,6 +3,7 @@
 //! [`Vm`] is what the operator sees; [`Running`] is one life of it, with everything that life owns, and [`take_down`]
 //! its end. Only CPU 0, which serves, calls what is here; a life's own CPU runs it.
 
+pub mod absent;
 pub mod arrival;
 mod devices;
 mod guest_firmware;

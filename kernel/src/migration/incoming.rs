@@ -7,17 +7,20 @@ use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::management::Management;
 use crate::network::{Forwarder, Frame};
-use crate::vm::{Running, arrival};
+use crate::services;
+use crate::vm::{Order, Running, absent, arrival};
 use addr::{Gpa, PAGE_BYTES};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use migrate::pages::{PAGE, Record, Records, is_zero, unpack};
+use guestmem::Outside;
+use migrate::pages::{PAGE, RUN_BYTES, Record, Records, Runs, is_zero, unpack};
 use migrate::target::{Breach, Effect, Phase, Word};
-use migrate::wire::{Message, VERSION};
-use migrate::{Id, Target};
+use migrate::wire::{Message, RUNS_MAX, VERSION};
+use migrate::{Id, Target, pages};
+use nested::Retired;
 use peer::{Event, PublicKey};
 use shell::MoveInfo;
 use switch::Offload;
@@ -40,6 +43,8 @@ pub struct Incoming {
     started_ns: u64,
     ended_ns: Option<u64>,
     reason: Option<String>,
+    /// Tables that no vCPU walks any more, soon.
+    retired: Option<Retired>,
 }
 
 /// What has arrived, as far as it is not the target's to keep.
@@ -51,6 +56,8 @@ struct Received {
     asked_ns: Option<u64>,
     /// How far this host's clock on the wall is ahead of the source's.
     ahead_ns: i64,
+    /// Pages came that something waits for.
+    is_awaited: bool,
     page: Box<[u8; PAGE]>,
 }
 
@@ -70,13 +77,21 @@ impl Incoming {
             key,
             peer: peer.to_string(),
             vm: String::new(),
-            received: Received { running: None, bytes: 0, asked_ns: None, ahead_ns: 0, page: Box::new([0; PAGE]) },
+            received: Received {
+                running: None,
+                bytes: 0,
+                asked_ns: None,
+                ahead_ns: 0,
+                is_awaited: false,
+                page: Box::new([0; PAGE]),
+            },
             link: Some(link),
             announced: 0,
             announce_at_ns: None,
             started_ns: host.clock.now_ns(),
             ended_ns: None,
             reason: None,
+            retired: None,
         };
         if let Err(reason) = this.prepare(host, version, description) {
             this.target.refuse(&reason);
@@ -117,6 +132,11 @@ impl Incoming {
         !matches!(self.target.phase(), Phase::Running | Phase::Gone)
     }
 
+    /// Whether the source is still needed: to give it away, or for memory.
+    pub fn needs_source(&self) -> bool {
+        self.is_open() || self.target.missing() > 0 && self.target.phase() == Phase::Running
+    }
+
     /// Gives it up here; says whether that can still be.
     pub fn cancel(&mut self) -> bool {
         self.target.cancel("the operator of the other host cancelled it")
@@ -146,6 +166,11 @@ impl Incoming {
             self.carry_out(host, effect);
         }
         self.announce(host, forwarder);
+        self.follow_up(host);
+        // What that led to is only said.
+        while let Some(effect) = self.target.take_effect() {
+            self.carry_out(host, effect);
+        }
         if let Some(link) = &mut self.link {
             link.flush(management);
             if self.target.phase() == Phase::Gone && link.is_flushed() {
@@ -156,7 +181,50 @@ impl Incoming {
             }
         }
         let soon_ns = self.link.as_ref().is_some_and(Link::is_closed).then(|| host.clock.now_ns() + 50 * SOON_NS);
-        soon_ns.into_iter().chain(self.announce_at_ns).min()
+        let follows = self.retired.is_some() || self.target.phase() == Phase::Running && self.target.missing() > 0;
+        let asks_ns = follows.then(|| host.clock.now_ns() + 50 * SOON_NS);
+        soon_ns.into_iter().chain(self.announce_at_ns).chain(asks_ns).min()
+    }
+
+    /// Sees to memory that follows the guest: wakes who waited for what came, and asks for what is wanted next.
+    fn follow_up(&mut self, host: &'static Host) {
+        let Some(running) = self.received.running.clone() else { return };
+        if running.machine.invalidated()
+            && let Some(retired) = self.retired.take()
+        {
+            running.second_stage().give_back(retired);
+        }
+        if core::mem::take(&mut self.received.is_awaited) {
+            running.machine.memory_arrived(&mut InputHost::new(host, 0, &running));
+        }
+        if self.target.phase() != Phase::Running {
+            return;
+        }
+        if !self.needs_machine() {
+            if self.announce_at_ns.is_none() {
+                // The machine is the VM's alone from here on: its life can end.
+                self.received.running = None;
+            }
+            return;
+        }
+        if self.target.missing() == 0 {
+            return;
+        }
+        if running.is_over() {
+            self.target.ended();
+            self.received.running = None;
+            return;
+        }
+        let Some(link) = self.link.as_mut().filter(|link| link.is_open()) else { return };
+        let mut runs = Vec::new();
+        running.machine.memory().take_wanted(|page| runs.extend_from_slice(&pages::run(page, 1)));
+        for part in runs.chunks(RUNS_MAX * RUN_BYTES) {
+            if let Some(runs) = Runs::new(part) {
+                let mut bytes = Vec::new();
+                Message::Want { runs }.encode(&mut bytes);
+                link.send(&bytes);
+            }
+        }
     }
 
     fn receive(&mut self, host: &Host, management: &mut Management) {
@@ -190,7 +258,8 @@ impl Incoming {
             Effect::Say(word) => self.say(&word),
             Effect::Restore => {
                 let restored = match &self.received.running {
-                    Some(running) => running.restore(host, self.target.state(), self.received.ahead_ns),
+                    Some(running) => absent_first(&self.target, running)
+                        .and_then(|()| running.restore(host, self.target.state(), self.received.ahead_ns)),
                     None => Err("there is no machine".to_string()),
                 };
                 match &restored {
@@ -201,10 +270,39 @@ impl Incoming {
             Effect::Run => {
                 let Some(running) = &self.received.running else { return };
                 arrival::admit(host, running);
+                if self.target.is_postcopy() {
+                    // Until all of it is here, nobody moves or saves it.
+                    running.hold();
+                    let mib = (self.target.missing() * PAGE_BYTES) >> 20;
+                    log::warn!(
+                        "{} goes on with {mib} MiB of its memory on {}: it is lost if a host fails before they are here",
+                        self.vm,
+                        self.peer
+                    );
+                }
                 self.ended_ns = Some(host.clock.now_ns());
                 self.announce_at_ns = self.ended_ns;
                 running.machine.announce(&mut InputHost::new(host, 0, running));
                 log::info!("{} runs here now, and no more on {}", self.vm, self.peer);
+            }
+            Effect::Pause => self.pause(host),
+            Effect::GoOn => {
+                let Some(running) = &self.received.running else { return };
+                running.machine.memory().ask_again();
+                self.received.is_awaited = true;
+                running.command(host, 0, Order::Run);
+                log::info!("{} goes on: {} is back, and has the rest of its memory", self.vm, self.peer);
+            }
+            Effect::Whole => {
+                let Some(running) = &self.received.running else { return };
+                self.retired = Some(absent::stop(host, running));
+                running.let_go();
+                running.note_given_up();
+                services::note_given_up(host, 0);
+                // Also who could not say what it waits for.
+                self.received.is_awaited = true;
+                self.ended_ns = Some(host.clock.now_ns());
+                log::info!("all of {}'s memory is here", self.vm);
             }
             Effect::Discard(reason) => {
                 if let Some(running) = self.received.running.take() {
@@ -217,17 +315,39 @@ impl Incoming {
         }
     }
 
+    /// The source cannot be reached, which has memory that the guest needs.
+    fn pause(&mut self, host: &'static Host) {
+        let Some(running) = &self.received.running else { return };
+        running.command(host, 0, Order::Pause);
+        let mib = (self.target.missing() * PAGE_BYTES).div_ceil(1 << 20);
+        log::warn!(
+            "{} waits: {mib} MiB of its memory are still on {}, which cannot be reached; it goes on when that is back, and is \
+             lost if it never is (then: vm kill {})",
+            self.vm,
+            self.peer,
+            self.vm
+        );
+    }
+
     fn say(&mut self, word: &Word) {
         let Some(link) = &mut self.link else { return };
         let id = self.target.id();
+        let mut bytes = Vec::new();
         let message = match word {
             Word::Accept => Message::Accept,
             Word::Refuse(reason) => Message::Refuse { reason },
             Word::Ready => Message::Ready { id },
             Word::Running => Message::Running { id },
+            Word::Complete => Message::Complete { id },
+            Word::Missing => {
+                return pages::each_runs(self.target.missing_pages(), RUNS_MAX, |runs| {
+                    bytes.clear();
+                    Message::Missing { runs }.encode(&mut bytes);
+                    link.send(&bytes);
+                });
+            }
             Word::Abort(reason) => Message::Abort { id, reason },
         };
-        let mut bytes = Vec::new();
         message.encode(&mut bytes);
         link.send(&bytes);
     }
@@ -248,10 +368,11 @@ impl Incoming {
         });
         self.announced += 1;
         self.announce_at_ns = (self.announced < ANNOUNCEMENTS).then_some(now_ns + ANNOUNCE_NS);
-        if self.announce_at_ns.is_none() {
-            // The machine is the VM's alone from here on: its life can end.
-            self.received.running = None;
-        }
+    }
+
+    /// Whether memory of it is still to be put in its place.
+    fn needs_machine(&self) -> bool {
+        self.target.missing() > 0 || self.retired.is_some()
     }
 
     /// How far it is.
@@ -260,6 +381,7 @@ impl Incoming {
             Phase::Preparing | Phase::Receiving => "arriving",
             Phase::Restoring => "restoring",
             Phase::Ready => "waiting for the word",
+            Phase::Running if self.target.missing() > 0 => "running, with memory to come",
             Phase::Running => "arrived",
             Phase::Gone => "gone",
         };
@@ -295,7 +417,9 @@ impl Received {
             Message::Pages { records } => {
                 self.bytes += records.len() as u64;
                 let running = self.running.as_deref().ok_or("it sends memory out of turn")?;
-                store(target, running, &mut self.page, records).map_err(breach)
+                store(target, running, &mut self.page, records)
+                    .map(|awaited| self.is_awaited |= awaited)
+                    .map_err(breach)
             }
             Message::State { total, bytes } => target.state_arrived(total, bytes).map_err(breach),
             Message::Clock { asked_ns } => {
@@ -309,9 +433,12 @@ impl Received {
                 }
                 _ => Err("it sends what a console printed out of turn".to_string()),
             },
-            Message::Finish { id, ahead_ns } if id == own => {
+            Message::Missing { runs } => {
+                runs.iter().try_for_each(|(first, count)| target.left_behind(first, count)).map_err(breach)
+            }
+            Message::Finish { id, ahead_ns, left_behind } if id == own => {
                 self.ahead_ns = ahead_ns;
-                target.finished().map_err(breach)
+                target.finished(left_behind).map_err(breach)
             }
             Message::Commit { id } if id == own => target.committed().map_err(breach),
             Message::Abort { id, reason } if id == own => target.aborted(reason).map_err(breach),
@@ -324,41 +451,62 @@ impl Received {
             | Message::Time { .. }
             | Message::Ready { .. }
             | Message::Running { .. }
+            | Message::Want { .. }
+            | Message::Complete { .. }
             | Message::Unknown { .. } => Err("it says what a source does not say".to_string()),
         }
     }
 }
 
-/// Stores a batch of pages.
-fn store(target: &mut Target, running: &Running, page: &mut [u8; PAGE], records: &[u8]) -> Result<(), Breach> {
-    const OUTSIDE: Breach = Breach("it sends memory that the VM does not have");
-    const BAD: Breach = Breach("it sends pages that are none");
-    let memory = running.machine.memory();
-    let at = |number: u64| Gpa::new(number * PAGE_BYTES);
+/// Takes away what follows the guest, before anything is put together that could reach it.
+fn absent_first(target: &Target, running: &Running) -> Result<(), String> {
+    if target.is_postcopy() { absent::start(running, target.missing_pages()) } else { Ok(()) }
+}
+
+const OUTSIDE: Breach = Breach("it sends memory that the VM does not have");
+const BAD: Breach = Breach("it sends pages that are none");
+
+/// Stores a batch of pages; says whether something waits for one of them.
+fn store(target: &mut Target, running: &Running, page: &mut [u8; PAGE], records: &[u8]) -> Result<bool, Breach> {
+    let mut is_awaited = false;
+    let mut put = |target: &mut Target, number: u64, content: Option<&[u8; PAGE]>| {
+        let follows = target.phase() == Phase::Running;
+        if target.arrived(number)? {
+            let stored = if follows { absent::store(running, number, content) } else { fill(running, number, content) };
+            is_awaited |= stored.map_err(|_| OUTSIDE)?;
+        }
+        Ok(())
+    };
     for record in Records::new(records) {
         match record.map_err(|_| BAD)? {
             Record::Zero(first, count) => {
-                target.arrived(first, count)?;
-                for number in first..first.saturating_add(count) {
-                    // Most of it is what it should be already, and looking costs less than writing.
-                    memory.read(at(number), page).map_err(|_| OUTSIDE)?;
-                    if !is_zero(page) {
-                        memory.zero(at(number), PAGE_BYTES).map_err(|_| OUTSIDE)?;
-                    }
-                }
+                (first..first.saturating_add(count)).try_for_each(|number| put(target, number, None))?;
             }
-            Record::Raw(number, bytes) => {
-                target.arrived(number, 1)?;
-                memory.write(at(number), bytes).map_err(|_| OUTSIDE)?;
-            }
+            Record::Raw(number, bytes) => put(target, number, Some(bytes))?,
             Record::Lz4(number, packed) => {
-                target.arrived(number, 1)?;
                 unpack(packed, page).map_err(|_| BAD)?;
-                memory.write(at(number), page).map_err(|_| OUTSIDE)?;
+                put(target, number, Some(page))?;
             }
         }
     }
-    Ok(())
+    Ok(is_awaited)
+}
+
+/// Fills a page of a guest that does not run; nobody waits for it.
+fn fill(running: &Running, number: u64, content: Option<&[u8; PAGE]>) -> Result<bool, Outside> {
+    let (memory, at) = (running.machine.memory(), Gpa::new(number * PAGE_BYTES));
+    match content {
+        Some(bytes) => memory.write(at, bytes)?,
+        None => {
+            // Most of it is what it should be already, and looking costs less than writing.
+            let mut page = [0; PAGE];
+            memory.read(at, &mut page)?;
+            if !is_zero(&page) {
+                memory.zero(at, PAGE_BYTES)?;
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// A broadcast that asks for the protocol address of `mac`, and thereby says where that is.

@@ -9,16 +9,19 @@ use crate::management::Management;
 use crate::storage::Lent;
 use crate::vm::tracking;
 use crate::vm::{Ending, Order, Refusal, Running};
+use addr::PAGE_BYTES;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::PeerSpec;
 use guestmem::PageSet;
+use machine::End;
 use migrate::clock::Comparison;
 use migrate::pace::Pace;
+use migrate::pages::each_runs;
 use migrate::source::{Effect, Outcome, Phase, Word};
-use migrate::wire::{Message, STATE_BYTES_MAX, VERSION};
+use migrate::wire::{Message, RUNS_MAX, STATE_BYTES_MAX, VERSION};
 use migrate::{Id, Settings, Source};
 use nested::Retired;
 use peer::{Event, KeyPair, PublicKey, Role};
@@ -58,6 +61,8 @@ pub struct Outgoing {
     flushing: Option<Vec<Lent>>,
     started_ns: u64,
     stopped_ns: Option<u64>,
+    /// When the other host was heard to run it, which lacks memory of it.
+    runs_there_ns: Option<u64>,
     ended_ns: Option<u64>,
     outcome: Option<Outcome>,
     /// The bandwidth that was asked for has room for more from this moment on.
@@ -102,6 +107,7 @@ impl Outgoing {
                 flushing: None,
                 started_ns: now_ns,
                 stopped_ns: None,
+                runs_there_ns: None,
                 ended_ns: None,
                 outcome: None,
                 room_at_ns: 0,
@@ -126,6 +132,11 @@ impl Outgoing {
 
     /// Lets it stay; says whether it still can.
     pub fn cancel(&mut self) -> bool {
+        if self.source.phase() == Phase::Serving && self.link.is_none() {
+            // The other host is gone for good, as far as the operator knows.
+            self.source.torn();
+            return true;
+        }
         self.source.cancel("the operator cancelled it")
     }
 
@@ -152,6 +163,9 @@ impl Outgoing {
         self.receive(host, management);
         self.compare_clocks(now_ns);
         self.source.tick(now_ns);
+        if self.source.phase() == Phase::Serving {
+            self.serve(now_ns);
+        }
         if self.running.is_over() && self.source.phase() < Phase::Committed {
             self.source.fail("the guest ended");
         }
@@ -167,6 +181,21 @@ impl Outgoing {
         let soon_ns = (waits || more).then(|| host.clock.now_ns() + if more { 0 } else { SOON_NS });
         let room_ns = (self.source.wants_pages() && self.source.bandwidth_max().is_some()).then_some(self.room_at_ns);
         soon_ns.into_iter().chain(self.call_at_ns).chain(room_ns).min()
+    }
+
+    /// It runs at the other host, which lacks memory of it.
+    fn serve(&mut self, now_ns: u64) {
+        if self.runs_there_ns.is_none() {
+            self.runs_there_ns = Some(now_ns);
+            let mib = (self.source.remaining() * PAGE_BYTES) >> 20;
+            let (vm, peer) = (self.running.vm.name(), &self.peer.name);
+            log::warn!(
+                "{vm} runs on {peer}; {mib} MiB of its memory follow: it is lost if a host fails before they are there"
+            );
+        }
+        if self.running.is_over() {
+            self.source.torn();
+        }
     }
 
     /// Calls the other host, where that is due.
@@ -230,7 +259,10 @@ impl Outgoing {
     /// The session, or the call for one, ended.
     fn lost(&mut self, reason: &str, now_ns: u64) {
         let reason = format!("{} ({}): {reason}", self.peer.name, self.peer.address);
-        let again = matches!(self.source.phase(), Phase::Committed | Phase::Withdrawing);
+        let again = matches!(self.source.phase(), Phase::Committed | Phase::Serving | Phase::Withdrawing);
+        if self.source.phase() == Phase::Serving && self.call_at_ns.is_none() {
+            log::warn!("{} waits for memory that is here: {reason}", self.running.vm.name());
+        }
         self.source.unlinked(&reason);
         if again {
             // The effect `Connect` follows: a stream that just failed is not tried again at once.
@@ -247,7 +279,7 @@ impl Outgoing {
             machine.close();
             if machine.busy().is_none() && self.has_flushed(host) {
                 self.is_stopping = false;
-                self.source.stopped();
+                self.stand();
             }
         }
         if self.is_stopping && self.stopped_ns.is_some_and(|ns| host.clock.now_ns() > ns + REST_NS_MAX) {
@@ -268,6 +300,16 @@ impl Outgoing {
         {
             self.running.second_stage().give_back(retired);
         }
+    }
+
+    /// The guest stands: what it cannot be put together without goes first, where memory follows it.
+    fn stand(&mut self) {
+        let machine = &self.running.machine;
+        let Some(mut essential) = PageSet::new(machine.memory().pages_end()) else {
+            return self.source.fail("there is no memory to keep track of its pages");
+        };
+        self.running.with_threads(|threads| machine.essential(threads.iter().map(|thread| &**thread), &mut essential));
+        self.source.stopped(&essential);
     }
 
     /// Has the disks make stable what was written, so that whatever lies between them and another host has it too; says
@@ -338,7 +380,18 @@ impl Outgoing {
         let description = if *word == Word::Offer { Offer::new(host, &self.running).encode() } else { Vec::new() };
         let message = match word {
             Word::Offer => Message::Offer { id, version: VERSION, description: &description },
-            Word::Finish => Message::Finish { id, ahead_ns: self.clocks.ahead_ns() },
+            Word::Missing => {
+                let Self { source, message, .. } = self;
+                return each_runs(source.pages_to_send(), RUNS_MAX, |runs| {
+                    message.clear();
+                    Message::Missing { runs }.encode(message);
+                    link.send(message);
+                });
+            }
+            Word::Finish => {
+                let left_behind = self.source.remaining();
+                Message::Finish { id, ahead_ns: self.clocks.ahead_ns(), left_behind }
+            }
             Word::Commit => Message::Commit { id },
             Word::Abort(reason) => Message::Abort { id, reason },
         };
@@ -379,7 +432,10 @@ impl Outgoing {
             }
             message.clear();
             if pace.fill(source, running.machine.memory(), &now, message).is_err() {
-                source.fail("a page of its memory is not there");
+                match source.phase() {
+                    Phase::Serving => source.torn(),
+                    _ => source.fail("a page of its memory is not there"),
+                }
                 return true;
             }
             if let Some(bytes_per_s) = source.bandwidth_max() {
@@ -441,6 +497,12 @@ impl Outgoing {
                 running.let_go();
                 log::warn!("{} stays here: {reason}", running.vm.name());
             }
+            Outcome::Torn => {
+                let why =
+                    format!("it ran on {} with memory that was here when one of them lost its half", self.peer.name);
+                log::error!("{} is lost: {why}", running.vm.name());
+                running.finish(host, CPU, Ending::Ended(End::Crash(why)));
+            }
             Outcome::Lost => {
                 running.set_moving(false);
                 running.let_go();
@@ -495,6 +557,7 @@ impl Outgoing {
             None => (phase_name(self.source.phase()), None),
             Some(Outcome::Moved) => ("moved", None),
             Some(Outcome::Stayed(reason)) => ("stayed", Some(reason.clone())),
+            Some(Outcome::Torn) => ("lost", Some("it was on two hosts, and one lost its half".to_string())),
             Some(Outcome::Lost) => ("lost", Some("the other host has forgotten it".to_string())),
         };
         MoveInfo {
@@ -514,7 +577,7 @@ impl Outgoing {
             dirty_pages_per_s: self.dirty_pages_per_s,
             running_percent: self.source.running_percent(),
             expected_downtime_ns: self.source.expected_ns(),
-            downtime_ns: self.stopped_ns.map(|stopped_ns| end_ns.saturating_sub(stopped_ns)),
+            downtime_ns: self.stopped_ns.map(|ns| self.runs_there_ns.unwrap_or(end_ns).saturating_sub(ns)),
             total_ns: end_ns.saturating_sub(self.started_ns),
         }
     }
@@ -528,10 +591,14 @@ fn hear(source: &mut Source, own: Id, compare: &mut dyn FnMut(u64, u64), bytes: 
         Message::Refuse { reason } => source.refused(reason),
         Message::Ready { id } if id == own => source.ready(),
         Message::Running { id } if id == own => source.running(),
+        Message::Missing { runs } => runs.iter().for_each(|(first, count)| source.missing(first, count)),
+        Message::Want { runs } => runs.iter().for_each(|(first, _)| source.wanted(first)),
+        Message::Complete { id } if id == own => source.complete(),
         Message::Abort { id, reason } if id == own => source.aborted(reason),
         Message::Unknown { id } if id == own => source.unknown(),
         Message::Ready { .. }
         | Message::Running { .. }
+        | Message::Complete { .. }
         | Message::Abort { .. }
         | Message::Unknown { .. }
         | Message::Offer { .. }
@@ -551,6 +618,7 @@ fn phase_name(phase: Phase) -> &'static str {
         Phase::Copying => "copying",
         Phase::Stopping | Phase::LastLook | Phase::LastPages | Phase::Saving | Phase::Finished => "handing over",
         Phase::Committed => "given away",
+        Phase::Serving => "sending the rest",
         Phase::Withdrawing => "taking back",
         Phase::Done => "done",
     }

@@ -70,11 +70,16 @@ impl Running {
         self.releasing.is_short.load(Ordering::Relaxed)
     }
 
-    /// Puts a frame behind an address of memory that the guest touched; false where the host has none now.
+    /// Puts a frame behind an address of memory that the guest touched; false where the host has none now, or the page is
+    /// still on its way here.
     pub fn back(&self, gpa: Gpa) -> bool {
+        let memory = self.machine.memory();
+        if memory.is_waiting() {
+            return memory.is_here(gpa, 1);
+        }
         let page = gpa.align_down(LARGE_PAGE_BYTES);
         let mut second_stage = self.second_stage();
-        let is_backed = self.machine.memory().touch(page).is_some_and(|frame| {
+        let is_backed = memory.touch(page).is_some_and(|frame| {
             // Another vCPU may have been here first.
             second_stage.leads_somewhere(page) || second_stage.map(page, frame, PageSize::Large).is_ok()
         });

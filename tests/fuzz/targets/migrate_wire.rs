@@ -5,7 +5,7 @@ use guestmem::PageSet;
 use libfuzzer_sys::fuzz_target;
 use migrate::pages::{PAGE, Record, Records, unpack};
 use migrate::wire::Message;
-use migrate::{Id, Target};
+use migrate::{Id, Settings, Source, Strategy, Target, source, target};
 use peer::{KeyPair, Role, Session};
 
 fuzz_target!(|data: &[u8]| {
@@ -30,6 +30,7 @@ fn session(data: &[u8], greets: bool) {
 fn messages(mut data: &[u8]) {
     let mut pages = PageSet::new(64).unwrap();
     pages.insert(0, 64);
+    let mut source = serving(pages.clone());
     let mut target = Target::new(Id::default());
     target.prepared(pages);
     let mut page = [0; PAGE];
@@ -41,23 +42,59 @@ fn messages(mut data: &[u8]) {
         message.encode(&mut again);
         assert_eq!(again, bytes, "a message has one form");
         hear(&mut target, message, &mut page);
-        while target.take_effect().is_some() {}
+        while let Some(effect) = target.take_effect() {
+            if effect == target::Effect::Restore {
+                target.restored(Ok(()));
+            }
+        }
+        answer(&mut source, message);
+        while source.take_effect().is_some() || source.take_page().is_some() {}
+    }
+}
+
+/// A source whose guest runs at the target without its memory.
+fn serving(pages: PageSet) -> Source {
+    let settings = Settings { timeout_ns: 0, strategy: Strategy::Postcopy, ..Settings::default() };
+    let mut source = Source::new(Id::default(), settings, pages.clone(), 0);
+    source.accepted();
+    source.tick(1);
+    source.stopped(&PageSet::default());
+    source.looked(&pages, 1, 0, 1);
+    source.advance();
+    source.state_sent();
+    source.ready();
+    source.running();
+    assert_eq!(source.phase(), source::Phase::Serving);
+    source
+}
+
+fn answer(source: &mut Source, message: Message<'_>) {
+    match message {
+        Message::Missing { runs } => runs.iter().for_each(|(first, count)| source.missing(first, count)),
+        Message::Want { runs } => runs.iter().for_each(|(first, _)| source.wanted(first)),
+        Message::Abort { reason, .. } => source.aborted(reason),
+        Message::Running { .. } => source.running(),
+        Message::Ready { .. } => source.ready(),
+        _ => {}
     }
 }
 
 fn hear(target: &mut Target, message: Message<'_>, page: &mut [u8; PAGE]) {
     let _ = match message {
         Message::Pages { records } => Records::new(records).try_for_each(|record| match record {
-            Ok(Record::Zero(first, count)) => target.arrived(first, count),
-            Ok(Record::Raw(number, _)) => target.arrived(number, 1),
+            Ok(Record::Zero(first, count)) => {
+                (first..first.saturating_add(count)).try_for_each(|number| target.arrived(number).map(drop))
+            }
+            Ok(Record::Raw(number, _)) => target.arrived(number).map(drop),
             Ok(Record::Lz4(number, packed)) => {
                 let _ = unpack(packed, page);
-                target.arrived(number, 1)
+                target.arrived(number).map(drop)
             }
             Err(_) => Ok(()),
         }),
+        Message::Missing { runs } => runs.iter().try_for_each(|(first, count)| target.left_behind(first, count)),
         Message::State { total, bytes } => target.state_arrived(total, bytes),
-        Message::Finish { .. } => target.finished(),
+        Message::Finish { left_behind, .. } => target.finished(left_behind),
         Message::Commit { .. } => target.committed(),
         Message::Abort { reason, .. } => target.aborted(reason),
         _ => Ok(()),

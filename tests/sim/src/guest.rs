@@ -8,8 +8,8 @@ use addr::{Gpa, PAGE_BYTES};
 use guestmem::{GuestMemory, PageSet};
 use std::sync::{Arc, Mutex};
 use vcpu::{
-    ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, ReadyFor, Segment, SegmentName, Unloadable,
-    Vcpu, VcpuState, Window, cr0,
+    Access, ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, ReadyFor, Segment,
+    SegmentName, Unloadable, Vcpu, VcpuState, Window, cr0,
 };
 
 /// Where the pages are that it writes, and how many.
@@ -78,7 +78,7 @@ fn at(page: u64) -> Gpa {
 pub struct Processor {
     state: VcpuState,
     /// Its own way to memory, as by second-stage tables.
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     /// Pages whose dirty bit is set there.
     dirty: Arc<Mutex<PageSet>>,
     truth: Arc<Mutex<Truth>>,
@@ -88,14 +88,18 @@ pub struct Processor {
 
 impl Processor {
     /// A processor after reset, before a guest's memory.
-    pub fn new(memory: GuestMemory, dirty: Arc<Mutex<PageSet>>, truth: Arc<Mutex<Truth>>) -> Self {
+    pub fn new(memory: Arc<GuestMemory>, dirty: Arc<Mutex<PageSet>>, truth: Arc<Mutex<Truth>>) -> Self {
         Self { state: VcpuState::reset(), memory, dirty, truth, tsc_offset: 0, tpr: 0 }
     }
 
-    fn step(&mut self) {
+    /// Makes a step, or says which address it needs for it that is not here.
+    fn step(&mut self) -> Result<(), Gpa> {
         let mut truth = self.truth.lock().expect("nobody panicked");
         let (count, hash) = (self.state.gprs[COUNT], self.state.gprs[HASH]);
         let page = mix(count) % PAGES;
+        if !self.memory.is_here(at(page), 8) {
+            return Err(at(page));
+        }
         let old = self.memory.load(at(page), 8).unwrap_or(u64::MAX);
         let (known_count, known_hash, word) = (truth.count, truth.hash, truth.words[page as usize]);
         truth.must(count == known_count, || {
@@ -112,6 +116,7 @@ impl Processor {
         self.state.gprs[HASH] = (hash ^ old).wrapping_mul(0x100_0000_01b3) ^ new;
         (truth.count, truth.hash) = (count + 1, self.state.gprs[HASH]);
         truth.words[page as usize] = new;
+        Ok(())
     }
 }
 
@@ -128,7 +133,9 @@ pub fn boot_state() -> VcpuState {
 impl Vcpu for Processor {
     fn run(&mut self) -> Exit {
         for _ in 0..STEPS {
-            self.step();
+            if let Err(gpa) = self.step() {
+                return Exit::NestedFault { gpa, access: Access::Write, page_walk: false };
+            }
             if self.state.gprs[COUNT].is_multiple_of(STEPS_A_BYTE) {
                 self.state.gprs[AL] = self.state.gprs[COUNT] / STEPS_A_BYTE;
                 return Exit::Port(PortAccess { port: COM1, size: 1, direction: PortDirection::Out, string: false });

@@ -85,6 +85,8 @@ pub struct Vm {
     pub thread: Option<Thread>,
     /// Its processor until then.
     pub processor: Option<Processor>,
+    /// Memory as its processor reaches it.
+    pub view: Arc<GuestMemory>,
     /// Pages whose dirty bit is set in the second-stage tables.
     pub dirty: Arc<Mutex<PageSet>>,
     /// Whether it may run, and for how much of the time.
@@ -104,7 +106,8 @@ impl Vm {
             memory
         };
         let dirty = Arc::new(Mutex::new(PageSet::new(MEMORY_BYTES / PAGE_BYTES).expect("there is memory")));
-        let processor = Processor::new(view(), dirty.clone(), truth.clone());
+        let processor_view = Arc::new(view());
+        let processor = Processor::new(processor_view.clone(), dirty.clone(), truth.clone());
         let machine = Machine::new(MachineConfig {
             id: 1,
             vcpus: 1,
@@ -117,7 +120,8 @@ impl Vm {
             wall_unix_ns,
         });
         let (thread, outbox) = (None, Outbox::new());
-        Self { machine, thread, processor: Some(processor), dirty, runs: false, percent: 100, outbox }
+        let view = processor_view;
+        Self { machine, thread, processor: Some(processor), view, dirty, runs: false, percent: 100, outbox }
     }
 
     /// Has it begin as a new guest does.
@@ -132,7 +136,7 @@ impl Vm {
     /// Lets its vCPU run for a while.
     pub fn run(&mut self, now: Moment, truth: &Mutex<Truth>) {
         if let Some(thread) = self.thread.as_mut().filter(|_| self.runs) {
-            self.machine.run(thread, &mut self.outbox, &mut Surroundings { now, truth });
+            self.machine.run(thread, &mut self.outbox, &mut Surroundings { now, truth, memory: self.machine.memory() });
         }
     }
 }
@@ -141,6 +145,7 @@ impl Vm {
 struct Surroundings<'a> {
     now: Moment,
     truth: &'a Mutex<Truth>,
+    memory: &'a GuestMemory,
 }
 
 impl machine::Host for Surroundings<'_> {
@@ -151,6 +156,10 @@ impl machine::Host for Surroundings<'_> {
     fn arm(&mut self, _ns: u64) {}
     fn kick(&mut self, _vcpu: usize) {}
     fn give_way(&mut self, _to: Option<usize>) {}
+
+    fn back(&mut self, gpa: Gpa) -> bool {
+        self.memory.is_here(gpa, 1)
+    }
 
     fn steal_ns(&self) -> u64 {
         0
@@ -228,9 +237,7 @@ impl Host {
             outgoing.poll(&mut self.vm, net, moment, now_ns);
         }
         for incoming in &mut self.incoming {
-            if let Some(vm) = incoming.poll(net, moment, utc_ns, now_ns) {
-                self.vm = Some(vm);
-            }
+            incoming.poll(&mut self.vm, net, (moment, utc_ns), now_ns);
         }
     }
 
@@ -243,7 +250,7 @@ impl Host {
             return;
         }
         if let Some(incoming) = self.incoming.iter_mut().find(|incoming| incoming.is_on(id)) {
-            return incoming.hear(news, net, now_ns);
+            return incoming.hear(news, &mut self.vm, net, now_ns);
         }
         match news {
             News::Identified => {
@@ -268,7 +275,7 @@ impl Host {
             }
             Ok(Message::Commit { id: migration } | Message::Abort { id: migration, .. }) => {
                 match self.incoming.iter_mut().find(|incoming| known(incoming, migration)) {
-                    Some(incoming) if incoming.key == key => incoming.relink(id, bytes, net, now_ns),
+                    Some(incoming) if incoming.key == key => incoming.relink(id, bytes, &mut self.vm, net, now_ns),
                     _ => {
                         net.say(id, 1, &Message::Unknown { id: migration });
                         net.close(id, 1, "there is nothing to talk about", now_ns);

@@ -4,10 +4,10 @@ use crate::host::{Key, Net, Vm};
 use crate::stream::News;
 use addr::{Gpa, PAGE_BYTES};
 use machine::Moment;
-use migrate::pages::{PAGE, Record, Records, unpack};
+use migrate::pages::{PAGE, Record, Records, Runs, unpack};
 use migrate::target::{Breach, Effect, Phase, Word};
 use migrate::wire::Message;
-use migrate::{Id, Target};
+use migrate::{Id, Target, pages};
 
 /// A VM that arrives at a host.
 pub struct Incoming {
@@ -19,6 +19,8 @@ pub struct Incoming {
     vm: Option<Vm>,
     asked_ns: Option<u64>,
     ahead_ns: i64,
+    /// The guest stood here for want of its source.
+    pub stood: bool,
 }
 
 impl Incoming {
@@ -29,7 +31,7 @@ impl Incoming {
             Some(vm) => target.prepared(vm.machine.memory().all_pages().expect("there is memory")),
             None => target.refuse("there is no room"),
         }
-        Self { target, key, link: Some(link), vm: room, asked_ns: None, ahead_ns: 0 }
+        Self { target, key, link: Some(link), vm: room, asked_ns: None, ahead_ns: 0, stood: false }
     }
 
     /// Whether this is its stream.
@@ -38,10 +40,10 @@ impl Incoming {
     }
 
     /// Takes what came on its stream.
-    pub fn hear(&mut self, news: News, net: &mut Net, now_ns: u64) {
+    pub fn hear(&mut self, news: News, admitted: &mut Option<Vm>, net: &mut Net, now_ns: u64) {
         match news {
             News::Message(bytes) => {
-                if let Err(what) = self.take(&bytes) {
+                if let Err(what) = self.take(&bytes, admitted) {
                     self.target.cancel(&what);
                     self.hang_up(&what, net, now_ns);
                 }
@@ -55,13 +57,13 @@ impl Incoming {
     }
 
     /// The source is back on another stream, with this message.
-    pub fn relink(&mut self, id: usize, bytes: &[u8], net: &mut Net, now_ns: u64) {
+    pub fn relink(&mut self, id: usize, bytes: &[u8], admitted: &mut Option<Vm>, net: &mut Net, now_ns: u64) {
         if self.link.is_some() {
             self.hang_up("there is another session", net, now_ns);
             self.target.unlinked("there is another session");
         }
         self.link = Some(id);
-        if let Err(what) = self.take(bytes) {
+        if let Err(what) = self.take(bytes, admitted) {
             self.hang_up(&what, net, now_ns);
         }
     }
@@ -72,19 +74,22 @@ impl Incoming {
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
+    fn take(&mut self, bytes: &[u8], admitted: &mut Option<Vm>) -> Result<(), String> {
         let breach = |Breach(what)| what.to_string();
         let own = self.target.id();
         match Message::parse(bytes).map_err(|malformed| malformed.to_string())? {
-            Message::Pages { records } => self.store(records).map_err(breach),
+            Message::Pages { records } => self.store(records, admitted).map_err(breach),
+            Message::Missing { runs } => {
+                runs.iter().try_for_each(|(first, count)| self.target.left_behind(first, count)).map_err(breach)
+            }
             Message::State { total, bytes } => self.target.state_arrived(total, bytes).map_err(breach),
             Message::Clock { asked_ns } => {
                 self.asked_ns = Some(asked_ns);
                 Ok(())
             }
-            Message::Finish { id, ahead_ns } if id == own => {
+            Message::Finish { id, ahead_ns, left_behind } if id == own => {
                 self.ahead_ns = ahead_ns;
-                self.target.finished().map_err(breach)
+                self.target.finished(left_behind).map_err(breach)
             }
             Message::Commit { id } if id == own => self.target.committed().map_err(breach),
             Message::Abort { id, reason } if id == own => self.target.aborted(reason).map_err(breach),
@@ -92,52 +97,68 @@ impl Incoming {
         }
     }
 
-    fn store(&mut self, records: &[u8]) -> Result<(), Breach> {
-        let Some(vm) = &self.vm else { return Err(Breach("it sends memory out of turn")) };
-        let memory = vm.machine.memory();
-        let at = |page: u64| Gpa::new(page * PAGE_BYTES);
+    fn store(&mut self, records: &[u8], admitted: &mut Option<Vm>) -> Result<(), Breach> {
+        let Some(vm) = self.vm.as_ref().or(admitted.as_ref()) else {
+            return Err(Breach("it sends memory out of turn"));
+        };
         let mut unpacked = [0; PAGE];
         for record in Records::new(records) {
             match record.expect("what a source sends are records") {
                 Record::Zero(first, count) => {
-                    self.target.arrived(first, count)?;
-                    memory.zero(at(first), count * PAGE_BYTES).expect("it has the same memory");
+                    (first..first + count).try_for_each(|page| put(&mut self.target, vm, page, None))?;
                 }
-                Record::Raw(page, bytes) => {
-                    self.target.arrived(page, 1)?;
-                    memory.write(at(page), bytes).expect("it has the same memory");
-                }
+                Record::Raw(page, bytes) => put(&mut self.target, vm, page, Some(bytes))?,
                 Record::Lz4(page, packed) => {
-                    self.target.arrived(page, 1)?;
                     unpack(packed, &mut unpacked).expect("what was packed");
-                    memory.write(at(page), &unpacked).expect("it has the same memory");
+                    put(&mut self.target, vm, page, Some(&unpacked))?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Goes on; gives the VM when it is this host's.
-    pub fn poll(&mut self, net: &mut Net, now: Moment, utc_ns: u64, now_ns: u64) -> Option<Vm> {
+    /// Goes on; admits the VM when it is this host's.
+    pub fn poll(&mut self, admitted: &mut Option<Vm>, net: &mut Net, (now, utc_ns): (Moment, u64), now_ns: u64) {
         if let (Some(asked_ns), Some(link)) = (self.asked_ns.take(), self.link) {
             net.say(link, 1, &Message::Time { asked_ns, utc_ns });
         }
-        let mut arrived = None;
         while let Some(effect) = self.target.take_effect() {
             match effect {
                 Effect::Say(word) => self.say(&word, net),
                 Effect::Restore => self.restore(net, now),
                 Effect::Run => {
-                    arrived = self.vm.take();
-                    arrived.iter_mut().for_each(|vm| vm.runs = true);
+                    *admitted = self.vm.take();
+                    admitted.iter_mut().for_each(|vm| vm.runs = true);
                 }
+                Effect::Pause => {
+                    self.stood = true;
+                    admitted.iter_mut().for_each(|vm| vm.runs = false);
+                }
+                Effect::GoOn => admitted.iter_mut().for_each(|vm| {
+                    vm.machine.memory().ask_again();
+                    vm.runs = true;
+                }),
+                Effect::Whole => admitted.iter().for_each(|vm| {
+                    vm.machine.memory().stop_waiting();
+                    vm.view.stop_waiting();
+                }),
                 Effect::Discard(_) => self.vm = None,
             }
+        }
+        if let (Some(vm), Some(link), true) = (&admitted, self.link, self.needs_source()) {
+            vm.machine.memory().take_wanted(|page| {
+                let run = pages::run(page, 1);
+                net.say(link, 1, &Message::Want { runs: Runs::new(&run).expect("it is one") });
+            });
         }
         if self.target.phase() == Phase::Gone {
             self.hang_up("it is over", net, now_ns);
         }
-        arrived
+    }
+
+    /// Whether the guest runs here and lacks memory.
+    pub fn needs_source(&self) -> bool {
+        self.target.phase() == Phase::Running && self.target.missing() > 0
     }
 
     fn restore(&mut self, net: &mut Net, now: Moment) {
@@ -145,6 +166,11 @@ impl Incoming {
         let Some(processor) = vm.processor.take().filter(|_| !net.random.one_in(16)) else {
             return self.target.restored(Err("a disk is gone"));
         };
+        if self.target.is_postcopy() {
+            let missing = self.target.missing_pages();
+            vm.machine.memory().start_waiting(missing).expect("there is memory");
+            vm.view.start_waiting(missing).expect("there is memory");
+        }
         match vm.machine.restore(self.target.state(), vec![Box::new(processor)], now, self.ahead_ns) {
             Ok(mut threads) => {
                 vm.thread = threads.pop();
@@ -162,8 +188,35 @@ impl Incoming {
             Word::Refuse(reason) => Message::Refuse { reason },
             Word::Ready => Message::Ready { id },
             Word::Running => Message::Running { id },
+            Word::Complete => Message::Complete { id },
+            Word::Missing => {
+                return pages::each_runs(self.target.missing_pages(), RUNS_MAX, |runs| {
+                    net.say(link, 1, &Message::Missing { runs });
+                });
+            }
             Word::Abort(reason) => Message::Abort { id, reason },
         };
         net.say(link, 1, &message);
     }
+}
+
+/// Pages that are missing, few at a time so that there are several messages.
+const RUNS_MAX: usize = 3;
+
+/// Puts a page in its place, if that is still due.
+fn put(target: &mut Target, vm: &Vm, page: u64, content: Option<&[u8; PAGE]>) -> Result<(), Breach> {
+    let follows = target.phase() == Phase::Running;
+    if !target.arrived(page)? {
+        return Ok(());
+    }
+    let (memory, at) = (vm.machine.memory(), Gpa::new(page * PAGE_BYTES));
+    match (follows, content) {
+        (true, _) => {
+            memory.put(page, content).expect("it has the same memory");
+            vm.view.put(page, content).expect("it has the same memory");
+        }
+        (false, Some(bytes)) => memory.write(at, bytes).expect("it has the same memory"),
+        (false, None) => memory.zero(at, PAGE_BYTES).expect("it has the same memory"),
+    }
+    Ok(())
 }

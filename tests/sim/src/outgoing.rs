@@ -16,6 +16,8 @@ use migrate::{Id, Settings, Source};
 const CALL_AGAIN_NS: u64 = 3_000_000;
 /// State bytes in one message: few, so that there are several.
 const STATE_BYTES: usize = 3000;
+/// The same for runs of pages.
+const RUNS_MAX: usize = 5;
 
 /// A VM that leaves a host.
 pub struct Outgoing {
@@ -92,6 +94,9 @@ impl Outgoing {
             Ok(Message::Refuse { reason }) => self.source.refused(reason),
             Ok(Message::Ready { id }) if id == own => self.source.ready(),
             Ok(Message::Running { id }) if id == own => self.source.running(),
+            Ok(Message::Missing { runs }) => runs.iter().for_each(|(first, count)| self.source.missing(first, count)),
+            Ok(Message::Want { runs }) => runs.iter().for_each(|(first, _)| self.source.wanted(first)),
+            Ok(Message::Complete { id }) if id == own => self.source.complete(),
             Ok(Message::Abort { id, reason }) if id == own => self.source.aborted(reason),
             Ok(Message::Unknown { id }) if id == own => self.source.unknown(),
             other => panic!("a target said {other:?}"),
@@ -101,8 +106,8 @@ impl Outgoing {
     fn lost(&mut self, reason: &str, now_ns: u64) {
         (self.link, self.is_open) = (None, false);
         self.source.unlinked(reason);
-        self.call_at_ns =
-            matches!(self.source.phase(), Phase::Committed | Phase::Withdrawing).then_some(now_ns + CALL_AGAIN_NS);
+        let again = matches!(self.source.phase(), Phase::Committed | Phase::Serving | Phase::Withdrawing);
+        self.call_at_ns = again.then_some(now_ns + CALL_AGAIN_NS);
     }
 
     /// Goes on.
@@ -133,7 +138,11 @@ impl Outgoing {
         if self.is_stopping && net.random.one_in(2) {
             vm.machine.close();
             self.is_stopping = false;
-            self.source.stopped();
+            let mut essential = PageSet::new(vm.machine.memory().pages_end()).expect("there is memory");
+            vm.machine.essential(vm.thread.iter(), &mut essential);
+            // A simulated guest has registered nothing: some page of its own.
+            essential.insert(net.random.below(512), 3);
+            self.source.stopped(&essential);
         }
         if net.random.one_in(2)
             && let Some(written) = self.look.take()
@@ -154,7 +163,7 @@ impl Outgoing {
                 Some(present) => self.carry_out(effect, present, net, now, now_ns),
                 None => panic!("a VM that is not there was to {effect:?}"),
             }
-            if self.outcome == Some(Outcome::Moved) {
+            if matches!(self.outcome, Some(Outcome::Moved | Outcome::Torn)) {
                 *vm = None;
             }
         }
@@ -190,7 +199,15 @@ impl Outgoing {
         let id = self.source.id();
         let message = match word {
             Word::Offer => Message::Offer { id, version: VERSION, description: &[] },
-            Word::Finish => Message::Finish { id, ahead_ns: self.clocks.ahead_ns() },
+            Word::Missing => {
+                return pages::each_runs(self.source.pages_to_send(), RUNS_MAX, |runs| {
+                    net.say(link, 0, &Message::Missing { runs });
+                });
+            }
+            Word::Finish => {
+                let left_behind = self.source.remaining();
+                Message::Finish { id, ahead_ns: self.clocks.ahead_ns(), left_behind }
+            }
             Word::Commit => Message::Commit { id },
             Word::Abort(reason) => Message::Abort { id, reason },
         };
@@ -202,6 +219,8 @@ impl Outgoing {
         let empty = PageSet::new(memory.pages_end()).expect("there is memory");
         let mut written = core::mem::replace(&mut *vm.dirty.lock().expect("nobody panicked"), empty);
         memory.harvest(&mut written);
+        // A look that was not reported yet is reported with this one.
+        assert!(self.look.is_none(), "one look at a time");
         self.look = Some(written);
     }
 

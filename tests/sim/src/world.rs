@@ -2,6 +2,7 @@
 
 use crate::guest::Truth;
 use crate::host::{Host, Net, Vm};
+use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
 use crate::random::Random;
 use migrate::source::{Outcome, Phase};
@@ -29,6 +30,10 @@ pub struct Tally {
     pub stayed: u32,
     /// It died with its host, or nobody can say who has it: 1.
     pub lost: u32,
+    /// Moves that ended with the guest's memory following it, and guests that stood for want of theirs.
+    pub split: u32,
+    /// See there.
+    pub stood: u32,
     /// Links cut.
     pub cuts: u32,
     /// Hosts that died.
@@ -104,12 +109,7 @@ impl World {
         let to = (from + 1 + self.random.below(2) as usize * usize::from(goes_wrong)) % HOSTS;
         let mut id = Id::default();
         id.0.iter_mut().for_each(|byte| *byte = self.random.next() as u8);
-        let settings = Settings {
-            downtime_ns: 1_000_000 + self.random.below(10_000_000),
-            timeout_ns: 20_000_000 + self.random.below(2_000_000_000),
-            strategy: if goes_wrong && self.random.one_in(3) { Strategy::Cancel } else { Strategy::Stop },
-            bandwidth_max: None,
-        };
+        let settings = self.settings(goes_wrong);
         self.hosts[to].is_full = goes_wrong && self.random.one_in(20);
         let host = &mut self.hosts[from];
         let vm = host.vm.as_ref().ok_or("the guest is nowhere")?;
@@ -133,6 +133,26 @@ impl World {
         ))
     }
 
+    fn settings(&mut self, goes_wrong: bool) -> Settings {
+        let usual = Settings {
+            downtime_ns: 1_000_000 + self.random.below(10_000_000),
+            timeout_ns: 20_000_000 + self.random.below(2_000_000_000),
+            strategy: Strategy::Stop,
+            bandwidth_max: None,
+        };
+        match self.random.below(6) {
+            // Soon enough that much of its memory follows.
+            0..3 => Settings {
+                downtime_ns: 0,
+                timeout_ns: 3_000_000 + self.random.below(40_000_000),
+                strategy: Strategy::Postcopy,
+                ..usual
+            },
+            3 | 4 if goes_wrong => Settings { strategy: Strategy::Cancel, ..usual },
+            _ => usual,
+        }
+    }
+
     fn changes_hands(&self, from: usize) -> bool {
         let outgoing = self.hosts[from].outgoing.as_ref();
         outgoing.is_some_and(|outgoing| outgoing.source.phase() >= Phase::Saving)
@@ -146,13 +166,19 @@ impl World {
         };
         match &outgoing.outcome {
             None => return Ok(false),
-            Some(Outcome::Moved) => self.tally.moved += 1,
+            Some(Outcome::Moved) => {
+                self.tally.moved += 1;
+                self.tally.split += u32::from(outgoing.source.is_postcopy());
+                let is_this = |incoming: &&Incoming| incoming.target.id() == outgoing.source.id();
+                let arrived = self.hosts.iter().flat_map(|host| &host.incoming).find(is_this);
+                self.tally.stood += u32::from(arrived.is_some_and(|incoming| incoming.stood));
+            }
             Some(Outcome::Stayed(_)) => self.tally.stayed += 1,
-            Some(Outcome::Lost) if self.tally.deaths > 0 => {
+            Some(Outcome::Lost | Outcome::Torn) if self.tally.deaths > 0 => {
                 self.is_dead = true;
                 self.tally.lost = 1;
             }
-            Some(Outcome::Lost) => return Err("the guest is lost, and no host died".to_string()),
+            Some(Outcome::Lost | Outcome::Torn) => return Err("the guest is lost, and no host died".to_string()),
         }
         self.hosts[from].outgoing = None;
         Ok(true)
@@ -169,8 +195,11 @@ impl World {
 
     /// Something goes wrong between these hosts.
     fn fault(&mut self, from: usize, to: usize) {
-        let link = self.hosts[from].outgoing.as_ref().and_then(Outgoing::link);
-        match self.random.below(8) {
+        let outgoing = self.hosts[from].outgoing.as_ref();
+        let link = outgoing.and_then(Outgoing::link);
+        // While memory follows the guest, what can be survived is worth more.
+        let is_split = outgoing.is_some_and(|outgoing| outgoing.source.phase() == Phase::Serving);
+        match self.random.below(if is_split { 5 } else { 8 }) {
             0..3 => {
                 if let Some(stream) = link.and_then(|link| self.net.streams.get_mut(&link)) {
                     self.tally.cuts += 1;
@@ -210,8 +239,14 @@ impl World {
             stream.ends.iter_mut().filter(|end| end.host == index).for_each(|end| end.is_over = true);
         }
         let host = &self.hosts[index];
-        let gave_away = host.outgoing.as_ref().is_some_and(|outgoing| outgoing.source.phase() == Phase::Committed);
-        self.is_dead |= host.vm.is_some() && !gave_away;
+        let gave_away = host
+            .outgoing
+            .as_ref()
+            .is_some_and(|outgoing| [Phase::Committed, Phase::Serving].contains(&outgoing.source.phase()));
+        // Who runs it, or has memory that it still needs.
+        let is_torn =
+            host.outgoing.is_some() && self.hosts.iter().flat_map(|host| &host.incoming).any(Incoming::needs_source);
+        self.is_dead |= is_torn || host.vm.is_some() && !gave_away;
         self.tally.lost = u32::from(self.is_dead);
         self.hosts[index] = Host::new(index, self.now_ns, &mut self.random);
         self.net.hosts[index].1 = false;
@@ -222,9 +257,8 @@ impl World {
     fn settle(&mut self) -> Result<(), String> {
         for _ in 0..TICKS_MAX {
             self.tick()?;
-            let waits = |incoming: &crate::incoming::Incoming| {
-                !matches!(incoming.target.phase(), target::Phase::Running | target::Phase::Gone)
-            };
+            let waits =
+                |incoming: &Incoming| !matches!(incoming.target.phase(), target::Phase::Running | target::Phase::Gone);
             let is_quiet = self.off_until_ns.iter().all(Option::is_none)
                 && self.hosts.iter().all(|host| !host.incoming.iter().any(waits));
             if is_quiet {
@@ -275,7 +309,8 @@ impl World {
     fn end(mut self) -> Result<Tally, String> {
         let mut truth = self.truth.lock().expect("nobody panicked");
         self.tally.steps = truth.count();
-        if let Some(vm) = self.hosts.iter().find_map(|host| host.vm.as_ref().filter(|vm| vm.runs)) {
+        let runs = self.hosts.iter().find_map(|host| host.vm.as_ref().filter(|vm| vm.runs));
+        if let Some(vm) = runs.filter(|_| !self.is_dead) {
             truth.check(vm.machine.memory());
         } else if !self.is_dead {
             return Err("the guest runs nowhere at the end".to_string());

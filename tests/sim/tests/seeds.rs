@@ -39,8 +39,11 @@ fn every_seed_has_one_owner_and_loses_nothing() {
     assert!(failed.is_empty(), "{} of {seeds} seeds failed:\n{}", failed.len(), failed.join("\n"));
     // What is never seen is not tested.
     if seeds >= SEEDS {
-        let Tally { moved, stayed, lost, cuts, deaths, corruptions, .. } = sum;
-        assert!([moved, stayed, lost, cuts, deaths, corruptions].iter().all(|&count| count > 100), "{sum:?}");
+        let Tally { moved, stayed, lost, split, stood, cuts, deaths, corruptions, .. } = sum;
+        assert!(
+            [moved, stayed, lost, split, stood, cuts, deaths, corruptions].iter().all(|&count| count > 100),
+            "{sum:?}"
+        );
     }
 }
 
@@ -48,6 +51,8 @@ fn add(sum: &mut Tally, tally: Tally) {
     sum.moved += tally.moved;
     sum.stayed += tally.stayed;
     sum.lost += tally.lost;
+    sum.split += tally.split;
+    sum.stood += tally.stood;
     sum.cuts += tally.cuts;
     sum.deaths += tally.deaths;
     sum.corruptions += tally.corruptions;

@@ -9,6 +9,11 @@
 //! The commit point: the source runs until the target has said that it is ready; the source's answer to that, *commit*,
 //! is its last word, and from then on only the target may run. A source that does not hear of the outcome asks by saying
 //! the same again; a target that is ready and hears nothing waits. Neither runs on a guess.
+//!
+//! Post-copy is the same with memory left behind: the source says which pages the target lacks, and sends them after the
+//! commit, those first that the target wants now. From then on the guest is in two halves: its source keeps its memory,
+//! and never runs it, until the target has said that it is complete; its target lets it stand while the link is down.
+//! Only both together can go on, so that the death of either is the guest's.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -40,6 +45,8 @@ pub enum Strategy {
     Cancel,
     /// Stop the guest for as long as the rest takes.
     Stop,
+    /// Hand it over without the rest, which follows it. This happens before the timeout where rounds bring little.
+    Postcopy,
 }
 
 /// What the operator asked for.

@@ -13,6 +13,8 @@ use stateright::{Checker, Model, Property};
 use std::collections::VecDeque;
 
 const PAGES: usize = 2;
+/// What the guest writes at the target.
+const WRITTEN: u8 = 99;
 
 /// What may go wrong, and how often.
 struct World {
@@ -27,6 +29,8 @@ struct World {
 enum ToTarget {
     Word(source::Word),
     Page(usize, u8),
+    Missing(PageSet),
+    Finish(u64),
     State,
 }
 
@@ -43,6 +47,11 @@ struct State {
     target_alive: bool,
     target_runs: bool,
     image: [Option<u8>; PAGES],
+    /// It wrote there itself.
+    written: [bool; PAGES],
+    /// It stands for want of a session, and is complete.
+    target_stands: bool,
+    target_whole: bool,
     /// A session stands; what is under way in it.
     link: bool,
     to_target: VecDeque<ToTarget>,
@@ -55,6 +64,12 @@ struct State {
     breaks: u8,
     deaths: u8,
     cancels: u8,
+    /// Pages that it waits for, and asked for on this session.
+    asked: [bool; PAGES],
+    /// What a look found, which is not reported yet.
+    look: Option<PageSet>,
+    /// The guest has stood at the target.
+    stood: bool,
     /// The target lost its memory, or the operator gave up there.
     forgot: bool,
 }
@@ -62,13 +77,18 @@ struct State {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Answer {
     Word(target::Word),
+    Missing(PageSet),
+    Want(usize),
     Unknown,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Action {
     Write(usize),
+    WriteAtTarget(usize),
+    Want(usize),
     SourceEffect,
+    Looked,
     SendPage,
     TargetEffect { succeeds: bool },
     Deliver { accept: bool },
@@ -93,19 +113,24 @@ fn all() -> PageSet {
 impl State {
     fn source_effect(&mut self) {
         match self.source.take_effect().unwrap() {
+            source::Effect::Say(source::Word::Missing) => {
+                self.send(ToTarget::Missing(self.source.pages_to_send().clone()));
+            }
+            source::Effect::Say(source::Word::Finish) => self.send(ToTarget::Finish(self.source.remaining())),
             source::Effect::Say(word) => self.send(ToTarget::Word(word)),
             source::Effect::Look => {
                 let mut written = PageSet::new(PAGES as u64).unwrap();
                 for (page, dirty) in self.dirty.iter_mut().enumerate() {
                     written.insert(page as u64, u64::from(core::mem::take(dirty)));
                 }
-                // Anything that remains is too much for a running guest, so that there are further rounds.
-                self.source.looked(&written, 1 << 40, 0, 0);
+                assert!(self.look.replace(written).is_none(), "one look at a time");
             }
             source::Effect::Throttle(_) => {}
             source::Effect::Stop => {
                 self.source_runs = false;
-                self.source.stopped();
+                let mut essential = PageSet::new(PAGES as u64).unwrap();
+                essential.insert(1, 1);
+                self.source.stopped(&essential);
             }
             source::Effect::SendState => {
                 self.send(ToTarget::State);
@@ -132,9 +157,16 @@ impl State {
     fn target_effect(&mut self, succeeds: bool) {
         let target = self.target.as_mut().unwrap();
         match target.take_effect().unwrap() {
+            target::Effect::Say(target::Word::Missing) => {
+                let missing = target.missing_pages().clone();
+                self.answer(Answer::Missing(missing));
+            }
             target::Effect::Say(word) => self.answer(Answer::Word(word)),
             target::Effect::Restore => target.restored(if succeeds { Ok(()) } else { Err("it does not fit") }),
             target::Effect::Run => self.target_runs = true,
+            target::Effect::Pause => (self.target_stands, self.stood) = (true, true),
+            target::Effect::GoOn => (self.target_stands, self.asked) = (false, [false; PAGES]),
+            target::Effect::Whole => self.target_whole = true,
             target::Effect::Discard(_) => self.image = [None; PAGES],
         }
     }
@@ -158,15 +190,17 @@ impl State {
         };
         let result = match message {
             ToTarget::Word(source::Word::Offer) => unreachable!("an offer is made once"),
-            ToTarget::Word(source::Word::Finish) => target.finished(),
+            ToTarget::Word(source::Word::Finish | source::Word::Missing) => unreachable!("they are sent with numbers"),
+            ToTarget::Missing(pages) => pages.iter().try_for_each(|page| target.left_behind(page, 1)),
+            ToTarget::Finish(left_behind) => target.finished(left_behind),
             ToTarget::Word(source::Word::Commit) => target.committed(),
             ToTarget::Word(source::Word::Abort(reason)) => target.aborted(&reason),
             ToTarget::Page(page, version) => {
-                let result = target.arrived(page as u64, 1);
-                if result.is_ok() {
+                let result = target.arrived(page as u64);
+                if result == Ok(true) {
                     self.image[page] = Some(version);
                 }
-                result
+                result.map(drop)
             }
             ToTarget::State => target.state_arrived(1, b"s"),
         };
@@ -183,6 +217,10 @@ impl State {
             Answer::Word(target::Word::Ready) => self.source.ready(),
             Answer::Word(target::Word::Running) => self.source.running(),
             Answer::Word(target::Word::Abort(reason)) => self.source.aborted(&reason),
+            Answer::Word(target::Word::Complete) => self.source.complete(),
+            Answer::Word(target::Word::Missing) => unreachable!("it is sent with numbers"),
+            Answer::Missing(pages) => pages.iter().for_each(|page| self.source.missing(page, 1)),
+            Answer::Want(page) => self.source.wanted(page as u64),
             Answer::Unknown => self.source.unknown(),
         }
     }
@@ -211,6 +249,29 @@ impl State {
     }
 }
 
+impl State {
+    /// What the guest should find in a page at the target.
+    fn truth(&self, page: usize) -> Option<u8> {
+        Some(if self.written[page] { WRITTEN } else { self.memory[page] })
+    }
+
+    fn lacks(&self, page: usize) -> bool {
+        self.target.as_ref().is_some_and(|target| target.missing_pages().contains(page as u64))
+    }
+
+    fn missing(&self) -> u64 {
+        self.target.as_ref().map_or(0, Target::missing)
+    }
+
+    /// What the guest does with a page at the target: it waits for it, or writes there.
+    fn touch(&self, page: usize) -> Option<Action> {
+        match self.lacks(page) {
+            true => (self.link && !self.target_unaware && !self.asked[page]).then_some(Action::Want(page)),
+            false => (self.writes > 0 && !self.written[page]).then_some(Action::WriteAtTarget(page)),
+        }
+    }
+}
+
 impl Model for World {
     type State = State;
     type Action = Action;
@@ -229,6 +290,9 @@ impl Model for World {
             target_alive: true,
             target_runs: false,
             image: [None; PAGES],
+            written: [false; PAGES],
+            target_stands: false,
+            target_whole: false,
             link: true,
             to_target: VecDeque::new(),
             to_source: VecDeque::new(),
@@ -239,6 +303,9 @@ impl Model for World {
             breaks: self.breaks,
             deaths: self.deaths,
             cancels: self.cancels,
+            asked: [false; PAGES],
+            look: None,
+            stood: false,
             forgot: false,
         }]
     }
@@ -254,6 +321,9 @@ impl Model for World {
                 actions.push(Action::SourceEffect);
             } else if source.wants_pages() {
                 actions.push(Action::SendPage);
+            }
+            if state.look.is_some() {
+                actions.push(Action::Looked);
             }
             if state.source_unaware {
                 actions.push(Action::SourceNotices);
@@ -290,6 +360,9 @@ impl Model for World {
             if state.cancels > 0 && target.is_some() {
                 actions.push(Action::TargetCancels);
             }
+            if state.target_runs && !state.target_stands {
+                actions.extend((0..PAGES).filter_map(|page| state.touch(page)));
+            }
         }
         if state.link && state.breaks > 0 {
             actions.push(Action::Break);
@@ -306,6 +379,19 @@ impl Model for World {
                 state.writes -= 1;
                 state.memory[page] += 1;
                 state.dirty[page] = true;
+            }
+            Action::WriteAtTarget(page) => {
+                state.writes -= 1;
+                (state.image[page], state.written[page]) = (Some(WRITTEN), true);
+            }
+            Action::Want(page) => {
+                state.asked[page] = true;
+                state.answer(Answer::Want(page));
+            }
+            Action::Looked => {
+                // Anything that remains is too much for a running guest, so that there are further rounds.
+                let written = state.look.take().unwrap();
+                state.source.looked(&written, 1 << 40, 0, 0);
             }
             Action::SourceEffect => state.source_effect(),
             Action::SendPage => {
@@ -336,6 +422,8 @@ impl Model for World {
                 state.break_link();
                 (state.target, state.target_runs, state.target_unaware) = (None, false, false);
                 (state.image, state.forgot) = ([None; PAGES], true);
+                (state.written, state.asked) = ([false; PAGES], [false; PAGES]);
+                (state.target_stands, state.target_whole) = (false, false);
             }
             Action::SourceCancels => {
                 state.cancels -= 1;
@@ -354,13 +442,35 @@ impl Model for World {
         vec![
             Property::always("never two owners", |_, state: &State| !(state.source_runs && state.target_runs)),
             Property::always("no page is lost", |_, state: &State| {
-                !state.target_runs || state.image == state.memory.map(Some)
+                !state.target_runs || (0..PAGES).all(|page| state.lacks(page) || state.image[page] == state.truth(page))
             }),
-            Property::always("who stays runs, who moved does not", |_, state: &State| match &state.outcome {
-                None => true,
-                Some(Outcome::Stayed(_)) => state.source_runs || !state.source_alive,
-                Some(Outcome::Moved) => !state.source_runs && (state.target_runs || state.forgot),
-                Some(Outcome::Lost) => state.forgot && !state.source_runs,
+            Property::always("what is missing is kept", |_, state: &State| {
+                let is_whole = (0..PAGES).all(|page| !state.lacks(page));
+                let is_kept = state.outcome.is_none() || state.outcome == Some(Outcome::Torn);
+                !state.target_runs || is_whole || is_kept || !state.source_alive
+            }),
+            Property::always("who stays runs, who moved does not", |world: &World, state: &State| {
+                match &state.outcome {
+                    None => true,
+                    Some(Outcome::Stayed(_)) => state.source_runs || !state.source_alive,
+                    Some(Outcome::Moved) => !state.source_runs && (state.target_runs || state.forgot),
+                    Some(Outcome::Lost) => state.forgot && !state.source_runs,
+                    Some(Outcome::Torn) => state.forgot && !state.source_runs && world.strategy == Strategy::Postcopy,
+                }
+            }),
+            Property::always("where all is quiet nobody waits", |world: &World, state: &State| {
+                let mut actions = Vec::new();
+                world.actions(state, &mut actions);
+                let is_done = state.outcome.is_some() && !state.target_stands;
+                let is_complete = !state.target_runs || state.missing() == 0;
+                !actions.is_empty() || !state.source_alive || state.forgot || is_done && is_complete
+            }),
+            Property::sometimes("it moves in two halves", |world: &World, state: &State| {
+                world.strategy != Strategy::Postcopy || state.target_whole && state.outcome == Some(Outcome::Moved)
+            }),
+            Property::sometimes("it stands and goes on", |world: &World, state: &State| {
+                let is_over = state.target_whole && state.outcome == Some(Outcome::Moved);
+                world.strategy != Strategy::Postcopy || world.breaks == 0 || is_over && state.stood
             }),
             Property::always("where all is quiet there is an owner", |world: &World, state: &State| {
                 let mut actions = Vec::new();
@@ -396,4 +506,14 @@ fn hosts_die() {
 #[test]
 fn operators_cancel_and_time_runs_out() {
     check(World { writes: 1, breaks: 1, deaths: 0, cancels: 1, strategy: Strategy::Cancel });
+}
+
+#[test]
+fn links_break_in_post_copy() {
+    check(World { writes: 1, breaks: 2, deaths: 0, cancels: 0, strategy: Strategy::Postcopy });
+}
+
+#[test]
+fn hosts_die_in_post_copy() {
+    check(World { writes: 1, breaks: 1, deaths: 1, cancels: 0, strategy: Strategy::Postcopy });
 }

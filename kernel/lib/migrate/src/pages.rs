@@ -2,10 +2,11 @@
 //!
 //! [`encode`] appends one record for a page; neighbouring pages of zeroes become one. [`Records`] reads a batch and checks
 //! each record before it is used. A record is eight bytes (the page's number in bits 39:0, its [`Kind`] in 47:40, a count
-//! or length in 63:48), then the page's bytes, if it has any.
+//! or length in 63:48), then the page's bytes, if it has any. [`Runs`] are pages by their numbers alone.
 
 use addr::PAGE_BYTES;
 use alloc::vec::Vec;
+use guestmem::PageSet;
 
 /// Bytes in a page.
 pub const PAGE: usize = PAGE_BYTES as usize;
@@ -156,6 +157,57 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
+/// Bytes of a run: the first page's number in bits 39:0, how many follow each other in 63:40.
+pub const RUN_BYTES: usize = 8;
+const RUN_PAGES_MAX: u64 = (1 << 24) - 1;
+
+/// Pages as runs, none of them empty.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Runs<'a>(&'a [[u8; RUN_BYTES]]);
+
+impl<'a> Runs<'a> {
+    /// Of these bytes, if they are runs.
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
+        let runs = Self(bytes.as_chunks().0);
+        (bytes.len().is_multiple_of(RUN_BYTES) && runs.iter().all(|(_, count)| count > 0)).then_some(runs)
+    }
+
+    /// First page and how many.
+    pub fn iter(self) -> impl Iterator<Item = (u64, u64)> + 'a {
+        self.0.iter().map(|run| {
+            let run = u64::from_le_bytes(*run);
+            (run & NUMBER_MASK, run >> 40)
+        })
+    }
+
+    /// As bytes.
+    pub fn bytes(self) -> &'a [u8] {
+        self.0.as_flattened()
+    }
+}
+
+/// The bytes of one run, which may be no longer than [`Runs`] can say.
+pub fn run(first: u64, count: u64) -> [u8; RUN_BYTES] {
+    assert!(first <= NUMBER_MASK && (1..=RUN_PAGES_MAX).contains(&count), "a run's numbers fit");
+    (first | count << 40).to_le_bytes()
+}
+
+/// Calls `with` with the bytes of [`Runs`] of all pages, at most `runs_max` at a time.
+pub fn each_runs(pages: &PageSet, runs_max: usize, mut with: impl FnMut(Runs<'_>)) {
+    let mut runs = Vec::new();
+    let mut next = pages.next_from(0);
+    while let Some(first) = next {
+        let longest = (first..pages.end()).take(RUN_PAGES_MAX as usize);
+        let count = longest.take_while(|&page| pages.contains(page)).count() as u64;
+        runs.push(run(first, count));
+        next = pages.next_from(first + count);
+        if runs.len() == runs_max || next.is_none() {
+            with(Runs(&runs));
+            runs.clear();
+        }
+    }
+}
+
 /// Unpacks a compressed page.
 pub fn unpack(packed: &[u8], page: &mut [u8; PAGE]) -> Result<(), BadRecord> {
     match lz4_flex::block::decompress_into(packed, page) {
@@ -218,6 +270,20 @@ mod tests {
         }
         assert_eq!(Records::new(&header_of(1, Kind::Zero, 0)).next(), Some(Err(BadRecord)));
         assert_eq!(unpack(&[0x10], &mut [0; PAGE]), Err(BadRecord));
+    }
+
+    #[test]
+    fn pages_come_back_from_runs() {
+        let mut pages = PageSet::new(200).unwrap();
+        [(0, 3), (70, 1), (72, 60), (199, 1)].iter().for_each(|&(first, count)| pages.insert(first, count));
+        let (mut again, mut lists) = (PageSet::new(200).unwrap(), 0);
+        each_runs(&pages, 3, |runs| {
+            let runs = Runs::new(runs.bytes()).unwrap();
+            runs.iter().for_each(|(first, count)| again.insert(first, count));
+            lists += 1;
+        });
+        assert_eq!((again, lists), (pages, 2));
+        assert!(Runs::new(&[1; 7]).is_none() && Runs::new(&[0; 8]).is_none());
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub enum Phase {
     Finished,
     /// The VM is given away; no answer has come.
     Committed,
+    /// It runs at the target, which still lacks memory of it.
+    Serving,
     /// It was taken back; the target may not know.
     Withdrawing,
     /// Over.
@@ -42,6 +44,8 @@ pub enum Outcome {
     Stayed(String),
     /// It was given away to a target that has forgotten it: perhaps it ran there. Only a person can say.
     Lost,
+    /// It ran on the target without all of its memory when one of the two lost its half: it is no more.
+    Torn,
 }
 
 /// What the source says; the driver knows the offer's description.
@@ -49,6 +53,8 @@ pub enum Outcome {
 pub enum Word {
     /// [`crate::wire::Message::Offer`].
     Offer,
+    /// [`crate::wire::Message::Missing`], of [`Source::pages_to_send`].
+    Missing,
     /// [`crate::wire::Message::Finish`].
     Finish,
     /// [`crate::wire::Message::Commit`].
@@ -86,6 +92,9 @@ const THROTTLE_KEPT_PERCENT: u8 = 5;
 /// Rounds that bring little until the guest is throttled.
 const STALLS_MAX: u32 = 2;
 
+/// Pages that a target wants at once and that are remembered in their order; what is more comes in the usual order.
+const URGENT_MAX: usize = 1024;
+
 /// What the last pages may take without another round being worth it that leaves less.
 const LAST_PAGES_NS: u64 = 5_000_000;
 
@@ -96,8 +105,14 @@ pub struct Source {
     settings: Settings,
     deadline_ns: u64,
     phase: Phase,
+    /// All that there are.
+    pages: PageSet,
     /// Pages that the target lacks, or has an old version of.
     to_send: PageSet,
+    /// Those of them that go first: it waits for them, or cannot begin without them.
+    urgent: VecDeque<u64>,
+    /// They follow the guest.
+    is_postcopy: bool,
     /// Where the next batch goes on.
     cursor: u64,
     total: u64,
@@ -108,6 +123,8 @@ pub struct Source {
     /// is known page by page before it is sent.
     samples: [u64; 2],
     looking: bool,
+    /// The guest ran during that look and stands now: there is another.
+    looks_again: bool,
     is_sample: bool,
     stalls: u32,
     running_percent: u8,
@@ -125,13 +142,17 @@ impl Source {
             settings,
             deadline_ns: now_ns.saturating_add(settings.timeout_ns),
             phase: Phase::Offering,
-            to_send: pages,
+            to_send: pages.clone(),
+            pages,
+            urgent: VecDeque::new(),
+            is_postcopy: false,
             cursor: 0,
             total,
             round: 1,
             round_pages: total,
             samples: [total - total / 32, total - total / 4],
             looking: false,
+            looks_again: false,
             is_sample: false,
             stalls: 0,
             running_percent: 100,
@@ -166,6 +187,16 @@ impl Source {
         self.to_send.count()
     }
 
+    /// The same, each.
+    pub fn pages_to_send(&self) -> &PageSet {
+        &self.to_send
+    }
+
+    /// Whether memory follows the guest.
+    pub fn is_postcopy(&self) -> bool {
+        self.is_postcopy
+    }
+
     /// The downtime that was expected at the last look.
     pub fn expected_ns(&self) -> u64 {
         self.expected_ns
@@ -179,7 +210,8 @@ impl Source {
     /// Most bytes a second.
     pub fn bandwidth_max(&self) -> Option<u64> {
         // Once the guest stands, every moment counts.
-        if self.phase == Phase::Copying { self.settings.bandwidth_max } else { None }
+        let runs = matches!(self.phase, Phase::Copying | Phase::Serving);
+        if runs { self.settings.bandwidth_max } else { None }
     }
 
     /// What to do next.
@@ -189,7 +221,12 @@ impl Source {
 
     /// Whether there are pages to send now.
     pub fn wants_pages(&self) -> bool {
-        matches!(self.phase, Phase::Copying | Phase::LastPages) && !self.to_send.is_empty()
+        match self.phase {
+            Phase::Copying | Phase::Serving => !self.to_send.is_empty(),
+            Phase::LastPages if self.is_postcopy => !self.urgent.is_empty(),
+            Phase::LastPages => !self.to_send.is_empty(),
+            _ => false,
+        }
     }
 
     /// The next page to send. It is the caller's from here on: it reads it now, not before.
@@ -197,7 +234,9 @@ impl Source {
         if !self.wants_pages() {
             return None;
         }
-        let page = self.to_send.next_from(self.cursor).or_else(|| self.to_send.next_from(0))?;
+        let urgent = core::iter::from_fn(|| self.urgent.pop_front()).find(|&page| self.to_send.contains(page));
+        // What follows a page that is wanted is likely to be wanted next.
+        let page = urgent.or_else(|| self.to_send.next_from(self.cursor)).or_else(|| self.to_send.next_from(0))?;
         self.to_send.remove(page);
         self.cursor = page + 1;
         Some(page)
@@ -216,8 +255,13 @@ impl Source {
                     self.look(sample);
                 }
             }
-            Phase::LastPages if self.to_send.is_empty() => {
+            Phase::LastPages if !self.wants_pages() => {
                 self.phase = Phase::Saving;
+                // Where nothing is left to follow, it is a move like any other.
+                self.is_postcopy &= !self.to_send.is_empty();
+                if self.is_postcopy {
+                    self.effects.push_back(Effect::Say(Word::Missing));
+                }
                 self.effects.push_back(Effect::SendState);
             }
             _ => {}
@@ -230,6 +274,7 @@ impl Source {
             match self.settings.strategy {
                 Strategy::Cancel => self.fail("the guest changes its memory too fast to move in time"),
                 Strategy::Stop => self.stop(),
+                Strategy::Postcopy => self.leave_behind(),
             }
         }
     }
@@ -257,19 +302,28 @@ impl Source {
         self.to_send.merge(written);
         match self.phase {
             Phase::Copying if !self.is_sample => self.decide(page_ns, rest_ns, now_ns),
+            Phase::LastLook if core::mem::take(&mut self.looks_again) => self.look(false),
             Phase::LastLook => {
                 self.phase = Phase::LastPages;
+                self.urgent.retain(|&page| self.to_send.contains(page));
                 self.advance();
             }
             _ => {}
         }
     }
 
-    /// The guest and its devices stand.
-    pub fn stopped(&mut self) {
+    /// The guest and its devices stand. Without the `essential` pages its machine cannot be put together.
+    pub fn stopped(&mut self, essential: &PageSet) {
         if self.phase == Phase::Stopping {
             self.phase = Phase::LastLook;
-            self.look(false);
+            if self.is_postcopy {
+                self.urgent.extend(essential.iter());
+            }
+            // One at a time: what was found while it ran is not what it wrote last.
+            self.looks_again = self.looking;
+            if !self.looking {
+                self.look(false);
+            }
         }
     }
 
@@ -292,14 +346,48 @@ impl Source {
     /// The target runs it.
     pub fn running(&mut self) {
         if self.phase == Phase::Committed {
+            match self.is_postcopy {
+                true => self.phase = Phase::Serving,
+                false => self.end(Outcome::Moved),
+            }
+        }
+    }
+
+    /// The target runs it, on another session than before, and lacks the `count` pages from `first` on.
+    pub fn missing(&mut self, first: u64, count: u64) {
+        if self.phase == Phase::Serving {
+            let end = first.saturating_add(count).min(self.pages.end());
+            let (pages, to_send) = (&self.pages, &mut self.to_send);
+            (first..end).filter(|&page| pages.contains(page)).for_each(|page| to_send.insert(page, 1));
+        }
+    }
+
+    /// The target waits for a page.
+    pub fn wanted(&mut self, page: u64) {
+        if self.phase == Phase::Serving && self.to_send.contains(page) && self.urgent.len() < URGENT_MAX {
+            self.urgent.push_back(page);
+        }
+    }
+
+    /// The target has all of it.
+    pub fn complete(&mut self) {
+        if self.phase == Phase::Serving {
             self.end(Outcome::Moved);
+        }
+    }
+
+    /// Its memory here is lost, or its operator gives it up, while the target still lacks some of it.
+    pub fn torn(&mut self) {
+        if self.phase == Phase::Serving {
+            self.end(Outcome::Torn);
         }
     }
 
     /// The target has given up, and never ran it.
     pub fn aborted(&mut self, reason: &str) {
         match self.phase {
-            Phase::Done => {}
+            // A target that runs it cannot take that back.
+            Phase::Done | Phase::Serving => {}
             Phase::Withdrawing => self.end(Outcome::Stayed(reason.to_string())),
             _ => {
                 self.resume_if_stopped();
@@ -313,6 +401,7 @@ impl Source {
         match self.phase {
             Phase::Withdrawing => self.end(Outcome::Stayed("it was taken back".to_string())),
             Phase::Committed => self.end(Outcome::Lost),
+            Phase::Serving => self.end(Outcome::Torn),
             _ => {}
         }
     }
@@ -323,6 +412,12 @@ impl Source {
         match self.phase {
             Phase::Done => {}
             Phase::Committed | Phase::Withdrawing => self.effects.push_back(Effect::Connect),
+            Phase::Serving => {
+                // What was under way is lost or is not: the target knows what it lacks.
+                self.to_send.clear();
+                self.urgent.clear();
+                self.effects.push_back(Effect::Connect);
+            }
             Phase::Offering
             | Phase::Copying
             | Phase::Stopping
@@ -337,7 +432,7 @@ impl Source {
     pub fn linked(&mut self) {
         self.has_link = true;
         match self.phase {
-            Phase::Committed => self.effects.push_back(Effect::Say(Word::Commit)),
+            Phase::Committed | Phase::Serving => self.effects.push_back(Effect::Say(Word::Commit)),
             Phase::Withdrawing => self.effects.push_back(Effect::Say(Word::Abort("it was taken back".to_string()))),
             _ => {}
         }
@@ -345,7 +440,7 @@ impl Source {
 
     /// Takes the VM back; false once it is given away.
     pub fn cancel(&mut self, reason: &str) -> bool {
-        if matches!(self.phase, Phase::Committed | Phase::Withdrawing | Phase::Done) {
+        if matches!(self.phase, Phase::Committed | Phase::Serving | Phase::Withdrawing | Phase::Done) {
             return false;
         }
         self.fail(reason);
@@ -380,6 +475,12 @@ impl Source {
         self.effects.push_back(Effect::Stop);
     }
 
+    /// Hands it over without the rest.
+    fn leave_behind(&mut self) {
+        self.is_postcopy = true;
+        self.stop();
+    }
+
     /// After a round: the rest fits the downtime, or there is another round.
     fn decide(&mut self, page_ns: u64, rest_ns: u64, now_ns: u64) {
         let remaining = self.to_send.count();
@@ -396,6 +497,10 @@ impl Source {
         }
         let stalls = remaining > self.round_pages - self.round_pages / 4;
         self.stalls = if stalls { self.stalls + 1 } else { 0 };
+        if self.stalls >= STALLS_MAX && self.settings.strategy == Strategy::Postcopy {
+            // To slow it down would cost it more.
+            return self.leave_behind();
+        }
         if self.stalls >= STALLS_MAX && self.running_percent > THROTTLE_KEPT_PERCENT {
             self.stalls = 0;
             self.running_percent = (self.running_percent / 2).max(THROTTLE_KEPT_PERCENT);
@@ -454,7 +559,7 @@ mod tests {
         assert_eq!(send(&mut source), Some(Effect::Look));
         source.looked(&written(100, 3), 1000, 0, 0);
         assert_eq!(source.take_effect(), Some(Effect::Stop));
-        source.stopped();
+        source.stopped(&PageSet::default());
         assert_eq!(source.take_effect(), Some(Effect::Look));
         source.looked(&written(100, 5), 1000, 0, 0);
         assert_eq!(source.remaining(), 5);
@@ -509,6 +614,85 @@ mod tests {
         assert_eq!(source.take_effect(), Some(Effect::Stop));
     }
 
+    /// A guest of 100 pages that is handed over with half of them.
+    fn serving() -> Source {
+        let settings = Settings { timeout_ns: SECOND, strategy: Strategy::Postcopy, ..Settings::default() };
+        let mut source = source(100, settings);
+        (0..50).for_each(|page| assert_eq!(source.take_page(), Some(page)));
+        source.tick(SECOND);
+        let mut essential = PageSet::new(100).unwrap();
+        [3, 7, 80].iter().for_each(|&page| essential.insert(page, 1));
+        source.stopped(&essential);
+        source.looked(&written(100, 5), 1, 0, SECOND);
+        // Page 7 is there already.
+        assert_eq!([source.take_page(), source.take_page(), source.take_page()], [Some(3), Some(80), None]);
+        source.advance();
+        source.state_sent();
+        source.ready();
+        source.running();
+        let effects: Vec<_> = core::iter::from_fn(|| source.take_effect()).collect();
+        let say = Effect::Say;
+        let last = [say(Word::Missing), Effect::SendState, say(Word::Finish), say(Word::Commit)];
+        assert_eq!(effects, [vec![Effect::Stop, Effect::Look], last.to_vec()].concat());
+        assert_eq!((source.phase(), source.remaining()), (Phase::Serving, 53));
+        source
+    }
+
+    #[test]
+    fn what_is_wanted_goes_first_and_its_neighbours_next() {
+        let mut source = serving();
+        [90, 7, 1, 90, 5000].iter().for_each(|&page| source.wanted(page));
+        let pages: Vec<_> = core::iter::from_fn(|| source.take_page()).take(4).collect();
+        assert_eq!(pages, [90, 1, 2, 4]);
+        assert!(!source.cancel("too late"));
+        source.aborted("too late");
+        while source.take_page().is_some() {}
+        assert_eq!(source.take_effect(), None, "it keeps its memory");
+        source.complete();
+        assert_eq!(source.take_effect(), Some(Effect::End(Outcome::Moved)));
+    }
+
+    #[test]
+    fn after_a_lost_link_the_target_says_what_it_lacks() {
+        let mut source = serving();
+        source.unlinked("gone");
+        assert_eq!((source.take_effect(), source.take_page()), (Some(Effect::Connect), None));
+        source.linked();
+        source.running();
+        assert_eq!(source.take_effect(), Some(Effect::Say(Word::Commit)));
+        source.missing(98, u64::MAX);
+        assert_eq!([source.take_page(), source.take_page(), source.take_page()], [Some(98), Some(99), None]);
+        let mut forgotten = source.clone();
+        forgotten.unknown();
+        source.torn();
+        for mut source in [source, forgotten] {
+            assert_eq!(source.take_effect(), Some(Effect::End(Outcome::Torn)));
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_to_be_handed_over_is_not_slowed_down() {
+        let mut source = source(100, Settings { strategy: Strategy::Postcopy, ..Settings::default() });
+        for _ in 0..2 {
+            assert_eq!(send(&mut source), Some(Effect::Look));
+            source.looked(&written(100, 90), SECOND, 0, 0);
+        }
+        assert_eq!((source.take_effect(), source.running_percent()), (Some(Effect::Stop), 100));
+    }
+
+    #[test]
+    fn a_look_from_before_the_stop_is_not_the_last() {
+        let mut source = source(100, Settings { timeout_ns: SECOND, strategy: Strategy::Stop, ..Settings::default() });
+        assert_eq!(send(&mut source), Some(Effect::Look));
+        source.tick(SECOND);
+        assert_eq!(source.take_effect(), Some(Effect::Stop));
+        source.stopped(&PageSet::default());
+        source.looked(&written(100, 2), 1, 0, SECOND);
+        assert_eq!((source.phase(), source.take_effect()), (Phase::LastLook, Some(Effect::Look)));
+        source.looked(&written(100, 5), 1, 0, SECOND);
+        assert_eq!((source.phase(), source.remaining()), (Phase::LastPages, 5));
+    }
+
     #[test]
     fn early_looks_do_not_end_the_first_round() {
         let mut source = source(64, Settings::default());
@@ -531,7 +715,7 @@ mod tests {
         let mut finished = source(0, Settings::default());
         finished.advance();
         finished.looked(&written(0, 0), 1, 0, 0);
-        finished.stopped();
+        finished.stopped(&PageSet::default());
         finished.looked(&written(0, 0), 1, 0, 0);
         finished.state_sent();
         while finished.take_effect().is_some() {}

@@ -37,6 +37,10 @@ pub enum Word {
     Ready,
     /// [`crate::wire::Message::Running`].
     Running,
+    /// [`crate::wire::Message::Missing`], of [`Target::missing_pages`].
+    Missing,
+    /// [`crate::wire::Message::Complete`].
+    Complete,
     /// [`crate::wire::Message::Abort`].
     Abort(String),
 }
@@ -49,8 +53,14 @@ pub enum Effect {
     /// Make the machine out of the state, up to the point where it only has to be let run, and call
     /// [`Target::restored`].
     Restore,
-    /// Let it run, and announce it to the network.
+    /// Let it run, and announce it to the network. Pages that are missing, it waits for.
     Run,
+    /// Let it stand: memory that it lacks cannot come.
+    Pause,
+    /// Let it run on, and ask again for what it waits for.
+    GoOn,
+    /// All of its memory is here.
+    Whole,
     /// Forget the machine, and why.
     Discard(String),
 }
@@ -70,8 +80,14 @@ pub struct Breach(
 pub struct Target {
     id: Id,
     phase: Phase,
-    /// Pages that have not arrived once.
+    /// All that there are.
+    pages: PageSet,
+    /// Pages that have not arrived, or not as they are now.
     missing: PageSet,
+    /// Some of them follow the guest.
+    is_postcopy: bool,
+    /// It stands until there is a session again.
+    is_paused: bool,
     state: Vec<u8>,
     state_total: Option<u32>,
     reason: String,
@@ -84,7 +100,10 @@ impl Target {
         Self {
             id,
             phase: Phase::Preparing,
+            pages: PageSet::default(),
             missing: PageSet::default(),
+            is_postcopy: false,
+            is_paused: false,
             state: Vec::new(),
             state_total: None,
             reason: String::new(),
@@ -102,9 +121,19 @@ impl Target {
         self.phase
     }
 
-    /// Pages that have not arrived once.
+    /// How many pages have not arrived, or not as they are now.
     pub fn missing(&self) -> u64 {
         self.missing.count()
+    }
+
+    /// The same, each.
+    pub fn missing_pages(&self) -> &PageSet {
+        &self.missing
+    }
+
+    /// Whether memory follows the guest.
+    pub fn is_postcopy(&self) -> bool {
+        self.is_postcopy
     }
 
     /// The machine's state, once it is whole.
@@ -121,7 +150,8 @@ impl Target {
     pub fn prepared(&mut self, pages: PageSet) {
         if self.phase == Phase::Preparing {
             self.phase = Phase::Receiving;
-            self.missing = pages;
+            self.missing = pages.clone();
+            self.pages = pages;
             self.effects.push_back(Effect::Say(Word::Accept));
         }
     }
@@ -134,15 +164,35 @@ impl Target {
         }
     }
 
-    /// The `count` pages from `first` on arrived and are stored.
-    pub fn arrived(&mut self, first: u64, count: u64) -> Result<(), Breach> {
-        if self.phase != Phase::Receiving {
-            return Err(Breach("it sends memory out of turn"));
+    /// A page arrives: says whether it is to be stored. A guest that runs may have changed what it was given.
+    pub fn arrived(&mut self, page: u64) -> Result<bool, Breach> {
+        match self.phase {
+            Phase::Receiving => {
+                self.missing.remove(page);
+                Ok(true)
+            }
+            Phase::Running if self.is_postcopy => {
+                let is_new = self.missing.remove(page);
+                if is_new && self.missing.is_empty() {
+                    self.effects.extend([Effect::Say(Word::Complete), Effect::Whole]);
+                }
+                Ok(is_new)
+            }
+            _ => Err(Breach("it sends memory out of turn")),
         }
-        // Memory ends before its numbers do.
-        (first..first.saturating_add(count).min(self.missing.end())).for_each(|page| {
-            self.missing.remove(page);
-        });
+    }
+
+    /// The source says that it will send the `count` pages from `first` on after the guest.
+    pub fn left_behind(&mut self, first: u64, count: u64) -> Result<(), Breach> {
+        if self.phase != Phase::Receiving {
+            return Err(Breach("it leaves memory behind out of turn"));
+        }
+        let end = first.checked_add(count).filter(|&end| end <= self.pages.end());
+        let end = end.ok_or(Breach("it leaves memory behind that the VM does not have"))?;
+        if !(first..end).all(|page| self.pages.contains(page)) {
+            return Err(Breach("it leaves memory behind that the VM does not have"));
+        }
+        self.missing.insert(first, count);
         Ok(())
     }
 
@@ -162,14 +212,16 @@ impl Target {
         Ok(())
     }
 
-    /// The source has sent everything.
-    pub fn finished(&mut self) -> Result<(), Breach> {
+    /// The source has sent everything, but for so many pages that follow.
+    pub fn finished(&mut self, left_behind: u64) -> Result<(), Breach> {
         if self.phase != Phase::Receiving {
             return Err(Breach("it finishes out of turn"));
         }
-        if !self.missing.is_empty() {
+        // What never arrived and what was said to follow is all that the source still has to send.
+        if self.missing.count() != left_behind {
             return Err(Breach("pages are missing"));
         }
+        self.is_postcopy = left_behind > 0;
         if self.state_total != Some(self.state.len() as u32) {
             return Err(Breach("the state is not whole"));
         }
@@ -200,7 +252,10 @@ impl Target {
                 self.phase = Phase::Running;
                 self.effects.extend([Effect::Run, Effect::Say(Word::Running)]);
             }
-            Phase::Running => self.effects.push_back(Effect::Say(Word::Running)),
+            Phase::Running => {
+                self.effects.push_back(Effect::Say(Word::Running));
+                self.say_what_is_missing();
+            }
             Phase::Gone => self.effects.push_back(Effect::Say(Word::Abort(self.reason.clone()))),
             Phase::Preparing | Phase::Receiving | Phase::Restoring => {
                 return Err(Breach("it gives away what is not ready"));
@@ -224,8 +279,21 @@ impl Target {
     pub fn unlinked(&mut self, reason: &str) {
         match self.phase {
             Phase::Preparing | Phase::Receiving | Phase::Restoring => self.discard(reason),
+            Phase::Running if !self.missing.is_empty() => {
+                if !core::mem::replace(&mut self.is_paused, true) {
+                    self.effects.push_back(Effect::Pause);
+                }
+            }
             // The source may have given it away with its last breath, or not: it will say.
             Phase::Ready | Phase::Running | Phase::Gone => {}
+        }
+    }
+
+    /// The guest ended here: it needs nothing more.
+    pub fn ended(&mut self) {
+        if self.phase == Phase::Running && !self.missing.is_empty() {
+            self.missing.clear();
+            self.effects.push_back(Effect::Say(Word::Complete));
         }
     }
 
@@ -236,6 +304,17 @@ impl Target {
             self.give_up(reason);
         }
         open
+    }
+
+    /// On another session: what was under way on the one before is lost, or is not.
+    fn say_what_is_missing(&mut self) {
+        if self.is_postcopy {
+            let word = if self.missing.is_empty() { Word::Complete } else { Word::Missing };
+            self.effects.push_back(Effect::Say(word));
+        }
+        if core::mem::take(&mut self.is_paused) {
+            self.effects.push_back(Effect::GoOn);
+        }
     }
 
     fn give_up(&mut self, reason: &str) {
@@ -268,10 +347,10 @@ mod tests {
 
     fn ready() -> Target {
         let mut target = receiving();
-        target.arrived(0, 4).unwrap();
+        (0..4).for_each(|page| assert!(target.arrived(page).unwrap()));
         target.state_arrived(4, b"st").unwrap();
         target.state_arrived(4, b"at").unwrap();
-        target.finished().unwrap();
+        target.finished(0).unwrap();
         assert_eq!(target.take_effect(), Some(Effect::Restore));
         assert_eq!(target.state(), b"stat");
         target.restored(Ok(()));
@@ -294,15 +373,16 @@ mod tests {
     #[test]
     fn what_is_not_whole_does_not_become_ready() {
         let mut target = receiving();
-        target.arrived(0, 3).unwrap();
+        (0..3).for_each(|page| assert!(target.arrived(page).unwrap()));
         target.state_arrived(1, b"s").unwrap();
-        assert_eq!(target.finished(), Err(Breach("pages are missing")));
-        target.arrived(3, u64::MAX).unwrap();
+        assert_eq!(target.finished(0), Err(Breach("pages are missing")));
+        target.arrived(3).unwrap();
+        target.arrived(u64::MAX).unwrap();
         assert!(target.state_arrived(2, b"s").is_err() && target.state_arrived(1, b"t").is_err());
         assert!(target.committed().is_err());
         let mut target = receiving();
-        target.arrived(0, 4).unwrap();
-        assert_eq!(target.finished(), Err(Breach("the state is not whole")));
+        (0..4).for_each(|page| assert!(target.arrived(page).unwrap()));
+        assert_eq!(target.finished(0), Err(Breach("the state is not whole")));
         assert!(target.state_arrived(STATE_BYTES_MAX + 1, b"s").is_err());
     }
 
@@ -318,9 +398,9 @@ mod tests {
     #[test]
     fn what_is_given_up_is_not_restored() {
         let mut target = receiving();
-        target.arrived(0, 4).unwrap();
+        (0..4).for_each(|page| assert!(target.arrived(page).unwrap()));
         target.state_arrived(1, b"s").unwrap();
-        target.finished().unwrap();
+        target.finished(0).unwrap();
         target.unlinked("gone");
         assert_eq!(target.take_effect(), Some(Effect::Discard("gone".to_string())));
         assert_eq!(target.take_effect(), None);
@@ -329,13 +409,66 @@ mod tests {
     #[test]
     fn a_machine_that_cannot_be_restored_is_given_up() {
         let mut target = receiving();
-        target.arrived(0, 4).unwrap();
+        (0..4).for_each(|page| assert!(target.arrived(page).unwrap()));
         target.state_arrived(1, b"s").unwrap();
-        target.finished().unwrap();
+        target.finished(0).unwrap();
         assert_eq!(target.take_effect(), Some(Effect::Restore));
         target.restored(Err("an unknown unit"));
         let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
         let reason = || "an unknown unit".to_string();
         assert_eq!(effects, [Effect::Say(Word::Abort(reason())), Effect::Discard(reason())]);
+    }
+
+    /// A guest that runs, and lacks its last two pages.
+    fn running_in_part() -> Target {
+        let mut target = receiving();
+        (0..3).for_each(|page| assert!(target.arrived(page).unwrap()));
+        target.left_behind(2, 1).unwrap();
+        target.state_arrived(1, b"s").unwrap();
+        assert_eq!(target.finished(1), Err(Breach("pages are missing")));
+        target.finished(2).unwrap();
+        target.restored(Ok(()));
+        target.committed().unwrap();
+        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
+        let say = Effect::Say;
+        assert_eq!(effects, [Effect::Restore, say(Word::Ready), Effect::Run, say(Word::Running)]);
+        target
+    }
+
+    #[test]
+    fn what_follows_is_stored_once() {
+        let mut target = running_in_part();
+        assert_eq!(target.arrived(0), Ok(false), "the guest may have changed it");
+        assert_eq!(target.arrived(2), Ok(true));
+        assert_eq!((target.arrived(2), target.take_effect()), (Ok(false), None));
+        assert_eq!(target.arrived(3), Ok(true));
+        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
+        assert_eq!(effects, [Effect::Say(Word::Complete), Effect::Whole]);
+        target.unlinked("gone");
+        assert_eq!(target.take_effect(), None, "it needs nobody");
+    }
+
+    #[test]
+    fn without_a_link_it_stands_and_then_says_what_it_lacks() {
+        let mut target = running_in_part();
+        target.unlinked("gone");
+        target.unlinked("gone");
+        target.committed().unwrap();
+        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
+        let (running, missing) = (Effect::Say(Word::Running), Effect::Say(Word::Missing));
+        assert_eq!(effects, [Effect::Pause, running.clone(), missing, Effect::GoOn]);
+        assert_eq!(target.missing_pages().iter().collect::<Vec<_>>(), [2, 3]);
+        target.ended();
+        target.committed().unwrap();
+        let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
+        let complete = Effect::Say(Word::Complete);
+        assert_eq!(effects, [complete.clone(), running, complete]);
+    }
+
+    #[test]
+    fn memory_that_is_none_is_not_left_behind() {
+        let mut target = receiving();
+        assert!(target.left_behind(3, 2).is_err() && target.left_behind(u64::MAX, 1).is_err());
+        assert!(ready().left_behind(0, 1).is_err() && ready().arrived(0).is_err());
     }
 }

@@ -3,13 +3,15 @@
 //! A message is a kind, one byte, and what belongs to it; integers are little-endian. `peer` says where each begins and
 //! ends and that nobody changed it; what is in it is still the other host's word and is checked here and in [`crate::pages`].
 //! The first message of a session is [`Message::Offer`], or, after a link was lost, [`Message::Commit`] or
-//! [`Message::Abort`] again.
+//! [`Message::Abort`] again. Where [`Message::Missing`] went before [`Message::Finish`], pages follow the commit until the
+//! target's [`Message::Complete`].
 
 use crate::Id;
+use crate::pages::{RUN_BYTES, Runs};
 use alloc::vec::Vec;
 
 /// The protocol's version, part of an offer. Another one is refused.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The longest message: what one frame of `peer` holds.
 pub const MESSAGE_BYTES_MAX: usize = 65_000;
@@ -74,6 +76,23 @@ pub enum Message<'a> {
         id: Id,
         /// How far the target's clock on the wall is ahead of the source's.
         ahead_ns: i64,
+        /// How many pages follow the commit.
+        left_behind: u64,
+    },
+    /// Source, before it finishes: these pages follow the commit. Target, on a session after that: these are missing.
+    Missing {
+        /// The pages.
+        runs: Runs<'a>,
+    },
+    /// Target, which runs it: send these first.
+    Want {
+        /// The pages.
+        runs: Runs<'a>,
+    },
+    /// Target, which runs it: all of it is here, or what is not is needed no more.
+    Complete {
+        /// The migration.
+        id: Id,
     },
     /// Target: everything is here and restored; say the word.
     Ready {
@@ -115,6 +134,8 @@ pub enum Malformed {
     Kind(u8),
     /// A reason is no text, or too long.
     Reason,
+    /// Runs of pages are cut, or one is empty.
+    Runs,
 }
 
 impl core::fmt::Display for Malformed {
@@ -124,6 +145,7 @@ impl core::fmt::Display for Malformed {
             Self::Long => out.write_str("a message is too long"),
             Self::Kind(kind) => write!(out, "a message is of unknown kind {kind}"),
             Self::Reason => out.write_str("a reason is no short text"),
+            Self::Runs => out.write_str("a list of pages is none"),
         }
     }
 }
@@ -143,7 +165,13 @@ mod kind {
     pub const CLOCK: u8 = 12;
     pub const TIME: u8 = 13;
     pub const CONSOLE: u8 = 14;
+    pub const MISSING: u8 = 15;
+    pub const WANT: u8 = 16;
+    pub const COMPLETE: u8 = 17;
 }
+
+/// Runs of pages in one message.
+pub const RUNS_MAX: usize = STATE_BYTES_MAX / RUN_BYTES;
 
 /// The first byte of a message with pages: records follow it at once, so that they can be written in place.
 pub const PAGES_KIND: u8 = kind::PAGES;
@@ -184,10 +212,20 @@ impl<'a> Message<'a> {
                 out.push(kind::CONSOLE);
                 out.extend_from_slice(bytes);
             }
-            Self::Finish { id, ahead_ns } => {
+            Self::Finish { id, ahead_ns, left_behind } => {
                 head(out, kind::FINISH, id);
                 out.extend_from_slice(&ahead_ns.to_le_bytes());
+                out.extend_from_slice(&left_behind.to_le_bytes());
             }
+            Self::Missing { runs } => {
+                out.push(kind::MISSING);
+                out.extend_from_slice(runs.bytes());
+            }
+            Self::Want { runs } => {
+                out.push(kind::WANT);
+                out.extend_from_slice(runs.bytes());
+            }
+            Self::Complete { id } => head(out, kind::COMPLETE, id),
             Self::Ready { id } => head(out, kind::READY, id),
             Self::Commit { id } => head(out, kind::COMMIT, id),
             Self::Running { id } => head(out, kind::RUNNING, id),
@@ -231,8 +269,13 @@ impl<'a> Message<'a> {
             kind::CONSOLE => Ok(Self::Console { bytes: rest }),
             kind::FINISH => {
                 let (id, rest) = id(rest)?;
-                Ok(Self::Finish { id, ahead_ns: i64::from_le_bytes(whole(rest)?) })
+                let (ahead_ns, rest) = rest.split_first_chunk().ok_or(Malformed::Short)?;
+                let left_behind = u64::from_le_bytes(whole(rest)?);
+                Ok(Self::Finish { id, ahead_ns: i64::from_le_bytes(*ahead_ns), left_behind })
             }
+            kind::MISSING => Ok(Self::Missing { runs: Runs::new(rest).ok_or(Malformed::Runs)? }),
+            kind::WANT => Ok(Self::Want { runs: Runs::new(rest).ok_or(Malformed::Runs)? }),
+            kind::COMPLETE => only_id(|id| Self::Complete { id }),
             kind::READY => only_id(|id| Self::Ready { id }),
             kind::COMMIT => only_id(|id| Self::Commit { id }),
             kind::RUNNING => only_id(|id| Self::Running { id }),
@@ -300,6 +343,8 @@ mod tests {
                 | Message::Console { .. }
                 | Message::Refuse { .. }
                 | Message::Abort { .. }
+                | Message::Missing { .. }
+                | Message::Want { .. }
         );
         if !is_open {
             bytes.push(0);
@@ -318,7 +363,10 @@ mod tests {
             Message::Clock { asked_ns: 5 },
             Message::Time { asked_ns: 5, utc_ns: u64::MAX },
             Message::Console { bytes: b"login: " },
-            Message::Finish { id: ID, ahead_ns: -3 },
+            Message::Finish { id: ID, ahead_ns: -3, left_behind: 7 },
+            Message::Missing { runs: Runs::new(&[9, 0, 0, 0, 0, 1, 0, 0]).unwrap() },
+            Message::Want { runs: Runs::new(&[8, 0, 0, 0, 0, 2, 0, 0]).unwrap() },
+            Message::Complete { id: ID },
             Message::Ready { id: ID },
             Message::Commit { id: ID },
             Message::Running { id: ID },
@@ -333,6 +381,8 @@ mod tests {
     fn what_is_no_message_is_refused() {
         assert_eq!(Message::parse(&[]), Err(Malformed::Short));
         assert_eq!(Message::parse(&[kind::COMMIT, 1, 2]), Err(Malformed::Short));
+        assert_eq!(Message::parse(&[kind::WANT, 0, 0, 0, 0, 0, 0, 0, 0]), Err(Malformed::Runs));
+        assert_eq!(Message::parse(&[kind::MISSING, 0, 0, 0, 0, 0, 1]), Err(Malformed::Runs));
         assert_eq!(Message::parse(&[99]), Err(Malformed::Kind(99)));
         assert_eq!(Message::parse(&[kind::REFUSE, 0xff]), Err(Malformed::Reason));
         assert_eq!(Message::parse(b"\x03\x1b[2J"), Err(Malformed::Reason));

@@ -8,7 +8,7 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use config::{Name, NicSpec, PeerSpec, Size, VmSpec};
 
 use crate::{
-    Command, CpuProfileCommand, MigrateOptions, ParseError, VmAction, VmPart,
+    Command, CpuProfileCommand, MigrateOptions, MigrateStrategy, ParseError, VmAction, VmPart,
     parse::{Arguments, number},
 };
 
@@ -262,11 +262,13 @@ pub(crate) const CATALOG: &[Spec] = &[
         options: &[
             option("--downtime", "MS", Value::Free, "milliseconds it may stand still, 60 when not given"),
             option("--timeout", "S", Value::Free, "seconds until the strategy applies, 300 when not given"),
-            option("--strategy", "WHAT", Value::Free, "then: `cancel`, when not given, or `stop` the VM"),
+            option("--strategy", "WHAT", Value::Free, "then: `cancel`, when not given, `stop` the VM, or `postcopy`"),
             option("--bandwidth", "MIB", Value::Free, "at most so many MiB a second while it runs"),
         ],
         details: "The VM runs on while its memory is sent; it stands still for the last of it. It is on one host or the \
-                  other, whatever happens on the way. Both hosts must see its disks. The peer must know this host, too.",
+                  other, whatever happens on the way. Both hosts must see its disks. The peer must know this host, too. By \
+                  post-copy it goes on there at once, also before the timeout where its memory changes too fast, and waits \
+                  for each page that it needs first; if a host fails before the last has come, the VM is lost.",
         examples: &["vm migrate web to castor", "vm migrate web to castor --downtime 20 --timeout 60 --strategy stop"],
         ..plain(&["vm", "migrate"], "move a running VM to another host", migrate)
     },
@@ -516,16 +518,18 @@ fn migrate(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
         Some(text) => number(text, 1, max, what).map(Some),
         None => Ok(None),
     };
-    let stop = match arguments.value("--strategy") {
-        None | Some("cancel") => false,
-        Some("stop") => true,
-        Some("postcopy") => return Err(ParseError::new("post-copy is not supported yet", "give cancel or stop")),
-        Some(other) => return Err(ParseError::new(format!("`{other}` is no strategy"), "give cancel or stop")),
+    let strategy = match arguments.value("--strategy") {
+        None | Some("cancel") => MigrateStrategy::Cancel,
+        Some("stop") => MigrateStrategy::Stop,
+        Some("postcopy") => MigrateStrategy::Postcopy,
+        Some(other) => {
+            return Err(ParseError::new(format!("`{other}` is no strategy"), "give cancel, stop or postcopy"));
+        }
     };
     let options = MigrateOptions {
         downtime_ms: value("--downtime", 600_000, "a number of milliseconds")?,
         timeout_s: value("--timeout", 1_000_000, "a number of seconds")?,
-        stop,
+        strategy,
         bandwidth_mib_s: value("--bandwidth", 1 << 20, "a number of MiB a second")?,
     };
     Ok(Command::VmMigrate { name: name.parse::<Name>()?, to: host.parse()?, options })

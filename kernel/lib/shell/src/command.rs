@@ -178,6 +178,18 @@ pub enum CpuProfileCommand {
     },
 }
 
+/// What happens to a VM that changes its memory too fast to be moved in time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MigrateStrategy {
+    /// It stays.
+    #[default]
+    Cancel,
+    /// It is stopped for as long as the rest takes.
+    Stop,
+    /// It goes on at the other host, and the rest of its memory follows.
+    Postcopy,
+}
+
 /// How a VM is moved; what is not given has its usual value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MigrateOptions {
@@ -185,8 +197,8 @@ pub struct MigrateOptions {
     pub downtime_ms: Option<u64>,
     /// After how many seconds the strategy applies.
     pub timeout_s: Option<u64>,
-    /// Whether it is then stopped for as long as the rest takes, instead of staying.
-    pub stop: bool,
+    /// What then happens.
+    pub strategy: MigrateStrategy,
     /// At most so many MiB a second.
     pub bandwidth_mib_s: Option<u64>,
 }

@@ -29,7 +29,7 @@ mod units;
 mod words;
 
 pub use attach::{Attach, AttachAction};
-pub use command::{Command, CpuProfileCommand, Invocation, MigrateOptions, VmAction, VmPart};
+pub use command::{Command, CpuProfileCommand, Invocation, MigrateOptions, MigrateStrategy, VmAction, VmPart};
 pub use complete::{NameKind, Names, NoNames};
 pub use console::{ConsoleBuffer, Cursor};
 pub use editor::{Input, LineEditor};

@@ -73,6 +73,20 @@ impl Pair {
         Ok(moved)
     }
 
+    /// Waits until the move that began last is this far.
+    fn wait_phase(&mut self, from: usize, phase: &str) -> Result<()> {
+        let until = self.hosts[from].emulator().elapsed() + MOVE_LIMIT;
+        loop {
+            let last = self.hosts[from].ask("migrate status")?[0].clone();
+            if last["phase"] == phase {
+                return Ok(());
+            }
+            let elapsed = self.hosts[from].emulator().elapsed();
+            ensure!(elapsed < until, self.hosts[from].emulator().failure(&format!("it does not get there: {last}")));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits until the move that began last has ended.
     pub fn wait_end(&mut self, from: usize) -> Result<Value> {
         let until = self.hosts[from].emulator().elapsed() + MOVE_LIMIT;
@@ -125,7 +139,12 @@ pub fn modules(artifacts: &Artifacts) -> Result<[(PathBuf, String); 1]> {
 
 /// Starts the guest with these options besides its own, and waits until it has checked its memory once.
 pub fn start(host: &mut Host, options: &str) -> Result<()> {
-    let words = format!("mib=4 rounds=0 every={EVERY}");
+    start_with(host, 4, options)
+}
+
+/// The same with this much memory to check.
+fn start_with(host: &mut Host, mib: u64, options: &str) -> Result<()> {
+    let words = format!("mib={mib} rounds=0 every={EVERY}");
     host.ask(&format!("vm create g --kernel {GUEST} --cmdline \"{words}\" --memory 64M --nic {options} --start"))?;
     let mut console = host.attach("g")?;
     console.expect(&format!("HASH {EVERY} "), GUEST_BOOT_LIMIT)?;
@@ -173,4 +192,25 @@ pub fn link_cut(artifacts: &Artifacts) -> Result<()> {
     pair.hosts[1].wait_gone("g")?;
     pair.migrate(0, "g")?;
     check(&mut pair.hosts[1], last).map(drop)
+}
+
+/// The guest goes on at the target without most of its memory, which follows; the link is cut meanwhile, and is back.
+pub fn postcopy(artifacts: &Artifacts) -> Result<()> {
+    let mut pair = Pair::boot(artifacts, "migrate_postcopy")?;
+    start_with(&mut pair.hosts[0], 8, "")?;
+    pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 1 --strategy postcopy --bandwidth 1")?;
+    pair.wait_phase(0, "sending the rest")?;
+    pair.hosts[0].emulator().monitor("set_link net0 off")?;
+    pair.hosts[1].wait_state("g", "paused", MOVE_LIMIT)?;
+    let refusal = pair.hosts[1].refusal("vm resume g")?;
+    ensure!(refusal.contains("still on its way"), "a guest without its memory was let go on: {refusal}");
+    pair.hosts[0].emulator().monitor("set_link net0 on")?;
+    let moved = pair.wait_end(0)?;
+    ensure!(moved["phase"] == "moved", pair.hosts[0].emulator().failure(&format!("it did not move: {moved}")));
+    eprintln!("        {moved}");
+    pair.hosts[0].wait_gone("g")?;
+    let last = check(&mut pair.hosts[1], EVERY)?;
+    // Whole again, it moves on as any other.
+    pair.migrate(1, "g")?;
+    check(&mut pair.hosts[0], last).map(drop)
 }
