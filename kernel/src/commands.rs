@@ -273,6 +273,9 @@ fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> A
             Err(refusal) => Err(refusal),
         },
         VmAction::Resume => order(Order::Run).map(|_| done("is running")),
+        VmAction::EraseVariables => {
+            return begun(saved::erase(host, vm), format!("{name}'s UEFI variables are erased"), json);
+        }
         VmAction::Delete => vm::delete(host, vm).map(|()| done("is deleted")),
     };
     Answer::Reply(result.unwrap_or_else(refused), json)
@@ -400,6 +403,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         nics: vm.macs(),
         cpus: running.as_ref().map_or_else(Vec::new, |running| running.cpus()),
         cpu_profile: vm.spec.cpu_profile.clone(),
+        variables: vm.variables_place(),
         exits: running.as_ref().map_or(0, |running| running.counters().total().count),
         cpu_time_ns: running.map_or(0, |running| running.cpu_ns()),
     }

@@ -350,6 +350,9 @@ impl machine::Host for GuestHost<'_> {
             self.queued.running.note_given_up();
             services::note_given_up(self.host, self.cpu);
         }
+        if outbox.variables() {
+            services::note_variables(self.host, self.cpu);
+        }
         self.flush_transfers(outbox);
         self.flush_frames(outbox);
     }

@@ -1,4 +1,5 @@
-//! VMs on their way to a partition and back: what `vm save` and `vm restore` started, in steps that block nobody.
+//! What the host does on partitions of its own by order, in steps that block nobody: VMs on their way there and back
+//! (`vm save` and `vm restore`), and variables that are erased.
 //!
 //! The main type is [`Jobs`], which the services poll; [`save`] and [`restore`] begin a job. A job owns its partition
 //! ([`crate::slot`]) and holds its VM: what would disturb it is refused until it is over, but a kill, which ends it.
@@ -7,6 +8,7 @@ mod restore;
 mod save;
 
 use crate::host::Host;
+use crate::vm::variables::Erase;
 use crate::vm::{Refusal, Running, Start, Vm};
 use alloc::format;
 use alloc::sync::{Arc, Weak};
@@ -14,6 +16,9 @@ use alloc::vec::Vec;
 use restore::Restore;
 use save::Save;
 use spin::Mutex;
+
+/// How often it is looked how far an erasure is.
+const ERASE_LOOK_NS: u64 = 1_000_000;
 
 /// Jobs that were begun and that the services have not seen yet.
 static BEGUN: Mutex<Vec<Job>> = Mutex::new(Vec::new());
@@ -26,6 +31,7 @@ pub struct Jobs(Vec<Job>);
 enum Job {
     Save(Save),
     Restore(Restore),
+    Erase(Erase),
 }
 
 /// What a job waits for.
@@ -68,6 +74,14 @@ pub fn restore(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Beg
     Ok(begun)
 }
 
+/// Begins to erase what a VM's firmware keeps.
+pub fn erase(host: &'static Host, vm: &Arc<Vm>) -> Result<Begun, Refusal> {
+    let erase = Erase::begin(host, vm)?;
+    let begun = Begun { outcome: erase.outcome(), life: Weak::new() };
+    BEGUN.lock().push(Job::Erase(erase));
+    Ok(begun)
+}
+
 /// Whether a job was begun that waits to be looked at.
 pub fn has_work() -> bool {
     !BEGUN.lock().is_empty()
@@ -82,6 +96,10 @@ impl Jobs {
             let next = match job {
                 Job::Save(save) => save.poll(host),
                 Job::Restore(restore) => restore.poll(host),
+                Job::Erase(erase) => match erase.poll(host) {
+                    true => Next::Over,
+                    false => Next::At(host.clock.now_ns() + ERASE_LOOK_NS),
+                },
             };
             match next {
                 Next::At(ns) => due_ns = Some(due_ns.map_or(ns, |other| other.min(ns))),

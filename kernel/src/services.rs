@@ -9,6 +9,7 @@ use crate::measure::{self, Measurements};
 use crate::network::Forwarder;
 use crate::saved::{self, Jobs};
 use crate::vm::hotplug::{self, Removals};
+use crate::vm::variables::Keepers;
 use crate::vm::{self, Ending, Order, Running};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -39,6 +40,8 @@ static ENDED: Mutex<Vec<(Arc<Running>, Ending)>> = Mutex::new(Vec::new());
 static CONSOLE: Work = Work::new();
 /// Guests gave memory up.
 static GIVEN_UP: Work = Work::new();
+/// Firmware wrote variables, or a life began.
+static VARIABLES: Work = Work::new();
 /// Frames wait for the management address.
 static MANAGEMENT: Work = Work::new();
 /// Disk transfers ended that no interrupt announces, or those of the host itself.
@@ -60,6 +63,7 @@ pub struct Services {
     /// When the disks' drivers look after their devices next.
     disks_due_ns: Option<u64>,
     jobs: Jobs,
+    keepers: Keepers,
     measurements: Measurements,
     removals: Removals,
     /// Some cards raise none.
@@ -101,6 +105,11 @@ pub fn note_given_up(host: &Host, from: usize) {
     GIVEN_UP.note(host, from);
 }
 
+/// Notes that a guest's firmware wrote variables, or that there is a life that may. `from` is the CPU that calls.
+pub fn note_variables(host: &Host, from: usize) {
+    VARIABLES.note(host, from);
+}
+
 /// Notes that disk transfers ended which no interrupt announces, or the host's own. `from` is the CPU that calls.
 pub fn note_transfers(host: &Host, from: usize) {
     TRANSFERS.note(host, from);
@@ -113,7 +122,7 @@ pub fn may_be_console(devices: &Devices, vector: u8) -> bool {
 
 /// Whether something waits that no interrupt announces.
 pub fn has_work() -> bool {
-    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &GIVEN_UP].into_iter().any(Work::waits)
+    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &GIVEN_UP, &VARIABLES].into_iter().any(Work::waits)
         || !ENDED.lock().is_empty()
         || saved::has_work()
         || measure::has_work()
@@ -167,6 +176,7 @@ impl Services {
             polls_disks,
             disks_due_ns: Some(0),
             jobs: Jobs::default(),
+            keepers: Keepers::default(),
             measurements: Measurements::default(),
             removals: Removals::default(),
             polls_cards,
@@ -194,6 +204,7 @@ impl Services {
         let ending_due_ns = self.take_down_ended(devices);
         // Behind everything that may note the end of a transfer.
         let jobs_due_ns = self.jobs.poll(host);
+        let keepers_due_ns = self.keepers.poll(host, VARIABLES.take());
         let measurements_due_ns = self.measurements.poll(host);
         let removals_due_ns = self.removals.poll(host);
         CONSOLE.take();
@@ -208,7 +219,8 @@ impl Services {
             ending_due_ns,
             faults_due_ns,
         ];
-        let jobs_due_ns = [jobs_due_ns, migration_due_ns, measurements_due_ns, removals_due_ns, release_due_ns];
+        let jobs_due_ns =
+            [jobs_due_ns, keepers_due_ns, migration_due_ns, measurements_due_ns, removals_due_ns, release_due_ns];
         let due = services_due_ns.into_iter().chain([poll_due_ns]).chain(jobs_due_ns);
         due.flatten().min()
     }

@@ -162,12 +162,22 @@ impl Staging {
 
     /// Puts bytes in from the start on.
     pub fn fill(&self, bytes: &[u8]) {
-        self.memory.write(Gpa::new(0), bytes).expect("it was made for them");
+        self.fill_at(0, bytes);
+    }
+
+    /// Puts bytes in from an offset on.
+    pub fn fill_at(&self, offset: u64, bytes: &[u8]) {
+        self.memory.write(Gpa::new(offset), bytes).expect("it was made for them");
     }
 
     /// Takes bytes out from the start on.
     pub fn take(&self, into: &mut [u8]) {
-        self.memory.read(Gpa::new(0), into).expect("it was made for them");
+        self.take_at(0, into);
+    }
+
+    /// Takes bytes out from an offset on.
+    pub fn take_at(&self, offset: u64, into: &mut [u8]) {
+        self.memory.read(Gpa::new(offset), into).expect("it was made for them");
     }
 
     /// The memory of its first `bytes` bytes, for a disk.

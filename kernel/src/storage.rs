@@ -5,7 +5,7 @@ use crate::vm::Running;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use block::gpt::Guid;
+use block::gpt::{Guid, Partition};
 use block::{Catalog, Completion, Datastore, Health, IoError, Place, SubmitError, Transfer, VirtualDisk};
 use iommu::Source;
 use machine::OutTransfer;
@@ -93,6 +93,15 @@ impl Storage {
     /// Names of virtual disks.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// What the partition beside another, on its datastore, is called that has the other's name and `suffix` behind it.
+    pub fn beside(&self, place: Place, suffix: &str) -> Option<String> {
+        let Place { datastore, partition } = place;
+        let name = |(partition, _): (&Partition, bool)| partition.name.clone();
+        let wanted = self.datastores[datastore].partitions().nth(partition).map(name)? + suffix;
+        let found = self.datastores[datastore].partitions().position(|(partition, _)| partition.name == wanted)?;
+        self.catalog.name_of(Place { datastore, partition: found })
     }
 
     /// Lends the partition called `name`, or says in one line why not and what to do.

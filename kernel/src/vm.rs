@@ -13,8 +13,10 @@ mod memory;
 mod place;
 mod release;
 pub mod tracking;
+pub mod variables;
 
 use crate::host::{self, Host};
+use crate::services;
 use crate::storage::Lent;
 use ::memory::{FRAMES, Heap};
 use alloc::boxed::Box;
@@ -48,6 +50,8 @@ pub struct Vm {
     devices: Mutex<Devices>,
     /// Between its lives, what its firmware keeps.
     variables: Mutex<Option<Vec<u8>>>,
+    /// Where that is kept beyond this host's run, in words.
+    variables_place: Mutex<Option<String>>,
     life: Mutex<Life>,
     /// What its guest sees of the processor, wherever it starts: a CPU profile's, or what it had where it came from. Without
     /// any it sees what its host has.
@@ -133,6 +137,7 @@ impl Vm {
             console: Mutex::new(ConsoleBuffer::new()),
             devices,
             variables: Mutex::new(None),
+            variables_place: Mutex::new(None),
             life: Mutex::new(Life::Created),
             baseline: Mutex::new(None),
             is_restoring: AtomicBool::new(false),
@@ -308,7 +313,9 @@ impl Vm {
             let mut storage = host.storage.lock();
             running.lents().into_iter().enumerate().for_each(|(index, lent)| storage.set_owner(lent, running, index));
         }
+        running.begin_keeping(host);
         *self.life.lock() = Life::Running(running.clone());
+        services::note_variables(host, cpu::percpu::current().index());
     }
 
     /// Gives its vCPUs to their CPUs.
@@ -417,6 +424,9 @@ pub fn disconnect(host: &Host, running: &Running) {
 pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -> bool {
     // What is left when all others have let go: the VM's own, and the caller's.
     const HOLDERS: usize = 2;
+    if !running.finish_keeping(host, ending) {
+        return false;
+    }
     {
         let mut storage = host.storage.lock();
         // All of them withdraw what they can, at once.
@@ -428,7 +438,7 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         disks.iter().for_each(|&lent| storage.release(lent));
     }
     let vm = &running.vm;
-    if let Some(variables) = running.machine.variables() {
+    if let Some(variables) = running.machine.with_variables(|flash| flash.content(0..flash.bytes())) {
         *vm.variables.lock() = Some(variables);
     }
     *vm.life.lock() = match ending {

@@ -240,6 +240,7 @@ impl Restore {
         self.vm.end_restoring();
         running.note_given_up();
         services::note_given_up(host, SERVICE_CPU);
+        services::note_variables(host, SERVICE_CPU);
         running.command(host, SERVICE_CPU, Order::Run);
         running.machine.announce(&mut InputHost::new(host, SERVICE_CPU, &running));
         log::info!("{} is restored from {}", self.vm.name(), self.slot.name());

@@ -3,7 +3,7 @@
 //! [`prepare`] makes what the machine needs and joins no network; [`admit`] is called once the source has given the VM
 //! away, [`discard`] where it has not.
 
-use super::{Life, Origin, Refusal, Running, Vm, claim_disks, forget};
+use super::{Ending, Life, Origin, Refusal, Running, Vm, claim_disks, forget};
 use crate::host::Host;
 use crate::services;
 use alloc::boxed::Box;
@@ -55,6 +55,7 @@ pub fn admit(host: &'static Host, running: &Arc<Running>) {
     // Memory in its balloon is this host's.
     running.note_given_up();
     services::note_given_up(host, cpu::percpu::current().index());
+    services::note_variables(host, cpu::percpu::current().index());
     Vm::enqueue(host, running);
     // Those that slept find out by themselves.
     let from = cpu::percpu::current().index();
@@ -64,7 +65,8 @@ pub fn admit(host: &'static Host, running: &Arc<Running>) {
 }
 
 /// Forgets it: it never ran here.
-pub fn discard(host: &Host, running: &Arc<Running>) {
+pub fn discard(host: &'static Host, running: &Arc<Running>) {
+    assert!(running.finish_keeping(host, &Ending::Moved), "nothing was read for a VM that never ran here");
     let mut storage = host.storage.lock();
     running.lents().into_iter().for_each(|lent| storage.release(lent));
     drop(storage);

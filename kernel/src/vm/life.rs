@@ -8,6 +8,7 @@
 use super::memory::GuestFrames;
 use super::place::Place;
 use super::release::Releasing;
+use super::variables::Keeping;
 use super::{Refusal, Vm, note};
 use crate::backend::SecondStage;
 use crate::host::Host;
@@ -89,6 +90,7 @@ pub struct Running {
     pub(super) second_stage: Mutex<SecondStage>,
     pub(super) frames: Arc<GuestFrames>,
     pub(super) releasing: Releasing,
+    pub(super) keeping: Keeping,
     /// The memory of its firmware's flash.
     _flash: Option<Arc<GuestFrames>>,
 }
@@ -175,6 +177,7 @@ impl Running {
             second_stage: Mutex::new(second_stage),
             frames,
             releasing: Releasing::default(),
+            keeping: Keeping::default(),
             _flash: flash,
         }
     }
@@ -190,6 +193,9 @@ impl Running {
             if host.clock.now_ns() >= until_ns {
                 return Ok(false);
             }
+        }
+        if !self.has_variables()? {
+            return Ok(false);
         }
         let boot = match &self.vm.spec.kernel {
             None => self.machine.power_on(),

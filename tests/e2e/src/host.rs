@@ -10,6 +10,8 @@ use crate::{Console, Emulator};
 
 /// The shell's prompt.
 pub const PROMPT: &str = "pollux> ";
+/// What Pollux says first.
+const BANNER: &str = "Pollux ";
 /// How the epitaph of a panic begins.
 const EPITAPH: &str = "Pollux stopped: ";
 /// From power-on to the prompt, firmware and boot loader included. Generous: the machine may be loaded.
@@ -138,6 +140,19 @@ impl Host {
     pub fn attach(&mut self, vm: &str) -> Result<Console<'_>> {
         self.enter(&format!("vm console {vm}"))?;
         Ok(Console::new(&mut self.emulator))
+    }
+
+    /// Resets the machine as its button does, at whatever it is, and waits for the next prompt. Its disks have what was
+    /// written to them. The machine was started with `-action reboot=reset`.
+    ///
+    /// # Errors
+    /// If the prompt does not come.
+    pub fn reset(&mut self) -> Result<()> {
+        self.emulator.skip();
+        self.emulator.monitor("system_reset")?;
+        self.emulator.expect(BANNER, BOOT_LIMIT).context("the machine does not start again")?;
+        self.emulator.expect(PROMPT, BOOT_LIMIT).context("the prompt did not come after the reset")?;
+        Ok(())
     }
 
     /// Switches the host off by its own command.

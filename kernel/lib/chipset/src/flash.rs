@@ -56,6 +56,8 @@ pub struct Flash {
     status: u8,
     /// Which blocks were written and not taken.
     written: Vec<bool>,
+    /// Something was written that [`Flash::take_news`] has not told.
+    has_news: bool,
 }
 
 impl Flash {
@@ -66,7 +68,7 @@ impl Flash {
     pub fn new(cells: GuestMemory, bytes: usize) -> Self {
         assert!(bytes.is_multiple_of(BLOCK_BYTES) && cells.check(Gpa::new(0), bytes as u64).is_ok(), "whole blocks");
         let written = alloc::vec![false; bytes / BLOCK_BYTES];
-        Self { cells, bytes, mode: Mode::Array, status: 0, written }
+        Self { cells, bytes, mode: Mode::Array, status: 0, written, has_news: false }
     }
 
     /// Its size.
@@ -130,10 +132,24 @@ impl Flash {
         }
     }
 
-    /// Whether anything was written since the last [`take_written`](Self::take_written). It is not while a sequence of
-    /// commands is under way, so that what is taken is what the guest meant to be there.
+    /// Puts in what was kept from an earlier life; that counts as taken.
+    ///
+    /// # Panics
+    /// Where it has another size.
+    pub fn load(&mut self, content: &[u8]) {
+        assert_eq!(content.len(), self.bytes, "the chip's size");
+        self.cells.write(Gpa::new(0), content).expect("the chip is there");
+        self.written.fill(false);
+    }
+
+    /// Whether something was written since this was last asked. It waits for the end of a sequence of commands.
+    pub fn take_news(&mut self) -> bool {
+        self.mode == Mode::Array && core::mem::take(&mut self.has_news)
+    }
+
+    /// Whether anything was written that was not taken.
     pub fn has_written(&self) -> bool {
-        self.mode == Mode::Array && self.written.contains(&true)
+        self.written.contains(&true)
     }
 
     /// The next run of blocks that were written, as a range of bytes, and notes them as taken.
@@ -156,12 +172,14 @@ impl Flash {
         for at in (offset..).take(count) {
             self.written[at as usize / BLOCK_BYTES] = true;
         }
+        self.has_news |= count > 0;
     }
 
     fn erase(&mut self, offset: u64) {
         let block = offset / BLOCK_BYTES as u64;
         let Some(written) = usize::try_from(block).ok().and_then(|block| self.written.get_mut(block)) else { return };
         *written = true;
+        self.has_news = true;
         self.cells.write(Gpa::new(block * BLOCK_BYTES as u64), &[ERASED; BLOCK_BYTES]).expect("inside the chip");
     }
 }
@@ -195,16 +213,26 @@ mod tests {
         flash.write(0x1001, 1, 0x10);
         flash.write(0x1001, 1, 0x33);
         assert_eq!(flash.read(5, 2), 0x8080, "ready");
-        assert!(!flash.has_written(), "not while the sequence goes on");
+        assert!(!flash.take_news(), "not while the sequence goes on");
         flash.write(0x1001, 1, 0xff);
         assert_eq!(flash.read(0x1000, 4), 0x5a5a_335a);
-        assert!(flash.has_written());
+        assert!(flash.take_news() && !flash.take_news() && flash.has_written());
         flash.write(0x2fff, 1, 0x20);
         flash.write(0x2fff, 1, 0xd0);
         flash.write(0, 1, 0xff);
         assert_eq!((flash.read(0x1fff, 1), flash.read(0x2000, 1), flash.read(0x2fff, 1)), (0x5a, 0xff, 0xff));
+        assert!(flash.take_news(), "an erased block is news");
         assert_eq!(flash.take_written(), Some(0x1000..0x3000));
         assert_eq!(flash.take_written(), None);
+        assert!(!flash.has_written());
+    }
+
+    #[test]
+    fn what_was_kept_is_there_and_is_not_news() {
+        let mut flash = chip();
+        flash.load(&[7; 3 * BLOCK_BYTES]);
+        assert_eq!(flash.read(3 * BLOCK_BYTES as u64 - 2, 2), 0x0707);
+        assert!(!flash.has_written() && !flash.take_news());
     }
 
     #[test]

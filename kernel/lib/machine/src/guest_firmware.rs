@@ -5,7 +5,7 @@
 
 use crate::board::{Board, Slot};
 use crate::mail::Mail;
-use crate::{Host, Machine, Thread};
+use crate::{Host, Machine, Outbox, Thread};
 use addr::{Gpa, GpaRange, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::vec::Vec;
 use chipset::Flash;
@@ -41,24 +41,10 @@ impl Machine {
         VcpuState::reset()
     }
 
-    /// What the firmware's flash for variables holds; `None` without one.
-    pub fn variables(&self) -> Option<Vec<u8>> {
-        let board = self.board.lock();
-        let flash = &board.firmware.as_ref()?.flash;
-        Some(flash.content(0..flash.bytes()))
-    }
-
-    /// Whether variables were written that [`take_variables`](Self::take_variables) did not give yet.
-    pub fn has_written_variables(&self) -> bool {
-        self.board.lock().firmware.as_ref().is_some_and(|firmware| firmware.flash.has_written())
-    }
-
-    /// The next run of blocks of variables that were written: where it begins, and its bytes.
-    pub fn take_variables(&self) -> Option<(usize, Vec<u8>)> {
-        let mut board = self.board.lock();
-        let flash = &mut board.firmware.as_mut()?.flash;
-        let range = flash.take_written()?;
-        Some((range.start, flash.content(range)))
+    /// Looks into the firmware's flash for variables, or puts in what was kept; `None` without one. No vCPU writes to it
+    /// meanwhile.
+    pub fn with_variables<R>(&self, act: impl FnOnce(&mut Flash) -> R) -> Option<R> {
+        self.board.lock().firmware.as_mut().map(|firmware| act(&mut firmware.flash))
     }
 
     /// The pages through which the guest reads the firmware's variables: its address and the host's, in order. The host
@@ -68,9 +54,18 @@ impl Machine {
     }
 
     /// Sees to what a guest's access asked of its firmware's devices.
-    pub(crate) fn serve_firmware(&self, board: &mut Board, thread: &mut Thread, host: &mut dyn Host) {
+    pub(crate) fn serve_firmware(
+        &self,
+        board: &mut Board,
+        thread: &mut Thread,
+        outbox: &mut Outbox,
+        host: &mut dyn Host,
+    ) {
         let Some(firmware) = &mut board.firmware else { return };
         firmware.fw_cfg.transfer(&self.memory);
+        if firmware.flash.take_news() {
+            outbox.note_variables();
+        }
         let readable = firmware.flash.is_readable();
         if readable != firmware.is_mapped {
             firmware.is_mapped = readable;

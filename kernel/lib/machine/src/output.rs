@@ -55,6 +55,7 @@ pub struct Outbox {
     frames: Vec<OutFrame>,
     frames_used: usize,
     given_up: bool,
+    variables: bool,
 }
 
 impl Outbox {
@@ -68,12 +69,17 @@ impl Outbox {
             frames: Vec::new(),
             frames_used: 0,
             given_up: false,
+            variables: false,
         }
     }
 
     /// Whether anything waits to leave.
     pub fn is_empty(&self) -> bool {
-        self.console.is_empty() && self.transfers.is_empty() && self.frames_used == 0 && !self.given_up
+        self.console.is_empty()
+            && self.transfers.is_empty()
+            && self.frames_used == 0
+            && !self.given_up
+            && !self.variables
     }
 
     /// Console bytes.
@@ -103,6 +109,18 @@ impl Outbox {
         self.runs.clear();
         self.frames_used = 0;
         self.given_up = false;
+        self.variables = false;
+    }
+
+    /// Whether its firmware wrote variables: the host is to look by [`crate::Machine::with_variables`].
+    pub fn variables(&self) -> bool {
+        self.variables
+    }
+
+    pub(crate) fn note_variables(&mut self) {
+        match self.mode {
+            OutputMode::Pass => self.variables = true,
+        }
     }
 
     pub(crate) fn note_given_up(&mut self) {

@@ -211,7 +211,7 @@ impl Machine {
         loop {
             let mut board = self.board.lock();
             board.effects.append(&mut thread.effects);
-            self.serve_firmware(&mut board, thread, host);
+            self.serve_firmware(&mut board, thread, outbox, host);
             let more = self.pump_kicked(&mut board, outbox, host);
             if !board.effects.is_empty() {
                 self.carry_out(&mut board, Some(outbox), host);

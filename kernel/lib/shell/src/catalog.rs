@@ -134,8 +134,9 @@ pub(crate) const CATALOG: &[Spec] = &[
             flag("--debug-console", "bytes to port 0xe9 go to its console"),
             flag("--start", "start it at once"),
         ],
-        details: "Without a kernel it boots its first disk by UEFI, as an installed machine does; what its firmware \
-                  keeps lasts as long as the VM is known. A VM is forgotten when the host restarts, unless the \
+        details: "Without a kernel it boots its first disk by UEFI, as an installed machine does. What its firmware keeps \
+                  is kept on the partition DISK-vars (2 MiB) beside the first disk, DISK, where there is one; else it \
+                  lasts as long as the VM is known. A VM is forgotten when the host restarts, unless the \
                   configuration file has it. `modules` shows what there is to boot and `disk` which disks are free.",
         examples: &[
             "vm create web --kernel vmlinuz --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
@@ -242,6 +243,15 @@ pub(crate) const CATALOG: &[Spec] = &[
         examples: &["vm restore web --from slot1"],
         ..on_vm(&["vm", "restore"], "let a saved VM go on", |arguments| {
             Ok(Command::VmRestore { name: arguments.name()?, from: given(arguments, "--from") })
+        })
+    },
+    Spec {
+        details: "Boot entries and everything else that its firmware and its system keep there are lost: the firmware \
+                  begins with its own the next time, and finds the system by the disk's fallback path. Only for a VM that \
+                  does not run. Nothing else erases variables, not even `vm delete`.",
+        examples: &["vm erase-variables web"],
+        ..on_vm(&["vm", "erase-variables"], "erase what a VM's UEFI firmware keeps", |arguments| {
+            control(arguments, VmAction::EraseVariables)
         })
     },
     Spec {

@@ -229,4 +229,6 @@ pub enum VmAction {
     Resume,
     /// Forgets a VM that does not run. Its disks stay.
     Delete,
+    /// Erases what its UEFI firmware keeps, while it does not run.
+    EraseVariables,
 }

@@ -268,6 +268,9 @@ fn render_vm(vm: &VmDetail) -> String {
     if let Some(profile) = &vm.cpu_profile {
         facts.row(["CPU profile".into(), profile.as_str().into()]);
     }
+    if let Some(variables) = &vm.variables {
+        facts.row(["variables".into(), variables.clone()]);
+    }
     facts.row(["exits".into(), count(vm.exits)]);
     facts.row(["CPU time".into(), duration(vm.cpu_time_ns)]);
     facts.render()

@@ -307,6 +307,8 @@ pub struct VmDetail {
     pub cpus: Vec<u16>,
     /// The CPU profile that it was created with; without one it sees what the host had that it was started on.
     pub cpu_profile: Option<Name>,
+    /// Where its UEFI variables are kept, in words; none without such, and before it ran.
+    pub variables: Option<String>,
     /// How often its vCPUs left the guest.
     pub exits: u64,
     /// The time that its vCPUs had on a CPU, summed.

@@ -17,6 +17,7 @@ pub mod image;
 mod reader;
 #[cfg(test)]
 mod tests;
+pub mod variables;
 mod writer;
 
 pub use error::{Error, Invalid};

@@ -19,7 +19,7 @@ const ESP_MIB: u64 = 34;
 /// A mebibyte before the partitions, and one behind them.
 const DISK_MIB: u64 = ESP_MIB + ROOT_MIB + 2;
 /// The virtual disks: the installed one, and one for what its firmware keeps.
-const VARIABLES_MIB: u64 = 1;
+const VARIABLES_MIB: u64 = 2;
 
 const DISK_GUID: &str = "706f6c6c-7578-4000-8000-000000000200";
 /// Where GRUB on the EFI system partition finds its menu: on the disk that it was started from.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::tiny;
-use crate::{Artifacts, DEBIAN_PASSWORD, GUEST_BOOT_LIMIT, Host, OVMF_CODE, OVMF_VARIABLES};
+use crate::{Artifacts, Console, DEBIAN_PASSWORD, GUEST_BOOT_LIMIT, Host, Launch, OVMF_CODE, OVMF_VARIABLES};
 
 /// For a Debian guest to shut down.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
@@ -36,6 +36,47 @@ pub fn guest(artifacts: &Artifacts) -> Result<()> {
     console.leave()?;
     host.wait_state("d", "stopped", SHUTDOWN_LIMIT)?;
     host.power_off()
+}
+
+/// What a firmware keeps outlives the host's restart, whatever was being written when that came, and only the operator
+/// erases it.
+pub fn variables(artifacts: &Artifacts) -> Result<()> {
+    let launch = launch(artifacts, "uefi_variables", &[])?.argument("-action", "reboot=reset");
+    let mut host = artifacts.boot(&launch)?;
+    let mut console = start_and_log_in(&mut host)?;
+    // The kernel protects variables that it does not know, once they are there.
+    console.run(&format!("printf '{VALUE}' > {VARIABLE} && chattr -i {VARIABLE}"))?;
+    let value = VALUE.replace("kept", "$n");
+    console.run(&format!("(n=1000; while printf \"{value}\" > {VARIABLE}; do n=$((n + 1)); done) & sleep 5"))?;
+    console.leave()?;
+    let refusal = host.refusal("vm erase-variables d")?;
+    ensure!(refusal.contains("is running"), "{refusal}");
+    host.reset()?;
+    let mut console =
+        start_and_log_in(&mut host).context("after the host's power was cut while variables were written")?;
+    let kept = console.run(&format!("cat {VARIABLE} | tail -c 4"))?;
+    ensure!(kept.parse::<u16>().is_ok_and(|number| number > 1000), "after the host restarted it is {kept:?}");
+    console.leave()?;
+    let show = host.ask("vm show d")?;
+    ensure!(show["variables"] == "kept on uefi-vars", "{show}");
+    host.ask("vm kill d")?;
+    host.ask("vm erase-variables d")?;
+    // Made anew, its console has nothing of the earlier boot.
+    host.ask("vm delete d")?;
+    let mut console = start_and_log_in(&mut host)?;
+    let left = console.run(&format!("ls {VARIABLE} 2>&1 | tail -n 1"))?;
+    ensure!(left.contains("No such file"), "an erased variable is there: {left:?}");
+    console.leave()?;
+    host.power_off()
+}
+
+/// Creates the VM, as an operator does after each start of the host.
+fn start_and_log_in(host: &mut Host) -> Result<Console<'_>> {
+    host.ask("vm create d --disk uefi --memory 512M --start")?;
+    let mut console = host.attach("d")?;
+    console.expect("GNU GRUB", GUEST_BOOT_LIMIT).context("GRUB did not come")?;
+    console.login("root", DEBIAN_PASSWORD)?;
+    Ok(console)
 }
 
 /// Such a guest, two vCPUs by direct boot and a Multiboot kernel, all running at once.
@@ -77,7 +118,10 @@ fn refuse(host: &mut Host) -> Result<()> {
 }
 
 fn boot(artifacts: &Artifacts, name: &str, modules: &[(&std::path::Path, &str)]) -> Result<Host> {
+    artifacts.boot(&launch(artifacts, name, modules)?)
+}
+
+fn launch(artifacts: &Artifacts, name: &str, modules: &[(&std::path::Path, &str)]) -> Result<Launch> {
     let ovmf = [(artifacts.ovmf.0.as_path(), OVMF_CODE), (artifacts.ovmf.1.as_path(), OVMF_VARIABLES)];
-    let launch = artifacts.bare_with(name, &[modules, &ovmf].concat())?;
-    artifacts.boot(&launch.disk(&artifacts.uefi_datastore))
+    Ok(artifacts.bare_with(name, &[modules, &ovmf].concat())?.disk(&artifacts.uefi_datastore))
 }

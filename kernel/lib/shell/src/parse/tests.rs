@@ -102,6 +102,7 @@ fn what_is_done_to_a_vm() {
         ("pause", VmAction::Pause),
         ("resume", VmAction::Resume),
         ("delete", VmAction::Delete),
+        ("erase-variables", VmAction::EraseVariables),
     ] {
         assert_eq!(command(&format!("vm {word} web")), Command::VmControl { name: name("web"), action });
     }
@@ -163,11 +164,11 @@ fn mistyped_commands_get_the_remedy() {
         ("xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
         (
             "vm",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, erase-variables, console, delete, migrate, such as `vm list`",
         ),
         (
             "vm --json",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, erase-variables, console, delete, migrate, such as `vm list`",
         ),
         ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
         ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show, measure"),

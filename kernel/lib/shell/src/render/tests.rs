@@ -152,6 +152,7 @@ fn one_vm_in_full() {
         nics: vec![mac()],
         cpus: vec![1, 0],
         cpu_profile: Some("rack1".parse().unwrap()),
+        variables: Some("kept on a-vars".into()),
         exits: 12_345,
         cpu_time_ns: 1_500_000,
     });
@@ -162,6 +163,7 @@ fn one_vm_in_full() {
         "NICs          02:00:00:00:00:07\n",
         "on CPUs       1, 0\n",
         "CPU profile   rack1\n",
+        "variables     kept on a-vars\n",
         "exits         12,345\n",
     ] {
         assert!(text.contains(line), "{text}");
