@@ -8,8 +8,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
-    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table, Unloadable,
-    Vcpu, VcpuState, Window, dr6_after_trap, efer, rflags,
+    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table,
+    Unloadable, Vcpu, VcpuState, Window, dr6_after_trap, efer, rflags,
 };
 
 /// DR7.GD, which every debug exception clears.
