@@ -140,7 +140,8 @@ impl Device {
             return;
         }
         let id = offset / stride / 2;
-        while let Some(queue) = self.queues.get_mut(&id).filter(|queue| queue.head != value) {
+        let has_commands = |queue: &&mut Queue| queue.submissions != 0 && queue.head != value;
+        while let Some(queue) = self.queues.get_mut(&id).filter(has_commands) {
             assert!(value < queue.entries, "a doorbell past its queue");
             let words = peek::<[u32; 16]>(queue.submissions + 64 * queue.head);
             queue.head = (queue.head + 1) % queue.entries;
@@ -164,7 +165,10 @@ impl Device {
                 let queue = Queue { completions: data, entries, phase: 1, ..Queue::default() };
                 self.queues.insert(id, queue);
             }
-            (0x01, _) => self.queues.get_mut(&id).expect("its completion queue comes first").submissions = data,
+            (0x01, _) => {
+                // There is no completion queue where only a completion without a command said that there is.
+                self.queues.entry(id).and_modify(|queue| queue.submissions = data);
+            }
             _ => {}
         }
         self.finish(self.held.len() - 1, 0, result);

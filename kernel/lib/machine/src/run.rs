@@ -381,7 +381,7 @@ impl Machine {
         }
         thread.vcpu.set_tpr(thread.lapic.tpr());
         let Some(pending) = thread.pending() else {
-            return thread.vcpu.want_interrupt_window(window(thread));
+            return thread.vcpu.want_interrupt_window(window_when_idle(thread));
         };
         if thread.vcpu.ready_for() != ReadyFor::Interrupts {
             return thread.vcpu.want_interrupt_window(Window::Open);
@@ -412,9 +412,11 @@ impl Machine {
 
 /// When a guest that runs could take another interrupt.
 fn window(thread: &Thread) -> Window {
-    if thread.pending().is_some() {
-        return Window::Open;
-    }
+    if thread.pending().is_some() { Window::Open } else { window_when_idle(thread) }
+}
+
+/// The same where nothing is pending.
+fn window_when_idle(thread: &Thread) -> Window {
     match thread.lapic.held_by_tpr() {
         Some(class) if !thread.delivers => Window::Below(class),
         _ => Window::Never,

@@ -142,6 +142,10 @@ impl Vectors {
 
     /// The member with the highest priority.
     pub fn highest(&self) -> Option<u8> {
+        // Mostly there is none: that is asked at each exit, and without a branch a register.
+        if self.0.iter().fold(0, |any, register| any | register.load()) == 0 {
+            return None;
+        }
         (0u8..8).rev().find_map(|index| {
             let word = self.register(usize::from(index));
             word.checked_ilog2().map(|high| index << 5 | high as u8)
