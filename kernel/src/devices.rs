@@ -1,8 +1,8 @@
 //! What each CPU does for the disks and cards whose interrupts come to it: completions and frames go to their guests.
 //!
-//! The type is [`Devices`], one for each CPU. An interrupt is turned to the CPU whose guest mostly waits for it
-//! (`steering`), and so what is here, that guest's wake-up and its next entry are one way on one CPU. Devices that raise
-//! no interrupt, and what the host itself transfers, are seen to by CPU 0 (`services`).
+//! The type is [`Devices`], one for each CPU. A disk's interrupt is turned to the CPU whose guest mostly waits
+//! for it (`steering`), and so what is here, that guest's wake-up and its next entry are one way on one CPU. Cards,
+//! devices that raise no interrupt, and what the host itself transfers, are seen to by CPU 0 (`services`).
 
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
@@ -60,9 +60,7 @@ impl Devices {
     pub fn take_frames(&mut self, host: &'static Host, forwarder: &mut Forwarder) -> bool {
         let Arrived { any, more } = forwarder.receive(host);
         self.frames_due_ns = more.then(|| host.clock.now_ns() + MORE_FRAMES_NS);
-        if let Some(cpu) = settle(host, self.cpu, forwarder) {
-            host.network.lock().note_for(cpu, &host.cpus, host.clock.now_ns());
-        }
+        settle(host, self.cpu, forwarder);
         any
     }
 
@@ -91,15 +89,11 @@ impl Devices {
     }
 }
 
-/// Tells guests of the frames that were forwarded to them; the CPU of the last that had to be told.
-pub fn settle(host: &'static Host, cpu: usize, forwarder: &mut Forwarder) -> Option<usize> {
-    let mut told = None;
+/// Tells guests of the frames that were forwarded to them.
+pub fn settle(host: &'static Host, cpu: usize, forwarder: &mut Forwarder) {
     forwarder.settle(host, |running, nic| {
-        let mut input = InputHost::new(host, cpu, running);
-        running.machine.frames_settle(nic, &mut input);
-        told = input.told.or(told);
+        running.machine.frames_settle(nic, &mut InputHost::new(host, cpu, running));
     });
-    told
 }
 
 fn settle_disk(host: &'static Host, cpu: usize, running: &Arc<Running>, disk: usize) -> Option<usize> {

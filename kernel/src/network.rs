@@ -3,7 +3,7 @@
 //! Frames are forwarded by [`Forwarder`], one for each CPU, a batch at a time: it finds the targets of all under the
 //! network's lock, and hands them to guests without it. A guest's board is never locked inside.
 
-use crate::host::{Cpus, Host};
+use crate::host::Host;
 use crate::services;
 use crate::vm::{Refusal, Running, Vm};
 use alloc::boxed::Box;
@@ -14,7 +14,6 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use config::Mac;
 use spin::Mutex;
-use steering::Steering;
 use switch::{
     CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Received, Segments, Switch, coalesce,
     complete_checksum,
@@ -41,9 +40,8 @@ pub struct Network {
     links: Vec<Link>,
     /// The card that is the uplink.
     uplink: usize,
-    /// Interrupt vectors of the cards, and where that of each goes.
+    /// Interrupt vectors of the cards. They stay with CPU 0: a guest that sends goes on sending meanwhile.
     vectors: Vec<u8>,
-    steerings: Vec<Steering>,
     management_frames: VecDeque<Vec<u8>>,
 }
 
@@ -73,7 +71,6 @@ impl Network {
             links: Vec::new(),
             uplink: 0,
             vectors: Vec::new(),
-            steerings: Vec::new(),
             management_frames: VecDeque::new(),
         }
     }
@@ -89,7 +86,6 @@ impl Network {
         self.links.push(nic.link());
         self.nics.push(nic);
         self.vectors.extend(vector);
-        self.steerings.push(Steering::default());
     }
 
     /// The host's cards.
@@ -214,16 +210,6 @@ impl Network {
             log::warn!("nic{other} is the uplink now, in place of nic{}", self.uplink);
             self.uplink = other;
             self.discard();
-        }
-    }
-
-    /// Notes that frames from outside were for a guest on CPU `cpu`: the card's interrupt goes where most are for.
-    pub fn note_for(&mut self, cpu: usize, cpus: &Cpus, now_ns: u64) {
-        let Some(steering) = self.steerings.get_mut(self.uplink) else { return };
-        if let Some(cpu) = steering.note(cpu, now_ns)
-            && let Some(address) = cpus.interrupt_address(cpu)
-        {
-            self.nics[self.uplink].aim_interrupt(address);
         }
     }
 

@@ -278,10 +278,6 @@ impl<H: Hal, B: Bus> Nic for IntelNic<H, B> {
     fn has_interrupt(&self) -> bool {
         self.has_interrupt
     }
-
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.has_interrupt && self.bus.aim_interrupt(address)
-    }
 }
 
 #[cfg(test)]

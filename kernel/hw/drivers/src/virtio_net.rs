@@ -147,10 +147,6 @@ impl<H: Hal> Nic for VirtioNet<H> {
     fn has_interrupt(&self) -> bool {
         self.has_interrupt
     }
-
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.device.aim_interrupt(address)
-    }
 }
 
 /// The features to agree on of those offered: each with what it needs (section 5.1.3.1).

@@ -92,11 +92,4 @@ pub trait Nic: Send {
 
     /// Whether received frames raise an interrupt. Otherwise the caller polls [`Nic::receive`].
     fn has_interrupt(&self) -> bool;
-
-    /// Has the device's interrupt messages go to `address` from now on, which is that of another processor; what they say
-    /// stays. Returns whether the device's interrupt can be turned so.
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        let _ = address;
-        false
-    }
 }

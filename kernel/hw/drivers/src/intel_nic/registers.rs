@@ -7,7 +7,6 @@
 
 use crate::mmio::Registers;
 use crate::pci::Function;
-use crate::pci::interrupt::aim_msi;
 use core::fmt;
 use virtio_drivers::Hal;
 
@@ -125,11 +124,6 @@ pub trait Bus: Send + fmt::Display {
     fn stop_dma(&mut self);
     /// Whether the card is still on its bus. Its registers need not show that it is gone: some buses give zeroes.
     fn is_present(&mut self) -> bool;
-    /// Has the card's messages go to another processor; returns whether they can.
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        let _ = address;
-        false
-    }
 }
 
 /// A card on the host's PCI bus.
@@ -186,9 +180,5 @@ impl Bus for PciBus {
     fn is_present(&mut self) -> bool {
         let (vendor, device) = self.function.ids();
         self.function.read_config(0) == u32::from(device) << 16 | u32::from(vendor)
-    }
-
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        aim_msi(&mut self.function, address)
     }
 }
