@@ -13,7 +13,6 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use config::Mac;
-use spin::Mutex;
 use switch::{
     CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Received, Segments, Switch, coalesce,
     complete_checksum,
@@ -26,9 +25,6 @@ const MANAGEMENT_FRAMES_MAX: usize = 512;
 const BATCH_FRAMES: usize = 32;
 /// Frames taken from a card before others have their turn.
 const RECEIVED_FRAMES_MAX: usize = 256;
-
-/// Held by the CPU that takes in what arrived from outside, until its guests have it.
-static RECEIVING: Mutex<()> = Mutex::new(());
 
 /// The network.
 pub struct Network {
@@ -329,9 +325,8 @@ impl Forwarder {
         }
     }
 
-    /// Takes in what arrived from outside, unless another CPU does just now: frames stay in their order.
+    /// Takes in what arrived from outside. CPU 0 alone calls this: frames stay in their order.
     pub fn receive(&mut self, host: &Host) -> Arrived {
-        let Some(_receiving) = RECEIVING.try_lock() else { return Arrived { any: false, more: true } };
         let mut received = core::mem::take(&mut self.received);
         received.resize_with(BATCH_FRAMES, Default::default);
         let management = host.network.lock().management();
