@@ -5,6 +5,8 @@
 
 pub(crate) mod command;
 pub(crate) mod identify;
+#[cfg(test)]
+pub(crate) mod played;
 
 /// The status register (section 6.2): a command is under way; the disk waits for data.
 pub(crate) const STATUS_BUSY: u8 = 1 << 7;

@@ -4,12 +4,12 @@
 use super::disk::AhciDisk;
 use super::{Controller, hba};
 use crate::ata::identify::sample;
+use crate::ata::played::{Act, Noise, clock, each_ends_once, ended, pass, steps, submit};
 use crate::mmio::Words;
 use crate::virtio::tests::{TestHal, peek, poke};
 use addr::Hpa;
 use alloc::sync::Arc;
 use block::{Disk, Health, HostRun, IoError, Op, SubmitError, Transfer};
-use core::cell::Cell;
 use proptest::prelude::*;
 use std::sync::Mutex;
 
@@ -25,8 +25,8 @@ struct Device {
     stuck: bool,
     /// Reads of everything give this instead.
     gone: Option<u32>,
-    /// One read in so many of a port's registers gives nonsense, by this generator; 0 for none.
-    noise: (u64, Cell<u64>),
+    /// In reads of a port's registers.
+    noise: Noise,
     resets: u32,
     /// Commands that wait to be carried out by the test: slot and opcode.
     pending: Vec<(u8, u8)>,
@@ -60,7 +60,7 @@ impl Words for Window {
             // 64-bit addresses, NCQ, 32 slots, one port.
             0x00 => 1 << 31 | 1 << 30 | 31 << 8,
             0x0c => 1,
-            at if at >= PORT => device.nonsense().unwrap_or_else(|| device.read((at - PORT) / 4)),
+            at if at >= PORT => device.noise.nonsense().unwrap_or_else(|| device.read((at - PORT) / 4)),
             _ => 0,
         }
     }
@@ -83,20 +83,11 @@ impl Device {
             busy: false,
             stuck: false,
             gone: None,
-            noise: (0, Cell::new(1)),
+            noise: Noise::new(0, 1),
             resets: 0,
             pending: Vec::new(),
         };
         Arc::new(Mutex::new(device))
-    }
-
-    /// What a broken device shows, now and then.
-    fn nonsense(&self) -> Option<u32> {
-        let (rate, state) = &self.noise;
-        // Knuth's multiplier (MMIX).
-        state.set(state.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
-        let value = state.get() >> 16;
-        (*rate != 0 && value.is_multiple_of(*rate)).then_some((value >> 16) as u32)
     }
 
     fn read(&self, register: usize) -> u32 {
@@ -181,12 +172,6 @@ impl Device {
 
 type TestDisk = AhciDisk<TestHal, Window>;
 
-/// A clock that runs 100 ms a look.
-fn clock() -> impl Fn() -> u64 {
-    let now_ns = Cell::new(0);
-    move || now_ns.replace(now_ns.get() + 100_000_000)
-}
-
 fn disk_of(device: &Arc<Mutex<Device>>) -> Option<TestDisk> {
     let controller = Arc::new(Controller::new("AHCI at a test".into(), None));
     let window = Window { device: device.clone(), at: 0 };
@@ -196,31 +181,6 @@ fn disk_of(device: &Arc<Mutex<Device>>) -> Option<TestDisk> {
 fn disk() -> (TestDisk, Arc<Mutex<Device>>) {
     let device = Device::new();
     (disk_of(&device).unwrap(), device)
-}
-
-/// A transfer of a sector at 100000h times its id.
-fn submit(disk: &mut TestDisk, id: u64, op: Op) -> Result<(), SubmitError> {
-    let runs = [HostRun { start: Hpa::new(id << 20), bytes: 512 }];
-    match op {
-        Op::Flush => disk.submit(&Transfer { id, op, sector: 0, sectors: 0, runs: &[] }),
-        _ => disk.submit(&Transfer { id, op, sector: id, sectors: 1, runs: &runs }),
-    }
-}
-
-fn ended(disk: &mut TestDisk) -> Vec<(u64, Result<(), IoError>)> {
-    let mut all: Vec<_> = core::iter::from_fn(|| disk.completed()).collect();
-    // The first `None` stands for "wait for the interrupt".
-    all.extend(core::iter::from_fn(|| disk.completed()));
-    all
-}
-
-/// Lets seconds pass in small steps.
-fn pass(disk: &mut TestDisk, from_ns: u64, seconds: u64) -> u64 {
-    let end_ns = from_ns + seconds * 1_000_000_000;
-    (from_ns..end_ns).step_by(10_000_000).for_each(|now_ns| {
-        disk.tick(now_ns);
-    });
-    end_ns
 }
 
 #[test]
@@ -462,42 +422,21 @@ proptest! {
         seed in any::<u64>(),
         rate in 1_u64..400,
         quiet_start in any::<bool>(),
-        steps in prop::collection::vec((0_u8..6, any::<u8>()), 1..60),
+        steps in steps(),
     ) {
         let device = Device::new();
-        device.lock().unwrap().noise = (if quiet_start { 0 } else { rate }, Cell::new(seed));
+        device.lock().unwrap().noise = Noise::new(if quiet_start { 0 } else { rate }, seed);
         let Some(mut disk) = disk_of(&device) else { return Ok(()) };
-        device.lock().unwrap().noise.0 = rate;
-        let (mut under_way, mut now_ns) = (Vec::new(), 0);
-        for (id, (step, value)) in steps.into_iter().enumerate() {
-            let id = id as u64 + 1;
-            match step {
-                0 | 1 => {
-                    let op = [Op::Read, Op::Write, Op::Flush][usize::from(value) % 3];
-                    under_way.extend(submit(&mut disk, id, op).is_ok().then_some(id));
-                    disk.kick();
-                }
-                2 => device.lock().unwrap().done(value & 31),
-                3 => device.lock().unwrap().fail(value & 31),
-                _ => {
-                    now_ns += u64::from(value) << 26;
-                    disk.tick(now_ns);
-                }
+        device.lock().unwrap().noise.rate = rate;
+        let act = |act, value| {
+            let mut device = device.lock().unwrap();
+            match act {
+                Act::Done => device.done(value & 31),
+                Act::Fail => device.fail(value & 31),
+                Act::Leave => device.gone = Some(0),
             }
-            for (id, _) in ended(&mut disk) {
-                let place = under_way.iter().position(|other| *other == id);
-                prop_assert!(place.is_some(), "transfer {} ended twice", id);
-                under_way.remove(place.unwrap());
-            }
-        }
-        // Then it is silent, and time alone must end everything.
-        device.lock().unwrap().gone = Some(0);
-        for _ in 0..40 {
-            now_ns = pass(&mut disk, now_ns, 1);
-            let now_ended: Vec<_> = ended(&mut disk).into_iter().map(|(id, _)| id).collect();
-            under_way.retain(|id| !now_ended.contains(id));
-        }
-        prop_assert!(under_way.is_empty(), "{:?} never ended", under_way);
+        };
+        each_ends_once(&mut disk, steps, act, 40)?;
         prop_assert_eq!(disk.health(), Health::Failed);
     }
 }

@@ -6,12 +6,12 @@ use super::interface::Interface;
 use super::ports::{Ports, Register};
 use super::{Controller, Place, place, start_up};
 use crate::ata::identify::sample;
+use crate::ata::played::{Act, Noise, clock, each_ends_once, ended, pass, steps, submit};
 use crate::heap::{LowHal, low, peek, poke};
 use crate::pci::Bar;
 use addr::Hpa;
 use alloc::sync::Arc;
 use block::{Disk, Health, HostRun, IoError, Op, SubmitError, Transfer};
-use core::cell::Cell;
 use proptest::prelude::*;
 use std::sync::Mutex;
 
@@ -44,8 +44,7 @@ struct Device {
     stuck: bool,
     /// Reads of everything give this instead.
     gone: Option<u8>,
-    /// One read in so many gives nonsense, by this generator; 0 for none.
-    noise: (u64, u64),
+    noise: Noise,
     resets: u32,
     /// Nothing was written since the last.
     is_fresh: bool,
@@ -68,17 +67,8 @@ impl Device {
         self.plugs[self.unit()] != Plug::Nothing
     }
 
-    /// What a broken device shows, now and then.
-    fn nonsense(&mut self) -> Option<u8> {
-        let (rate, state) = &mut self.noise;
-        // Knuth's multiplier (MMIX).
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let value = *state >> 16;
-        (*rate != 0 && value.is_multiple_of(*rate)).then_some((value >> 16) as u8)
-    }
-
-    fn read(&mut self, register: Register) -> u8 {
-        if let Some(value) = self.gone.or_else(|| self.nonsense()) {
+    fn read(&self, register: Register) -> u8 {
+        if let Some(value) = self.gone.or_else(|| self.noise.nonsense().map(|value| value as u8)) {
             return value;
         }
         match register {
@@ -209,12 +199,6 @@ impl Ports for Wires {
 type TestDisk = IdeDisk<LowHal, Wires>;
 type Shared = Arc<Mutex<Device>>;
 
-/// A clock that runs 100 ms a look.
-fn clock() -> impl Fn() -> u64 {
-    let now_ns = Cell::new(0);
-    move || now_ns.replace(now_ns.get() + 100_000_000)
-}
-
 fn device(plugs: [Plug; 2]) -> Shared {
     Arc::new(Mutex::new(Device {
         plugs,
@@ -229,7 +213,7 @@ fn device(plugs: [Plug; 2]) -> Shared {
         page: Vec::new(),
         stuck: false,
         gone: None,
-        noise: (0, 1),
+        noise: Noise::new(0, 1),
         resets: 0,
         is_fresh: false,
         pending: None,
@@ -245,28 +229,6 @@ fn disks_of(device: &Shared) -> Vec<TestDisk> {
 fn disk() -> (TestDisk, Shared) {
     let device = device([Plug::Disk, Plug::Nothing]);
     (disks_of(&device).pop().unwrap(), device)
-}
-
-/// A transfer of a sector at 100000h times its id.
-fn submit(disk: &mut TestDisk, id: u64, op: Op) -> Result<(), SubmitError> {
-    let runs = [HostRun { start: Hpa::new(id << 20), bytes: 512 }];
-    match op {
-        Op::Flush => disk.submit(&Transfer { id, op, sector: 0, sectors: 0, runs: &[] }),
-        _ => disk.submit(&Transfer { id, op, sector: id, sectors: 1, runs: &runs }),
-    }
-}
-
-fn ended(disk: &mut TestDisk) -> Vec<(u64, Result<(), IoError>)> {
-    core::iter::from_fn(|| disk.completed()).collect()
-}
-
-/// Lets seconds pass in small steps.
-fn pass(disk: &mut TestDisk, from_ns: u64, seconds: u64) -> u64 {
-    let end_ns = from_ns + seconds * 1_000_000_000;
-    (from_ns..end_ns).step_by(10_000_000).for_each(|now_ns| {
-        disk.tick(now_ns);
-    });
-    end_ns
 }
 
 #[test]
@@ -498,46 +460,25 @@ proptest! {
     fn a_device_that_shows_anything_ends_each_transfer_once(
         seed in any::<u64>(),
         rate in 1_u64..400,
-        steps in prop::collection::vec((0_u8..6, any::<u8>()), 1..60),
+        steps in steps(),
     ) {
         let (mut disk, device) = disk();
-        device.lock().unwrap().noise = (rate, seed);
-        let (mut under_way, mut now_ns) = (Vec::new(), 0);
-        for (id, (step, value)) in steps.into_iter().enumerate() {
-            let id = id as u64 + 1;
-            match step {
-                0 | 1 => {
-                    let op = [Op::Read, Op::Write, Op::Flush][usize::from(value) % 3];
-                    under_way.extend(submit(&mut disk, id, op).is_ok().then_some(id));
-                    disk.kick();
-                }
-                2 => device.lock().unwrap().done(),
-                3 => device.lock().unwrap().end(value, value),
-                _ => {
-                    now_ns += u64::from(value) << 26;
-                    disk.tick(now_ns);
-                }
+        device.lock().unwrap().noise = Noise::new(rate, seed);
+        let act = |act, value| {
+            let mut device = device.lock().unwrap();
+            match act {
+                Act::Done => device.done(),
+                Act::Fail => device.end(value, value),
+                Act::Leave => device.gone = Some(0x80),
             }
-            for (id, _) in ended(&mut disk) {
-                let place = under_way.iter().position(|other| *other == id);
-                prop_assert!(place.is_some(), "transfer {} ended twice", id);
-                under_way.remove(place.unwrap());
-            }
-        }
-        // Then it is silent, and time alone must end everything.
-        device.lock().unwrap().gone = Some(0x80);
-        for _ in 0..60 {
-            now_ns = pass(&mut disk, now_ns, 1);
-            let now_ended: Vec<_> = ended(&mut disk).into_iter().map(|(id, _)| id).collect();
-            under_way.retain(|id| !now_ended.contains(id));
-        }
-        prop_assert!(under_way.is_empty(), "{:?} never ended", under_way);
+        };
+        each_ends_once(&mut disk, steps, act, 60)?;
     }
 
     #[test]
     fn starting_up_ends_whatever_is_shown(seed in any::<u64>(), rate in 1_u64..40) {
         let device = device([Plug::Disk, Plug::Packet]);
-        device.lock().unwrap().noise = (rate, seed);
+        device.lock().unwrap().noise = Noise::new(rate, seed);
         device.lock().unwrap().page = vec![0; 4096];
         disks_of(&device);
     }
