@@ -8,6 +8,7 @@ mod link;
 mod offer;
 mod outgoing;
 mod survey;
+mod withdrawal;
 
 use crate::host::Host;
 use crate::management::Management;
@@ -31,6 +32,7 @@ use shell::{MigrateOptions, MigrateStrategy, MoveInfo, PeerInfo};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use survey::Survey;
+use withdrawal::Withdrawal;
 
 /// The port that Pollux hosts call each other on.
 pub const PORT: u16 = 9640;
@@ -55,6 +57,7 @@ pub struct Migrations {
     listener: Option<SocketHandle>,
     callers: Vec<Caller>,
     outgoing: Vec<Outgoing>,
+    withdrawals: Vec<Withdrawal>,
     incoming: Vec<Incoming>,
     surveys: Vec<Survey>,
     history: VecDeque<MoveInfo>,
@@ -96,6 +99,7 @@ impl Migrations {
             listener: None,
             callers: Vec::new(),
             outgoing: Vec::new(),
+            withdrawals: Vec::new(),
             incoming: Vec::new(),
             surveys: Vec::new(),
             history: VecDeque::new(),
@@ -137,6 +141,7 @@ impl Migrations {
     pub fn remove_peer(&mut self, name: &Name) -> Result<(), Refusal> {
         let before = self.peers.len();
         self.peers.retain(|peer| peer.name != *name);
+        self.withdrawals.iter_mut().for_each(|withdrawal| withdrawal.give_up(name));
         let missing = || (format!("there is no peer {name}"), "see \"peer list\"".to_string());
         (self.peers.len() < before).then_some(()).ok_or_else(missing)
     }
@@ -154,6 +159,10 @@ impl Migrations {
         }
         if running.order() != Order::Run || !running.has_started() {
             return Err((format!("{} does not run", vm.name()), "let it run first: vm resume".into()));
+        }
+        if self.withdrawals.iter().any(|withdrawal| withdrawal.is(vm.name(), to)) {
+            let message = format!("{to} was not reached to be told that {} was taken back from it", vm.name());
+            return Err((message, "wait until it answers (\"migrate status\"), or move it elsewhere".into()));
         }
         if self.listener.is_none() {
             return Err(("this host has no network card that is driven".into(), "see \"host\"".into()));
@@ -194,7 +203,8 @@ impl Migrations {
     pub fn status(&self, now_ns: u64) -> Vec<MoveInfo> {
         let outgoing = self.outgoing.iter().map(|outgoing| outgoing.info(now_ns));
         let incoming = self.incoming.iter().rev().map(|incoming| incoming.info(now_ns));
-        outgoing.chain(self.history.iter().cloned()).chain(incoming).collect()
+        let withdrawals = self.withdrawals.iter().map(|withdrawal| withdrawal.info().clone());
+        outgoing.chain(withdrawals).chain(self.history.iter().cloned()).chain(incoming).collect()
     }
 
     /// Goes on with everything; says when it wants to be called again.
@@ -205,6 +215,10 @@ impl Migrations {
         let mut due_ns = None;
         for outgoing in &mut self.outgoing {
             let wants_ns = outgoing.poll(host, management, &self.keys, now_ns + TURN_NS);
+            due_ns = due_ns.into_iter().chain(wants_ns).min();
+        }
+        for withdrawal in &mut self.withdrawals {
+            let wants_ns = withdrawal.poll(host, management, &self.keys);
             due_ns = due_ns.into_iter().chain(wants_ns).min();
         }
         for incoming in &mut self.incoming {
@@ -321,7 +335,14 @@ impl Migrations {
 
     fn forget_ended(&mut self, now_ns: u64) {
         for outgoing in self.outgoing.extract_if(.., |outgoing| outgoing.is_over()) {
-            self.history.push_front(outgoing.info(now_ns));
+            let info = outgoing.info(now_ns);
+            match outgoing.into_withdrawal(now_ns) {
+                Some(withdrawal) => self.withdrawals.push(withdrawal),
+                None => self.history.push_front(info),
+            }
+        }
+        for withdrawal in self.withdrawals.extract_if(.., |withdrawal| withdrawal.is_over()) {
+            self.history.push_front(MoveInfo { phase: "stayed".to_string(), ..withdrawal.info().clone() });
         }
         self.history.truncate(ENDED_MAX);
         while self.incoming.len() > ENDED_MAX {

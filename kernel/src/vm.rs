@@ -27,8 +27,8 @@ use alloc::vec::Vec;
 use config::{Mac, VmSpec};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use devices::Devices;
+pub use life::{Away, DiskIo, Ending, Order, Running, Start};
 use life::{Bay, Parts};
-pub use life::{DiskIo, Ending, Order, Running, Start};
 use machine::{Baseline, CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
 pub use memory::{GuestFrames, free_bytes, has_huge_pages};
 use shell::{ConsoleBuffer, VmState};
@@ -181,8 +181,13 @@ impl Vm {
         match &*self.life.lock() {
             Life::Created => VmState::Created,
             Life::Running(running) if running.is_arriving() => VmState::Arriving,
-            // On its last way it stands still for a moment that is nobody's pause.
-            Life::Running(running) if running.order() == Order::Pause && !running.is_moving() => VmState::Paused,
+            Life::Running(running) if running.is_moving() => match running.away() {
+                Some((Away::Given, to)) => VmState::Given { to },
+                Some((Away::Serving, to)) => VmState::Serving { to },
+                // On its last way it stands still for a moment that is nobody's pause.
+                None => VmState::Running,
+            },
+            Life::Running(running) if running.order() == Order::Pause => VmState::Paused,
             Life::Running(running) if running.is_short_of_memory() => VmState::Waiting,
             Life::Running(_) => VmState::Running,
             Life::Stopped => VmState::Stopped,

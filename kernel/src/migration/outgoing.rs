@@ -2,13 +2,13 @@
 
 use super::link::Link;
 use super::offer::Offer;
+use super::withdrawal::Withdrawal;
 use super::{CALL_AGAIN_NS, PORT, SOON_NS};
-use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::management::Management;
 use crate::storage::Lent;
 use crate::vm::tracking;
-use crate::vm::{Ending, Order, Refusal, Running};
+use crate::vm::{Away, Ending, Order, Refusal, Running};
 use addr::PAGE_BYTES;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -65,6 +65,8 @@ pub struct Outgoing {
     runs_there_ns: Option<u64>,
     ended_ns: Option<u64>,
     outcome: Option<Outcome>,
+    /// Where the VM was last said to be.
+    away: Option<Away>,
     /// The bandwidth that was asked for has room for more from this moment on.
     room_at_ns: u64,
     /// Tables that no vCPU walks any more, soon.
@@ -110,6 +112,7 @@ impl Outgoing {
                 runs_there_ns: None,
                 ended_ns: None,
                 outcome: None,
+                away: None,
                 room_at_ns: 0,
                 retired: None,
                 message: Vec::new(),
@@ -145,9 +148,17 @@ impl Outgoing {
         self.outcome.is_some()
     }
 
-    /// Whether nothing is left to do.
+    /// Whether nothing is left to do, but to tell the target that the VM stays.
     pub fn is_over(&self) -> bool {
-        self.outcome.is_some() && self.retired.is_none() && self.link.is_none()
+        let is_said = self.link.is_none() || self.source.phase() == Phase::Withdrawing;
+        self.outcome.is_some() && self.retired.is_none() && is_said
+    }
+
+    /// What is left to do of a move that is over, without the VM.
+    pub fn into_withdrawal(self, now_ns: u64) -> Option<Withdrawal> {
+        let info = self.info(now_ns);
+        let Self { source, peer, link, call_at_ns, .. } = self;
+        (source.phase() == Phase::Withdrawing).then(|| Withdrawal::new(source, peer, link, call_at_ns, info))
     }
 
     /// Goes on, until about `until_ns`; says when it wants to be called again.
@@ -177,10 +188,24 @@ impl Outgoing {
             link.flush(management);
         }
         self.hang_up(management);
+        self.note_place();
         let waits = self.look.is_some() || self.is_stopping || self.retired.is_some() || !self.is_tracked;
         let soon_ns = (waits || more).then(|| host.clock.now_ns() + if more { 0 } else { SOON_NS });
         let room_ns = (self.source.wants_pages() && self.source.bandwidth_max().is_some()).then_some(self.room_at_ns);
         soon_ns.into_iter().chain(self.call_at_ns).chain(room_ns).min()
+    }
+
+    /// Says where the VM is, as far as this host knows.
+    fn note_place(&mut self) {
+        let away = match self.source.phase() {
+            Phase::Committed => Some(Away::Given),
+            Phase::Serving => Some(Away::Serving),
+            _ => None,
+        };
+        if self.away != away {
+            self.away = away;
+            self.running.set_away(away.map(|away| (away, self.peer.name.clone())));
+        }
     }
 
     /// It runs at the other host, which lacks memory of it.
@@ -483,18 +508,13 @@ impl Outgoing {
     fn end(&mut self, host: &'static Host, outcome: Outcome) {
         let now_ns = host.clock.now_ns();
         let running = &self.running;
-        running.machine.memory().stop_tracking();
         match &outcome {
             Outcome::Moved => {
                 running.vm.set_moved(&self.peer.name);
                 running.finish(host, CPU, Ending::Moved);
             }
             Outcome::Stayed(reason) => {
-                let retired = running.second_stage().stop_tracking();
-                running.machine.invalidate_all(&mut InputHost::new(host, CPU, running));
-                self.retired = Some(retired);
-                running.set_moving(false);
-                running.let_go();
+                self.retired = Some(release(host, running));
                 log::warn!("{} stays here: {reason}", running.vm.name());
             }
             Outcome::Torn => {
@@ -504,8 +524,10 @@ impl Outgoing {
                 running.finish(host, CPU, Ending::Ended(End::Crash(why)));
             }
             Outcome::Lost => {
-                running.set_moving(false);
-                running.let_go();
+                // It stands, and can go on here, if a person says so.
+                running.set_running_percent(100);
+                running.machine.open();
+                self.retired = Some(release(host, running));
                 log::error!(
                     "{} was given to {}, which knows nothing of it: look there before you say \"vm resume\" here",
                     running.vm.name(),
@@ -515,6 +537,7 @@ impl Outgoing {
         }
         self.ended_ns = Some(now_ns);
         self.call_at_ns = None;
+        self.note_place();
         self.outcome = Some(outcome);
         if self.outcome == Some(Outcome::Moved) {
             log::info!("{}", self.summary());
@@ -523,7 +546,7 @@ impl Outgoing {
 
     /// Lets go of the session once nothing more is to be said.
     fn hang_up(&mut self, management: &mut Management) {
-        let over = self.outcome.is_some();
+        let over = self.outcome.is_some() && self.source.phase() == Phase::Done;
         let Some(link) = &mut self.link else { return };
         if over && link.is_flushed() {
             link.close("it is done");
@@ -555,6 +578,9 @@ impl Outgoing {
         let end_ns = self.ended_ns.unwrap_or(now_ns);
         let (phase, reason) = match &self.outcome {
             None => (phase_name(self.source.phase()), None),
+            Some(Outcome::Stayed(reason)) if self.source.phase() == Phase::Withdrawing => {
+                (phase_name(self.source.phase()), Some(reason.clone()))
+            }
             Some(Outcome::Moved) => ("moved", None),
             Some(Outcome::Stayed(reason)) => ("stayed", Some(reason.clone())),
             Some(Outcome::Torn) => ("lost", Some("it was on two hosts, and one lost its half".to_string())),
@@ -583,8 +609,16 @@ impl Outgoing {
     }
 }
 
+/// The VM is this host's like any other again; gives tables that no vCPU walks any more, soon.
+fn release(host: &'static Host, running: &Arc<Running>) -> Retired {
+    let retired = tracking::stop(host, running);
+    running.set_moving(false);
+    running.let_go();
+    retired
+}
+
 /// Takes an answer of the target's.
-fn hear(source: &mut Source, own: Id, compare: &mut dyn FnMut(u64, u64), bytes: &[u8]) -> Result<(), String> {
+pub fn hear(source: &mut Source, own: Id, compare: &mut dyn FnMut(u64, u64), bytes: &[u8]) -> Result<(), String> {
     match Message::parse(bytes).map_err(|malformed| malformed.to_string())? {
         Message::Accept => source.accepted(),
         Message::Time { asked_ns, utc_ns } => compare(asked_ns, utc_ns),

@@ -17,6 +17,7 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use config::Name;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use iommu::Source;
 use machine::{End, ExitCounters, Kernel, Machine, Module, Thread};
@@ -50,6 +51,15 @@ pub enum Ending {
     Saved,
 }
 
+/// What another host has of a VM that is on its way there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Away {
+    /// The right to run it: whether it does is not known here.
+    Given,
+    /// It runs it, and lacks memory that is here.
+    Serving,
+}
+
 /// How a start went, for whoever ordered it.
 #[derive(Default)]
 pub struct Start(Mutex<Option<Result<(), Refusal>>>);
@@ -80,6 +90,8 @@ pub struct Running {
     is_over: AtomicBool,
     /// It is on its way between hosts: nobody else gives it orders.
     is_moving: AtomicBool,
+    /// Another host has it, by its name.
+    away: Mutex<Option<(Away, Name)>>,
     /// It arrives, and has never run here.
     is_arriving: AtomicBool,
     /// How much of its time its guest gets, in percent.
@@ -171,6 +183,7 @@ impl Running {
             ending: Mutex::new(None),
             is_over: AtomicBool::new(false),
             is_moving: AtomicBool::new(false),
+            away: Mutex::new(None),
             is_arriving: AtomicBool::new(false),
             running_percent: AtomicU8::new(100),
             queued,
@@ -400,6 +413,16 @@ impl Running {
     /// Says whether it is.
     pub fn set_moving(&self, is_moving: bool) {
         self.is_moving.store(is_moving, Ordering::Release);
+    }
+
+    /// What another host has of it, if it does.
+    pub fn away(&self) -> Option<(Away, Name)> {
+        self.away.lock().clone()
+    }
+
+    /// Says that another host has it, or none.
+    pub fn set_away(&self, away: Option<(Away, Name)>) {
+        *self.away.lock() = away;
     }
 
     /// Whether it arrives from another host and has not run here.

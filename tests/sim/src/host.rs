@@ -10,6 +10,7 @@ use addr::{Gpa, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use guestmem::heap::Heap;
 use guestmem::{GuestMemory, PageSet};
 use machine::{CpuProfile, DebugPorts, Leaf, Machine, MachineConfig, Moment, Outbox, Thread};
+use migrate::source::Phase;
 use migrate::wire::Message;
 use peer::{KeyPair, PublicKey};
 use std::collections::BTreeMap;
@@ -189,6 +190,8 @@ pub struct Host {
     pub vm: Option<Vm>,
     /// The VM on its way out.
     pub outgoing: Option<Outgoing>,
+    /// Moves that it took back, and whose targets do not know yet. The VM may be on its way elsewhere meanwhile.
+    pub withdrawn: Vec<Outgoing>,
     /// VMs that arrived, arrive, or did not.
     pub incoming: Vec<Incoming>,
     /// It has no room for a VM.
@@ -199,7 +202,16 @@ impl Host {
     /// A host that was switched on just now.
     pub fn new(index: usize, now_ns: u64, random: &mut Random) -> Self {
         let skew_ns = random.below(2_000_000_000);
-        Self { index, on_ns: now_ns, skew_ns, vm: None, outgoing: None, incoming: Vec::new(), is_full: false }
+        Self {
+            index,
+            on_ns: now_ns,
+            skew_ns,
+            vm: None,
+            outgoing: None,
+            withdrawn: Vec::new(),
+            incoming: Vec::new(),
+            is_full: false,
+        }
     }
 
     /// The moment by its clock.
@@ -236,6 +248,10 @@ impl Host {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.poll(&mut self.vm, net, moment, now_ns);
         }
+        for outgoing in &mut self.withdrawn {
+            outgoing.withdraw(net, now_ns);
+        }
+        self.withdrawn.retain(|outgoing| outgoing.source.phase() != Phase::Done);
         for incoming in &mut self.incoming {
             incoming.poll(&mut self.vm, net, (moment, utc_ns), now_ns);
         }
@@ -244,7 +260,8 @@ impl Host {
     fn hear(&mut self, id: usize, end: usize, news: News, net: &mut Net, now_ns: u64, truth: &Arc<Mutex<Truth>>) {
         let utc_ns = self.utc_ns(now_ns);
         if end == 0 {
-            if let Some(outgoing) = self.outgoing.as_mut().filter(|outgoing| outgoing.is_on(id)) {
+            let mut all = self.outgoing.iter_mut().chain(&mut self.withdrawn);
+            if let Some(outgoing) = all.find(|outgoing| outgoing.is_on(id)) {
                 outgoing.hear(news, now_ns, utc_ns);
             }
             return;

@@ -115,13 +115,7 @@ impl Outgoing {
         if self.outcome.is_some() {
             return;
         }
-        if self.link.is_none() && self.call_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
-            self.call_at_ns = None;
-            match net.connect(self.from, self.to) {
-                Some(link) => self.link = Some(link),
-                None => self.lost("it does not answer", now_ns),
-            }
-        }
+        self.call(net, now_ns);
         self.source.tick(now_ns);
         if let Some(vm) = vm {
             self.watch(vm, net, now_ns);
@@ -131,6 +125,35 @@ impl Outgoing {
             self.send_pages(vm, net, now_ns);
         }
         self.carry_out_all(vm, net, now, now_ns);
+    }
+
+    /// The VM stays, whatever becomes of it: tells the other host, until that has heard it.
+    pub fn withdraw(&mut self, net: &mut Net, now_ns: u64) {
+        self.call(net, now_ns);
+        while let Some(effect) = self.source.take_effect() {
+            match effect {
+                Effect::Say(word) => self.say(&word, net),
+                Effect::Connect => {
+                    self.call_at_ns.get_or_insert(now_ns + CALL_AGAIN_NS);
+                }
+                other => panic!("what stays was to {other:?}"),
+            }
+        }
+        if self.source.phase() == Phase::Done
+            && let Some(link) = self.link.take()
+        {
+            net.close(link, 0, "it is done", now_ns);
+        }
+    }
+
+    fn call(&mut self, net: &mut Net, now_ns: u64) {
+        if self.link.is_none() && self.call_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+            self.call_at_ns = None;
+            match net.connect(self.from, self.to) {
+                Some(link) => self.link = Some(link),
+                None => self.lost("it does not answer", now_ns),
+            }
+        }
     }
 
     /// What others were asked to do takes a while.
@@ -186,7 +209,9 @@ impl Outgoing {
             }
             Effect::End(outcome) => {
                 vm.machine.memory().stop_tracking();
-                if let Some(link) = self.link.take() {
+                if self.source.phase() == Phase::Done
+                    && let Some(link) = self.link.take()
+                {
                     net.close(link, 0, "it is done", now_ns);
                 }
                 self.outcome = Some(outcome);

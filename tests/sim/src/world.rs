@@ -34,6 +34,8 @@ pub struct Tally {
     pub split: u32,
     /// See there.
     pub stood: u32,
+    /// Moves that ended before the target knew, which had all of the guest.
+    pub withdrawn: u32,
     /// Links cut.
     pub cuts: u32,
     /// Hosts that died.
@@ -180,7 +182,10 @@ impl World {
             }
             Some(Outcome::Lost | Outcome::Torn) => return Err("the guest is lost, and no host died".to_string()),
         }
-        self.hosts[from].outgoing = None;
+        let host = &mut self.hosts[from];
+        let withdrawn = host.outgoing.take().filter(|outgoing| outgoing.source.phase() == Phase::Withdrawing);
+        self.tally.withdrawn += u32::from(withdrawn.is_some());
+        host.withdrawn.extend(withdrawn);
         Ok(true)
     }
 
@@ -260,7 +265,7 @@ impl World {
             let waits =
                 |incoming: &Incoming| !matches!(incoming.target.phase(), target::Phase::Running | target::Phase::Gone);
             let is_quiet = self.off_until_ns.iter().all(Option::is_none)
-                && self.hosts.iter().all(|host| !host.incoming.iter().any(waits));
+                && self.hosts.iter().all(|host| host.withdrawn.is_empty() && !host.incoming.iter().any(waits));
             if is_quiet {
                 return Ok(());
             }

@@ -441,6 +441,10 @@ impl Model for World {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("never two owners", |_, state: &State| !(state.source_runs && state.target_runs)),
+            // Whatever becomes of it there: it is saved, ended, or given to a third host.
+            Property::always("what stays is given to nobody", |_, state: &State| {
+                !matches!(state.outcome, Some(Outcome::Stayed(_))) || !state.target_runs
+            }),
             Property::always("no page is lost", |_, state: &State| {
                 !state.target_runs || (0..PAGES).all(|page| state.lacks(page) || state.image[page] == state.truth(page))
             }),
@@ -461,7 +465,7 @@ impl Model for World {
             Property::always("where all is quiet nobody waits", |world: &World, state: &State| {
                 let mut actions = Vec::new();
                 world.actions(state, &mut actions);
-                let is_done = state.outcome.is_some() && !state.target_stands;
+                let is_done = state.source.phase() == source::Phase::Done && !state.target_stands;
                 let is_complete = !state.target_runs || state.missing() == 0;
                 !actions.is_empty() || !state.source_alive || state.forgot || is_done && is_complete
             }),
@@ -481,6 +485,11 @@ impl Model for World {
             Property::sometimes("it moves", |_, state: &State| state.outcome == Some(Outcome::Moved)),
             Property::sometimes("it moves across a broken link", |world: &World, state: &State| {
                 world.breaks == 0 || state.outcome == Some(Outcome::Moved) && state.breaks < world.breaks
+            }),
+            Property::sometimes("it stays before the target knows", |world: &World, state: &State| {
+                let is_ready = state.target.as_ref().is_some_and(|target| target.phase() == target::Phase::Ready);
+                let may_fail = world.breaks > 0 || world.cancels > 0;
+                !may_fail || is_ready && matches!(state.outcome, Some(Outcome::Stayed(_)))
             }),
             Property::sometimes("it stays", |_, state: &State| matches!(state.outcome, Some(Outcome::Stayed(_)))),
         ]

@@ -29,7 +29,8 @@ pub enum Phase {
     Committed,
     /// It runs at the target, which still lacks memory of it.
     Serving,
-    /// It was taken back; the target may not know.
+    /// It was taken back, and runs here for good: the target, which may have all of it, was not told yet that it never
+    /// will run it.
     Withdrawing,
     /// Over.
     Done,
@@ -388,7 +389,7 @@ impl Source {
         match self.phase {
             // A target that runs it cannot take that back.
             Phase::Done | Phase::Serving => {}
-            Phase::Withdrawing => self.end(Outcome::Stayed(reason.to_string())),
+            Phase::Withdrawing => self.phase = Phase::Done,
             _ => {
                 self.resume_if_stopped();
                 self.end(Outcome::Stayed(reason.to_string()));
@@ -399,7 +400,7 @@ impl Source {
     /// The target knows nothing of it.
     pub fn unknown(&mut self) {
         match self.phase {
-            Phase::Withdrawing => self.end(Outcome::Stayed("it was taken back".to_string())),
+            Phase::Withdrawing => self.phase = Phase::Done,
             Phase::Committed => self.end(Outcome::Lost),
             Phase::Serving => self.end(Outcome::Torn),
             _ => {}
@@ -447,7 +448,8 @@ impl Source {
         true
     }
 
-    /// Before the commit: the VM stays, and the target is told.
+    /// Before the commit: the VM stays, and the target is told. That it stays is certain at once, since the word that
+    /// gives it away was not said and never will be: only what the target keeps of it waits for an answer.
     pub fn fail(&mut self, reason: &str) {
         assert!(self.phase < Phase::Committed, "what is given away is not taken back");
         self.resume_if_stopped();
@@ -458,6 +460,7 @@ impl Source {
             // The target is not ready and never will be: with the session, or the word, it gives up.
             return self.end(Outcome::Stayed(reason.to_string()));
         }
+        self.end(Outcome::Stayed(reason.to_string()));
         self.phase = Phase::Withdrawing;
         if !self.has_link {
             self.effects.push_back(Effect::Connect);
@@ -722,13 +725,19 @@ mod tests {
         let mut committed = finished.clone();
         finished.unlinked("gone");
         assert_eq!(finished.take_effect(), Some(Effect::Resume));
+        assert_eq!(finished.take_effect(), Some(Effect::End(Outcome::Stayed("gone".to_string()))));
         assert_eq!(finished.take_effect(), Some(Effect::Connect));
         finished.ready();
         assert_eq!(finished.take_effect(), None, "ready comes too late");
-        finished.linked();
-        assert!(matches!(finished.take_effect(), Some(Effect::Say(Word::Abort(_)))));
+        for _ in 0..2 {
+            finished.linked();
+            assert!(matches!(finished.take_effect(), Some(Effect::Say(Word::Abort(_)))));
+            finished.unlinked("gone again");
+            assert_eq!(finished.take_effect(), Some(Effect::Connect));
+        }
+        assert!(!finished.cancel("it stays anyway"));
         finished.unknown();
-        assert!(matches!(finished.take_effect(), Some(Effect::End(Outcome::Stayed(_)))));
+        assert_eq!((finished.phase(), finished.take_effect()), (Phase::Done, None), "it was decided before");
 
         committed.ready();
         assert_eq!(committed.take_effect(), Some(Effect::Say(Word::Commit)));

@@ -213,6 +213,8 @@ fn state(state: &VmState) -> String {
     match state {
         VmState::Exited { code } => format!("{} with {code}", state.name()),
         VmState::Crashed { reason } => format!("{}: {reason}", state.name()),
+        VmState::Given { to } => format!("given to {to}, which has not answered"),
+        VmState::Serving { to } => format!("moved to {to}, serving pages"),
         VmState::Created
         | VmState::Running
         | VmState::Paused

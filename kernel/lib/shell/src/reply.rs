@@ -251,6 +251,16 @@ pub enum VmState {
     Waiting,
     /// It is on its way here from another host, where it runs.
     Arriving,
+    /// It was given to another host, which has not said yet that it runs it.
+    Given {
+        /// To which.
+        to: Name,
+    },
+    /// It runs on another host, to which its memory follows from here.
+    Serving {
+        /// On which.
+        to: Name,
+    },
     /// It is powered off.
     Stopped,
     /// It is on a disk, and can go on from there.
@@ -615,6 +625,8 @@ impl VmState {
             Self::Paused => "paused",
             Self::Waiting => "waiting",
             Self::Arriving => "arriving",
+            Self::Given { .. } => "given",
+            Self::Serving { .. } => "serving",
             Self::Stopped => "stopped",
             Self::Exited { .. } => "exited",
             Self::Saved => "saved",

@@ -54,12 +54,26 @@ impl<'a> Stage<'a> {
         self.pair.hosts.pop();
         self.wait_move(0, "taking back", |_| true)?;
         self.goes_on_at(0)?;
+        self.takes_orders()?;
         self.wire.mute(1, false);
         // The source takes it back from whoever may still be there.
         self.rebirth(1)?;
         let stayed = self.pair.wait_end(0)?;
         ensure!(stayed["phase"] == "stayed", "the source did not keep it: {stayed}");
         Ok(())
+    }
+
+    /// What runs here for certain is its operator's, whether the other host knows that or not.
+    fn takes_orders(&mut self) -> Result<()> {
+        let host = &mut self.pair.hosts[0];
+        host.ask("vm pause g")?;
+        ensure!(host.state("g")?.as_deref() == Some("paused"), "it does not pause");
+        host.ask("vm resume g")?;
+        let refusal = host.refusal("vm migrate g to b")?;
+        ensure!(refusal.contains("b was not reached to be told"), "{refusal}");
+        let refusal = host.refusal("migrate cancel g")?;
+        ensure!(refusal.contains("not on its way"), "{refusal}");
+        self.goes_on_at(0)
     }
 
     fn source_dies_ready(&mut self) -> Result<()> {

@@ -202,6 +202,8 @@ pub fn postcopy(artifacts: &Artifacts) -> Result<()> {
     pair.wait_phase(0, "sending the rest")?;
     pair.hosts[0].emulator().monitor("set_link net0 off")?;
     pair.hosts[1].wait_state("g", "paused", MOVE_LIMIT)?;
+    let serves = pair.hosts[0].state("g")?;
+    ensure!(serves.as_deref() == Some("serving"), "the source, which has only its memory, calls it {serves:?}");
     let refusal = pair.hosts[1].refusal("vm resume g")?;
     ensure!(refusal.contains("still on its way"), "a guest without its memory was let go on: {refusal}");
     pair.hosts[0].emulator().monitor("set_link net0 on")?;

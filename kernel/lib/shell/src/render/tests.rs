@@ -130,6 +130,11 @@ fn vms_for_people_and_programs() {
          {\"name\":\"web\",\"state\":\"crashed\",\"reason\":\"triple fault\",\"vcpus\":2,\"memory_bytes\":1073741824,\
          \"held_bytes\":536870912,\"uptime_ns\":3400000000}]}\n"
     );
+    let to = || name("b");
+    let away = Reply::Vms(vec![vm(VmState::Given { to: to() }), vm(VmState::Serving { to: to() })]);
+    let text = render(&away, false);
+    assert!(text.contains("  given to b, which has not answered\n") && text.contains("  moved to b, serving pages\n"));
+    assert!(render(&away, true).contains("\"state\":\"serving\",\"to\":\"b\","));
     assert_eq!(render(&Reply::Vms(vec![]), true), "{\"vms\":[]}\n");
     assert!(render(&Reply::Vms(vec![]), false).contains("help vm create"));
 }
