@@ -117,6 +117,7 @@ pub static PROGRAMS: &[Program] = &[
     full("migrate", migrate::there_and_back),
     full("migrate_link_cut", migrate::link_cut),
     full("migrate_deaths", deaths::before_the_commit),
+    full("migrate_commit", deaths::at_the_commit),
     full("migrate_postcopy", migrate::postcopy),
     full("cpu_profile", profiles::baseline),
     full("migrate_traffic", traffic::under_traffic),

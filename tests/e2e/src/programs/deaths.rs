@@ -1,5 +1,5 @@
-//! A host dies when the target of a move is ready and has not heard the source's word. The guest checks its memory all the
-//! time: it goes on at the source, or nowhere where that died.
+//! A host dies while the guest changes hands: when the target is ready, when the source has said its word, when the target
+//! has heard it. The guest checks its memory all the time: it goes on on one host, or nowhere where that died.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -23,34 +23,87 @@ struct Stage<'a> {
 
 /// Each of the two hosts dies.
 pub fn before_the_commit(artifacts: &Artifacts) -> Result<()> {
-    let mut stage = Stage::set(artifacts)?;
+    let mut stage = Stage::set(artifacts, "migrate_deaths")?;
     stage.target_dies_ready().context("the target dies when it is ready")?;
     stage.source_dies_ready().context("the source dies when the target is ready")
 }
 
+/// The word that gives the guest away is lost, and so is its answer, and then a host.
+pub fn at_the_commit(artifacts: &Artifacts) -> Result<()> {
+    let mut stage = Stage::set(artifacts, "migrate_commit")?;
+    stage.source_dies_committed().context("the source dies when the target has heard its word")?;
+    stage.target_dies_committed().context("the target dies before it hears the source's word")
+}
+
 impl<'a> Stage<'a> {
-    fn set(artifacts: &'a Artifacts) -> Result<Self> {
-        let wire = Wire::new("deaths", 2)?;
+    fn set(artifacts: &'a Artifacts, name: &'static str) -> Result<Self> {
+        let wire = Wire::new(name, 2)?;
         let (netdevs, guest) = ([wire.netdev(0), wire.netdev(1)], modules(artifacts)?);
-        let host = move |index: usize| {
-            Ok(machine(artifacts, "migrate_deaths", index, &guest, &netdevs[index])?.memory_mib(512))
-        };
+        let host = move |index: usize| Ok(machine(artifacts, name, index, &guest, &netdevs[index])?.memory_mib(512));
         let mut pair = Pair::boot_with(&host, artifacts)?;
         start(&mut pair.hosts[0], "")?;
         Ok(Self { artifacts, pair, wire, machine: Box::new(host), last: EVERY })
     }
 
     /// The source has said everything, and does not hear that the target is ready.
-    fn come_to_ready(&mut self) -> Result<()> {
-        self.pair.hosts[0].ask("vm migrate g to b --downtime 60000 --bandwidth 1")?;
+    fn come_to_ready(&mut self, from: usize) -> Result<()> {
+        let (to, peer) = (1 - from, ["b", "a"][from]);
+        self.pair.hosts[from].ask(&format!("vm migrate g to {peer} --downtime 60000 --bandwidth 1"))?;
         // The hosts have compared their clocks before the first page, and no more answers are needed before the end.
-        self.wait_move(0, "copying", |status| status["bytes"].as_u64() > Some(0))?;
+        self.wait_move(from, "copying", |status| status["bytes"].as_u64() > Some(0))?;
+        self.wire.mute(to, true);
+        self.wait_move(to, "waiting for the word", |_| true)
+    }
+
+    /// The source has heard that, and its word is lost: it runs nowhere.
+    fn come_to_commit(&mut self, from: usize) -> Result<()> {
+        self.come_to_ready(from)?;
+        self.wire.mute(from, true);
+        self.wire.mute(1 - from, false);
+        self.wait_move(from, "given away", |_| true)?;
+        for (index, known) in [(from, "given"), (1 - from, "arriving")] {
+            let state = self.pair.hosts[index].state("g")?;
+            ensure!(state.as_deref() == Some(known), "nobody runs it, and it is {state:?}");
+            self.stands_still_at(index)?;
+        }
+        let refusal = self.pair.hosts[from].refusal("vm resume g")?;
+        ensure!(refusal.contains("on its way"), "{refusal}");
+        Ok(())
+    }
+
+    fn source_dies_committed(&mut self) -> Result<()> {
+        self.come_to_commit(0)?;
+        // The word is said again, and now the answer is lost.
         self.wire.mute(1, true);
-        self.wait_move(1, "waiting for the word", |_| true)
+        self.wire.mute(0, false);
+        self.pair.hosts[1].wait_state("g", "running", COMMAND_LIMIT)?;
+        self.stands_still_at(0).context("the target runs it")?;
+        drop(self.pair.hosts.remove(0));
+        // The target's hosts list has only itself now.
+        self.goes_on_at(0)?;
+        self.wire.mute(1, false);
+        self.rebirth(0)
+    }
+
+    fn target_dies_committed(&mut self) -> Result<()> {
+        self.come_to_commit(1)?;
+        drop(self.pair.hosts.remove(0));
+        self.stands_still_at(0).context("nobody can say whether the target ran it")?;
+        self.wire.mute(1, false);
+        self.rebirth(0)?;
+        let lost = self.pair.wait_end(1)?;
+        ensure!(lost["phase"] == "lost", "the target has forgotten it: {lost}");
+        ensure!(self.pair.hosts[0].state("g")?.is_none(), "it is on a host that was switched off");
+        let state = self.pair.hosts[1].state("g")?;
+        ensure!(state.as_deref() == Some("paused"), "a person decides, and it is {state:?}");
+        self.pair.hosts[1].ask("vm resume g")?;
+        self.goes_on_at(1)?;
+        self.pair.migrate(1, "g").context("after all that")?;
+        self.goes_on_at(0)
     }
 
     fn target_dies_ready(&mut self) -> Result<()> {
-        self.come_to_ready()?;
+        self.come_to_ready(0)?;
         self.pair.hosts.pop();
         self.wait_move(0, "taking back", |_| true)?;
         self.goes_on_at(0)?;
@@ -77,7 +130,7 @@ impl<'a> Stage<'a> {
     }
 
     fn source_dies_ready(&mut self) -> Result<()> {
-        self.come_to_ready()?;
+        self.come_to_ready(0)?;
         drop(self.pair.hosts.remove(0));
         let state = self.pair.hosts[0].state("g")?;
         ensure!(state.as_deref() == Some("arriving"), "nobody gave it away, and it is {state:?}");
