@@ -1,16 +1,18 @@
 //! What the host's devices may reach by DMA, where there is an IOMMU: their drivers' memory, and, for disks, the memory of
-//! the VMs that use them, for as long as they do.
+//! the VMs that use them, for as long as they do; and which interrupts they may raise: their own.
 //!
 //! [`start`] turns the units on before the first driver starts: from then on a device reaches nothing. [`driving`] says
-//! whose driver works, so that what it allocates is its device's, and [`Grant`] puts a VM's memory in a disk's reach.
-//! Addresses are not changed: a device sees memory where the processor does.
+//! whose driver works, so that what it allocates is its device's, [`message`] lets a device interrupt a processor, and
+//! [`Grant`] puts a VM's memory in a disk's reach. Addresses are not changed: a device sees memory where the processor
+//! does.
 
 use addr::{Gpa, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use drivers::pci;
-use iommu::{Abilities, Coverage, Fault, Found, IoTables, Kind, Reserved, Source, Stuck};
+use interrupts::local_apic;
+use iommu::{Abilities, Access, Coverage, Fault, Found, IoApic, IoTables, Kind, Remapping, Reserved, Source, Stuck};
 use memory::DmaWatch;
 use nested::amdvi::AmdVi;
 use nested::vtd::VtD;
@@ -36,6 +38,10 @@ struct Confinement {
     units: Vec<Found>,
     reserved: Vec<Reserved>,
     aliases: Vec<(Source, Source)>,
+    /// Those whose interrupts the units see. Empty, where interrupts are not remapped.
+    io_apics: Vec<IoApic>,
+    /// Whether an interrupt needs a route.
+    remaps: bool,
     /// Domain `n` is number `n + 1`.
     domains: Vec<Domain>,
     /// The device whose driver works now.
@@ -86,6 +92,25 @@ pub fn driving<R>(source: Source, act: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Lets a device interrupt the processor with APIC ID `to` by `vector`, and no other by that vector any more. Gives the
+/// address and data of the message; `None` where none reaches that processor.
+pub fn message(source: Source, to: u32, vector: u8) -> Option<(u64, u32)> {
+    match CONFINEMENT.get() {
+        Some(confinement) => confinement.lock().message(source, to, vector),
+        None => local_apic::msi(to, vector),
+    }
+}
+
+/// As [`message`], for what the I/O APIC with this ID signals.
+pub fn io_apic_message(id: u8, to: u32, vector: u8) -> Option<(u64, u32)> {
+    let remapped = CONFINEMENT.get().map(|confinement| confinement.lock());
+    let known = remapped.and_then(|mut confinement| {
+        let IoApic { source, unit, .. } = confinement.io_apics.iter().find(|apic| apic.id == id).copied()?;
+        Some(confinement.route(unit, source, to, vector))
+    });
+    known.unwrap_or_else(|| local_apic::msi(to, vector))
+}
+
 /// Puts memory in a device's reach; `None` where nothing is confined.
 pub fn grant(source: Source, runs: &[(Hpa, u64)]) -> Result<Option<Grant>, OutOfMemory> {
     let Some(confinement) = CONFINEMENT.get() else { return Ok(None) };
@@ -117,15 +142,10 @@ pub fn tell_of_faults(now_ns: u64) -> Option<u64> {
     let mut confinement = CONFINEMENT.get()?.lock();
     let Confinement { units, faults, .. } = &mut *confinement;
     let new = units.iter_mut().flat_map(|found| core::iter::from_fn(|| found.unit.next_fault()));
-    for Fault { source, address, write } in new.take(FAULTS_TAKEN_MAX) {
+    for Fault { source, access } in new.take(FAULTS_TAKEN_MAX) {
         *faults += 1;
         if *faults <= FAULTS_TOLD_MAX {
-            let what = match write {
-                Some(true) => "write to",
-                Some(false) => "read of",
-                None => "access to",
-            };
-            log::warn!("the device at {source} was kept from a {what} {address:#x}: it was not given that memory");
+            tell(source, access);
         }
         if *faults == FAULTS_TOLD_MAX {
             log::warn!("further stray accesses are counted only: see \"host\"");
@@ -134,19 +154,34 @@ pub fn tell_of_faults(now_ns: u64) -> Option<u64> {
     Some(now_ns + FAULTS_NS)
 }
 
+fn tell(source: Source, access: Access) {
+    let (what, address) = match access {
+        Access::Interrupt => {
+            return log::warn!("the device at {source} was kept from an interrupt that is not its own");
+        }
+        Access::Memory { address, write: Some(true) } => ("write to", address),
+        Access::Memory { address, write: Some(false) } => ("read of", address),
+        Access::Memory { address, write: None } => ("access to", address),
+    };
+    log::warn!("the device at {source} was kept from a {what} {address:#x}: it was not given that memory");
+}
+
 /// What the report says of it.
 pub fn report() -> Dma {
     let Some(confinement) = CONFINEMENT.get() else {
         let why = ABSENCE.get().map_or("it was not started", String::as_str);
-        return Dma { confined: false, description: format!("no IOMMU: {why}; devices reach all memory"), stopped: 0 };
+        let description = format!("no IOMMU: {why}; devices reach all memory");
+        return Dma { confined: false, interrupts_confined: false, description, stopped: 0 };
     };
     let confinement = confinement.lock();
     let name = match confinement.kind {
         Kind::VtD => "VT-d",
         Kind::AmdVi => "AMD-Vi",
     };
-    let description = format!("{name}: {} devices reach what they were given", confinement.domains.len());
-    Dma { confined: true, description, stopped: confinement.faults }
+    let interrupts = if confinement.remaps { "raise their own interrupts" } else { "may raise any interrupt" };
+    let count = confinement.domains.len();
+    let description = format!("{name}: {count} devices reach what they were given, and {interrupts}");
+    Dma { confined: true, interrupts_confined: confinement.remaps, description, stopped: confinement.faults }
 }
 
 /// A driver takes memory.
@@ -169,11 +204,19 @@ fn given_back(start: Hpa, bytes: u64) -> bool {
 impl Confinement {
     fn begin(platform: &Platform) -> Result<Self, String> {
         let machine = iommu::find(platform, &|bridge| pci::buses_behind(bridge.0))?;
-        let iommu::Machine { kind, mut units, reserved, aliases } = machine;
+        let iommu::Machine { kind, mut units, reserved, aliases, io_apics, remaps_interrupts } = machine;
+        // One that nobody knows could not interrupt any more.
+        let is_known = |id| io_apics.iter().any(|apic| apic.id == id && apic.unit < units.len());
+        let remaps = remaps_interrupts
+            && units.iter().all(|found| found.unit.abilities().remaps_interrupts)
+            && platform.io_apics.iter().all(|apic| is_known(apic.id));
+        let remapping = remaps.then(|| Remapping { x2apic: local_apic::modes().0 });
         for found in &mut units {
-            found.unit.enable().map_err(|Stuck| "a unit does not start".to_string())?;
+            found.unit.enable(remapping).map_err(|Stuck| "a unit does not start".to_string())?;
         }
-        Ok(Self { kind, units, reserved, aliases, domains: Vec::new(), driving: None, faults: 0 })
+        let io_apics = if remaps { io_apics } else { Vec::new() };
+        let (domains, driving, faults) = (Vec::new(), None, 0);
+        Ok(Self { kind, units, reserved, aliases, io_apics, remaps, domains, driving, faults })
     }
 
     /// The domain of a device, made when it is first asked for. `None` where no unit covers the device, or where it cannot
@@ -182,8 +225,7 @@ impl Confinement {
         if let Some(known) = self.domains.iter().position(|domain| domain.source == source) {
             return Some(known);
         }
-        let rest = || self.units.iter().position(|found| found.coverage == Coverage::Rest);
-        let unit = self.units.iter().position(|found| found.coverage.names(source)).or_else(rest)?;
+        let unit = self.unit_of(source)?;
         let abilities = self.units[unit].unit.abilities();
         let memory = IoTables { flush: !abilities.coherent };
         let tables = match self.kind {
@@ -201,16 +243,38 @@ impl Confinement {
         Some(number)
     }
 
+    /// The unit that covers a device.
+    fn unit_of(&self, source: Source) -> Option<usize> {
+        let rest = || self.units.iter().position(|found| found.coverage == Coverage::Rest);
+        self.units.iter().position(|found| found.coverage.names(source)).or_else(rest)
+    }
+
+    /// Every requester ID that a device uses.
+    fn ids(&self, source: Source) -> Vec<Source> {
+        let aliases = self.aliases.iter().filter(|(device, _)| *device == source).map(|(_, alias)| *alias);
+        core::iter::once(source).chain(aliases).collect()
+    }
+
+    fn message(&mut self, source: Source, to: u32, vector: u8) -> Option<(u64, u32)> {
+        match self.unit_of(source).filter(|_| self.remaps) {
+            Some(unit) => self.ids(source).into_iter().map(|id| self.route(unit, id, to, vector)).last()?,
+            None => local_apic::msi(to, vector),
+        }
+    }
+
+    fn route(&mut self, unit: usize, source: Source, to: u32, vector: u8) -> Option<(u64, u32)> {
+        self.units[unit].unit.route(source, to, vector).unwrap_or_else(|Stuck| {
+            log::error!("an interrupt of {source} could not be routed: its IOMMU does not answer");
+            None
+        })
+    }
+
     /// Lets the unit know of a domain, under every requester ID that its device uses.
     fn join(&mut self, number: usize) -> Result<(), Stuck> {
         let Domain { source, unit, tables, .. } = &self.domains[number];
-        let (source, root) = (*source, tables.root());
-        let unit = &mut self.units[*unit].unit;
-        let aliases = self.aliases.iter().filter(|(device, _)| *device == source).map(|(_, alias)| *alias);
-        for id in core::iter::once(source).chain(aliases) {
-            unit.assign(id, number_of(number), root)?;
-        }
-        Ok(())
+        let (ids, root, unit) = (self.ids(*source), tables.root(), *unit);
+        let unit = &mut self.units[unit].unit;
+        ids.into_iter().try_for_each(|id| unit.assign(id, number_of(number), root))
     }
 
     fn give(&mut self, domain: usize, runs: &[(Hpa, u64)]) -> Result<(), OutOfMemory> {

@@ -186,15 +186,13 @@ impl Cpus {
     /// Makes CPU `to` look around. `from` is the CPU that calls: it cannot be asked while a guest's segments are loaded.
     pub fn kick(&self, from: usize, to: usize) {
         if from != to {
-            let apic_id = self.cpus[to].apic_id.load(Ordering::Relaxed) as u32;
-            local_apic::send(apic_id, interrupts::KICK);
+            local_apic::send(self.apic_id(to), interrupts::KICK);
         }
     }
 
-    /// Where a device's message has to go to interrupt CPU `index`; `None` where no message reaches it.
-    pub fn interrupt_address(&self, index: usize) -> Option<u64> {
-        let apic_id = self.cpus[index].apic_id.load(Ordering::Relaxed) as u32;
-        local_apic::msi(apic_id, 0).map(|(address, _)| address)
+    /// The APIC ID of CPU `index`.
+    pub fn apic_id(&self, index: usize) -> u32 {
+        self.cpus[index].apic_id.load(Ordering::Relaxed) as u32
     }
 
     /// CPUs for so many vCPUs: those of `pin` one after the other, where it has any; else one after the other where

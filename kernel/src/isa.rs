@@ -1,5 +1,6 @@
 //! ISA interrupts: those of the serial line and of legacy disk channels, by the I/O APICs.
 
+use crate::confinement;
 use interrupts::local_apic;
 use platform::Platform;
 
@@ -11,9 +12,10 @@ pub fn mask_all(platform: &Platform) {
 /// Brings an interrupt to this processor, if it is an edge: the handler does not take a level's cause away.
 pub fn route(platform: &Platform, irq: u8, vector: u8) -> bool {
     let Some((apic, input)) = platform.isa_input(irq).filter(|(_, input)| !input.level) else { return false };
-    let reaches = apic.route(input.gsi, local_apic::id(), vector, input.level, input.active_low);
-    if !reaches {
+    let Some((address, _)) = confinement::io_apic_message(apic.id, local_apic::id(), vector) else {
         log::warn!("ISA interrupt {irq} cannot reach the processor with APIC ID {}", local_apic::id());
-    }
-    reaches
+        return false;
+    };
+    apic.route(input.gsi, address, vector, input.level, input.active_low);
+    true
 }

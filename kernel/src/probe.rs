@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::isa;
 use crate::network::Network;
 use crate::serial;
-use crate::storage::Storage;
+use crate::storage::{Interrupt, Storage};
 use crate::time::Clock;
 use alloc::boxed::Box;
 use alloc::format;
@@ -50,18 +50,18 @@ pub fn devices(platform: &Platform, clock: Clock) -> (Storage, Network) {
     for function in pci::enumerate() {
         let Some(function) = serial::offer(function) else { continue };
         let place = function.to_string();
-        let mut line = Line { platform, vector: None };
         let address = function.address();
         let source = Source::new(address.bus(), address.device(), address.function());
+        let mut line = Line { platform, source, interrupt: None };
         let probed = confinement::driving(source, || probe::<Dma>(function, &mut line, &|| clock.now_ns()));
-        let vector = line.vector;
+        let interrupt = line.interrupt;
         match probed {
-            Probed::Disks(disks) => disks.into_iter().for_each(|disk| add_disk(&mut storage, disk, source, vector)),
+            Probed::Disks(disks) => disks.into_iter().for_each(|disk| add_disk(&mut storage, disk, source, interrupt)),
             Probed::Nic(nic) => {
                 let mac = config::Mac::new(nic.mac()).map_or_else(|| "no address".into(), |mac| mac.to_string());
                 let name = format!("nic{}", network.nics().len());
                 DEVICES.lock().1.push(ready(name, format!("{} at {place}, {mac}", nic.name())));
-                network.add_nic(nic, vector);
+                network.add_nic(nic, interrupt.map(|interrupt| interrupt.vector));
             }
             Probed::Unsupported { what } => add_unsupported(place, &what),
             Probed::Other => {}
@@ -73,26 +73,28 @@ pub fn devices(platform: &Platform, clock: Clock) -> (Storage, Network) {
 /// A device's interrupt: one vector at this processor, however it comes there.
 struct Line<'a> {
     platform: &'a Platform,
-    vector: Option<u8>,
+    source: Source,
+    interrupt: Option<Interrupt>,
 }
 
 impl Line<'_> {
-    fn vector(&mut self) -> Option<u8> {
-        if self.vector.is_none() {
-            self.vector = interrupts::take_device_vector();
-        }
-        self.vector
+    fn vector(&mut self, is_message: bool) -> Option<u8> {
+        let known = self.interrupt.map(|interrupt| interrupt.vector);
+        let vector = known.or_else(interrupts::take_device_vector)?;
+        self.interrupt = Some(Interrupt { vector, is_message });
+        Some(vector)
     }
 }
 
 impl Interrupts for Line<'_> {
     fn message(&mut self) -> Option<Message> {
-        let (address, data) = local_apic::msi(local_apic::id(), self.vector()?)?;
+        let vector = self.vector(true)?;
+        let (address, data) = confinement::message(self.source, local_apic::id(), vector)?;
         Some(Message { address, data })
     }
 
     fn isa(&mut self, irq: u8) -> bool {
-        self.vector().is_some_and(|vector| isa::route(self.platform, irq, vector))
+        self.vector(false).is_some_and(|vector| isa::route(self.platform, irq, vector))
     }
 }
 
@@ -189,7 +191,7 @@ pub fn nics() -> Vec<Device> {
     DEVICES.lock().1.clone()
 }
 
-fn add_disk(storage: &mut Storage, mut disk: Box<dyn block::Disk>, source: Source, vector: Option<u8>) {
+fn add_disk(storage: &mut Storage, mut disk: Box<dyn block::Disk>, source: Source, interrupt: Option<Interrupt>) {
     let name = format!("disk{}", storage.datastores().len());
     let geometry = disk.geometry();
     let size_mib = geometry.sectors >> 11;
@@ -206,7 +208,7 @@ fn add_disk(storage: &mut Storage, mut disk: Box<dyn block::Disk>, source: Sourc
     });
     let description = format!("{description}, {} virtual disks", partitions.len());
     DEVICES.lock().0.push(ready(name.clone(), description));
-    storage.add(Datastore::new(name, disk, partitions), source, vector);
+    storage.add(Datastore::new(name, disk, partitions), source, interrupt);
 }
 
 fn add_unsupported(place: String, what: &str) {

@@ -1,5 +1,6 @@
 //! The host's disks, and whose transfers are under way on them.
 
+use crate::confinement;
 use crate::host::Cpus;
 use crate::vm::Running;
 use alloc::string::{String, ToString};
@@ -24,10 +25,18 @@ pub struct Storage {
     catalog: Catalog,
     /// Who has each partition: by datastore and position.
     owners: Vec<Vec<Option<Owner>>>,
-    /// The interrupts of the disks, and which each disk raises.
-    interrupts: Vec<(u8, Steering)>,
+    /// The vector that each raises, and where those go that are messages.
     vectors: Vec<Option<u8>>,
+    steering: Vec<(u8, Steering)>,
     host_ended: Vec<HostEnded>,
+}
+
+/// How a device interrupts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interrupt {
+    pub vector: u8,
+    /// It is a message of the device's own, which can be turned to another CPU.
+    pub is_message: bool,
 }
 
 enum Owner {
@@ -72,16 +81,17 @@ pub struct Ended {
 }
 
 impl Storage {
-    /// Adds a disk, behind the device at `source`, that raises `vector`.
-    pub fn add(&mut self, datastore: Datastore, source: Source, vector: Option<u8>) {
+    /// Adds a disk, behind the device at `source`, with its interrupt.
+    pub fn add(&mut self, datastore: Datastore, source: Source, interrupt: Option<Interrupt>) {
         self.catalog.add(&datastore);
         // One more for the disk as a whole.
         self.owners.push((0..=datastore.partitions().count()).map(|_| None).collect());
         self.datastores.push(datastore);
         self.sources.push(source);
-        self.vectors.push(vector);
-        if let Some(vector) = vector.filter(|vector| !self.vectors().contains(vector)) {
-            self.interrupts.push((vector, Steering::default()));
+        self.vectors.push(interrupt.map(|interrupt| interrupt.vector));
+        let message = interrupt.filter(|interrupt| interrupt.is_message).map(|interrupt| interrupt.vector);
+        if let Some(vector) = message.filter(|own| self.steering.iter().all(|(vector, _)| vector != own)) {
+            self.steering.push((vector, Steering::default()));
         }
     }
 
@@ -280,9 +290,11 @@ impl Storage {
     /// Notes that what a disk had done was for a guest on CPU `cpu`: its interrupt goes where it is mostly for.
     pub fn note_for(&mut self, datastore: usize, cpu: usize, cpus: &Cpus, now_ns: u64) {
         let own = self.vectors[datastore];
-        let Some((_, steering)) = self.interrupts.iter_mut().find(|(vector, _)| own == Some(*vector)) else { return };
+        let Some((vector, steering)) = self.steering.iter_mut().find(|(vector, _)| own == Some(*vector)) else {
+            return;
+        };
         if let Some(cpu) = steering.note(cpu, now_ns)
-            && let Some(address) = cpus.interrupt_address(cpu)
+            && let Some((address, _)) = confinement::message(self.sources[datastore], cpus.apic_id(cpu), *vector)
         {
             self.datastores[datastore].aim_interrupt(address);
         }
@@ -308,7 +320,7 @@ impl Storage {
 
     /// The disks' interrupt vectors.
     pub fn vectors(&self) -> Vec<u8> {
-        self.interrupts.iter().map(|(vector, _)| *vector).collect()
+        self.vectors.iter().flatten().copied().collect()
     }
 
     /// Lets the disks' drivers look after their devices; returns when they want that next.

@@ -76,6 +76,14 @@ impl Bus {
         self.ask(&format!("outl {CONFIG_DATA:#x} {value:#x}")).map(drop)
     }
 
+    /// Writes a register of 32 bits.
+    ///
+    /// # Errors
+    /// As [`Bus::config_read`].
+    pub fn write32(&mut self, address: u64, value: u32) -> Result<()> {
+        self.ask(&format!("writel {address:#x} {value:#x}")).map(drop)
+    }
+
     /// Writes a register of 64 bits.
     ///
     /// # Errors

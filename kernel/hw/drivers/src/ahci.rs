@@ -104,9 +104,11 @@ impl Controller {
         }
     }
 
-    /// Has the interrupt of all ports go to another processor; returns whether it can.
-    fn aim_interrupt(&self, address: u64) -> bool {
-        self.function.lock().as_mut().is_some_and(|function| aim_msi(function, address))
+    /// Has the interrupt of all ports go to another processor.
+    fn aim_interrupt(&self, address: u64) {
+        if let Some(function) = self.function.lock().as_mut() {
+            aim_msi(function, address);
+        }
     }
 
     fn has_failed(&self) -> bool {

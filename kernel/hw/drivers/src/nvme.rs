@@ -45,10 +45,9 @@ pub trait Port: Send {
     fn bytes(&self) -> usize;
     /// Takes DMA from the device, whatever state it is in.
     fn stop_dma(&mut self);
-    /// Has the device's messages go to another processor; returns whether they can.
-    fn aim_interrupt(&mut self, address: u64) -> bool {
+    /// Has the device's messages go to another processor.
+    fn aim_interrupt(&mut self, address: u64) {
         let _ = address;
-        false
     }
     /// The number of the processor that calls: each uses a queue of its own where there are enough.
     fn cpu(&self) -> usize;

@@ -212,9 +212,11 @@ impl Device {
         }
     }
 
-    /// Has the messages of all queues go to another processor; returns whether they can.
-    pub(crate) fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.msix.as_mut().is_some_and(|msix| msix.aim(0, address))
+    /// Has the messages of all queues go to another processor.
+    pub(crate) fn aim_interrupt(&mut self, address: u64) {
+        if let Some(msix) = &mut self.msix {
+            msix.aim(0, address);
+        }
     }
 
     /// Resets the device; returns whether it did.

@@ -117,8 +117,8 @@ impl<H: Hal> Disk for VirtioBlk<H> {
         self.has_interrupt
     }
 
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.device.aim_interrupt(address)
+    fn aim_interrupt(&mut self, address: u64) {
+        self.device.aim_interrupt(address);
     }
 
     fn health(&self) -> Health {

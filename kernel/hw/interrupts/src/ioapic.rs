@@ -14,6 +14,8 @@ const ACTIVE_LOW: u32 = 1 << 13;
 /// One I/O APIC.
 #[derive(Clone, Copy, Debug)]
 pub struct IoApic {
+    /// Its ID, by which other tables name it.
+    pub id: u8,
     /// Where its registers are mapped, uncached.
     pub base: Hpa,
     /// The first global system interrupt that it takes.
@@ -33,17 +35,13 @@ impl IoApic {
         }
     }
 
-    /// Sends input `gsi` to processor `to` as `vector`; says whether it can: an entry has 8 bits for the APIC ID, and
-    /// 255 is everybody.
-    pub fn route(self, gsi: u32, to: u32, vector: u8, level: bool, active_low: bool) -> bool {
-        if to >= 0xff {
-            return false;
-        }
+    /// Has input `gsi` send `vector` as a message to `address`, which says to which processor. Bits 19:4 of it are an
+    /// entry's upper ones, whatever they mean (VT-d 4.1, section 5.1.5.1).
+    pub fn route(self, gsi: u32, address: u64, vector: u8, level: bool, active_low: bool) {
         let register = REDIRECTION + 2 * (gsi - self.first_gsi) as u8;
         let flags = if level { LEVEL } else { 0 } | if active_low { ACTIVE_LOW } else { 0 };
-        self.write(register + 1, to << 24);
+        self.write(register + 1, ((address >> 4) as u32 & 0xffff) << 16);
         self.write(register, u32::from(vector) | flags);
-        true
     }
 
     fn read(self, register: u8) -> u32 {

@@ -1,12 +1,13 @@
 //! AMD's IOMMU (AMD I/O Virtualization Technology specification, 48882, revision 3.08).
 //!
-//! [`AmdVi`] keeps the device table, and speaks to the unit through its command buffer; accesses that it stopped come
+//! [`AmdVi`] keeps the device table and each device's interrupts, and speaks to the unit through its command buffer; accesses that it stopped come
 //! back through the event log.
 
 use crate::registers::Registers;
 use crate::shared::Shared;
-use crate::{Abilities, Fault, Source, Stuck, Unit, wait};
+use crate::{Abilities, Access, Fault, MESSAGE, Remapping, SHORT_ID_MAX, Source, Stuck, Unit, wait};
 use addr::Hpa;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 
@@ -41,6 +42,13 @@ const READABLE: u64 = 1 << 61;
 const WRITABLE: u64 = 1 << 62;
 /// No tables, no rights: every access is stopped. An entry that is not valid would let all of them pass.
 const STOPPED: u64 = VALID | TRANSLATION_VALID;
+/// In an entry's third word: interrupts are looked at, and with no more than this all are stopped; then a table of so many
+/// (2 to this) for those that the message's data names by its vector.
+const INTERRUPTS_VALID: u64 = 1;
+const INTERRUPTS_BY_TABLE: u64 = 2 << 60;
+const INTERRUPT_ENTRIES: u64 = 8 << 1;
+/// An entry of that table (2.2.5): it holds.
+const REMAPPED: u64 = 1;
 
 /// The command buffer and the event log have 256 entries of 16 bytes: 2 to the eighth (3.4.2, 3.4.3).
 const RING_ENTRIES: u64 = 256;
@@ -51,18 +59,22 @@ const WAIT: u64 = 1 << 60;
 const WAIT_STORES: u64 = 1;
 const FORGET_DEVICE: u64 = 2 << 60;
 const FORGET_PAGES: u64 = 3 << 60;
+const FORGET_INTERRUPTS: u64 = 5 << 60;
 /// All pages of a domain, and what leads to them (2.4.3).
 const ALL_PAGES: u64 = 0x7fff_ffff_ffff_f003;
 
 /// The event of an access that its tables do not allow, in bits 63:60 (2.5.3).
 const PAGE_FAULT: u64 = 2;
-/// Within it: the access was a write.
+/// Within it: the access was an interrupt; it was a write.
+const FAULT_INTERRUPTS: u64 = 1 << 51;
 const FAULT_WRITES: u64 = 1 << 53;
 
 /// One AMD-Vi unit.
 pub struct AmdVi {
     registers: Registers,
     devices: Shared,
+    /// Interrupts by who raises them.
+    interrupts: BTreeMap<Source, Shared>,
     commands: Shared,
     events: Shared,
     /// What the unit writes when it has waited.
@@ -87,7 +99,8 @@ impl AmdVi {
         let (mut devices, commands) = (shared(DEVICE_TABLE_FRAMES)?, shared(1)?);
         let (events, done) = (shared(1)?, shared(1)?);
         (0..ENTRIES).for_each(|entry| devices.write(entry * ENTRY_WORDS, STOPPED));
-        Ok(Self { registers, devices, commands, events, done, tail: 0, waits: 0 })
+        let (interrupts, tail, waits) = (BTreeMap::new(), 0, 0);
+        Ok(Self { registers, devices, interrupts, commands, events, done, tail, waits })
     }
 
     /// Puts commands into the buffer and waits until they are done.
@@ -107,12 +120,15 @@ impl AmdVi {
 
 impl Unit for AmdVi {
     fn abilities(&self) -> Abilities {
-        Abilities { large_pages: true, coherent: true, caches_absence: false }
+        Abilities { large_pages: true, coherent: true, caches_absence: false, remaps_interrupts: true }
     }
 
-    fn enable(&mut self) -> Result<(), Stuck> {
+    fn enable(&mut self, remapping: Option<Remapping>) -> Result<(), Stuck> {
         // What a firmware left on is on with its own tables.
         self.registers.write64(CONTROL, 0);
+        if remapping.is_some() {
+            (0..ENTRIES).for_each(|entry| self.devices.write(entry * ENTRY_WORDS + 2, INTERRUPTS_VALID));
+        }
         let table = self.devices.start().as_u64() | (DEVICE_TABLE_FRAMES as u64 - 1);
         self.registers.write64(DEVICE_TABLE, table);
         self.registers.write64(COMMAND_BUFFER, self.commands.start().as_u64() | RING_LENGTH);
@@ -132,6 +148,27 @@ impl Unit for AmdVi {
         self.devices.write(entry, STOPPED | FOUR_LEVELS | root.as_u64() | READABLE | WRITABLE);
         self.submit(&[[FORGET_DEVICE | u64::from(source.0), 0]])?;
         self.invalidate(domain)
+    }
+
+    fn route(&mut self, source: Source, to: u32, vector: u8) -> Result<Option<(u64, u32)>, Stuck> {
+        // Wider IDs need entries of 128 bits, which not every unit has.
+        if to > SHORT_ID_MAX {
+            return Ok(None);
+        }
+        if !self.interrupts.contains_key(&source) {
+            let table = Shared::new(1, false).ok_or(Stuck)?;
+            let word = table.start().as_u64() | INTERRUPTS_BY_TABLE | INTERRUPT_ENTRIES | INTERRUPTS_VALID;
+            self.devices.write(usize::from(source.0) * ENTRY_WORDS + 2, word);
+            self.submit(&[[FORGET_DEVICE | u64::from(source.0), 0]])?;
+            self.interrupts.insert(source, table);
+        }
+        let table = self.interrupts.get_mut(&source).expect("made a moment ago");
+        // Two entries a word.
+        let (word, shift) = (usize::from(vector / 2), u32::from(vector % 2) * 32);
+        let others = table.read(word) & !(0xffff_ffff << shift);
+        table.write(word, others | interrupt_entry(to, vector) << shift);
+        self.submit(&[[FORGET_INTERRUPTS | u64::from(source.0), 0]])?;
+        Ok(Some((MESSAGE | u64::from(to) << 12, vector.into())))
     }
 
     fn invalidate(&mut self, domain: u16) -> Result<(), Stuck> {
@@ -163,11 +200,19 @@ impl Unit for AmdVi {
     }
 }
 
+/// An entry that interrupts a processor, whose ID has 8 bits, by a vector (2.2.5).
+fn interrupt_entry(to: u32, vector: u8) -> u64 {
+    u64::from(vector) << 16 | u64::from(to) << 8 | REMAPPED
+}
+
 /// The access that an event tells of. Of other events (a malformed entry, a unit's own trouble) it names the device only.
 fn fault_of([low, high]: [u64; 2]) -> Option<Fault> {
     let is_page_fault = low >> 60 == PAGE_FAULT;
-    let write = is_page_fault.then_some(low & FAULT_WRITES != 0);
-    (low >> 60 != 0).then_some(Fault { source: Source(low as u16), address: high, write })
+    let access = match is_page_fault.then_some(low & FAULT_WRITES != 0) {
+        Some(_) if low & FAULT_INTERRUPTS != 0 => Access::Interrupt,
+        write => Access::Memory { address: high, write },
+    };
+    (low >> 60 != 0).then_some(Fault { source: Source(low as u16), access })
 }
 
 #[cfg(test)]
@@ -176,10 +221,17 @@ mod tests {
 
     #[test]
     fn events_tell_who_and_where() {
-        let fault = Fault { source: Source::new(0, 3, 0), address: 0xdead_b000, write: Some(true) };
-        assert_eq!(fault_of([2 << 60 | FAULT_WRITES | 0x18, 0xdead_b000]), Some(fault));
-        assert_eq!(fault_of([1 << 60 | 0x18, 5]).unwrap().write, None);
+        let by = |access| Some(Fault { source: Source::new(0, 3, 0), access });
+        let write = Access::Memory { address: 0xdead_b000, write: Some(true) };
+        assert_eq!(fault_of([2 << 60 | FAULT_WRITES | 0x18, 0xdead_b000]), by(write));
+        assert_eq!(fault_of([2 << 60 | FAULT_INTERRUPTS | 0x18, 0x31]), by(Access::Interrupt));
+        assert_eq!(fault_of([1 << 60 | 0x18, 5]), by(Access::Memory { address: 5, write: None }));
         assert_eq!(fault_of([0, 0]), None);
+    }
+
+    #[test]
+    fn an_entry_names_a_processor_and_a_vector() {
+        assert_eq!(interrupt_entry(7, 0x31), 0x31_0701);
     }
 
     #[test]

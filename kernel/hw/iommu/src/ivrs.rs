@@ -4,7 +4,7 @@
 //! The main function is [`parse`]; [`crate::find`] opens the units that it names.
 
 use crate::table::{structures, u8_at, u16_at, u64_at};
-use crate::{Coverage, Description, Place, Reserved, Source};
+use crate::{Coverage, Description, IoApic, Place, Reserved, Source};
 use addr::Hpa;
 use alloc::vec::Vec;
 
@@ -16,6 +16,8 @@ const UNIT: [u8; 3] = [0x10, 0x11, 0x40];
 const MEMORY_ALL: u8 = 0x20;
 const MEMORY_ONE: u8 = 0x21;
 const MEMORY_RANGE: u8 = 0x22;
+/// The kind of special device that is an I/O APIC (5.2.2.2).
+const IO_APIC: u8 = 1;
 /// In a memory block's flags: the devices must not reach it untranslated, but past the tables.
 const EXCLUSION: u8 = 1 << 3;
 
@@ -27,7 +29,7 @@ pub fn parse(table: &[u8]) -> Option<Description> {
     for block in blocks() {
         form = form.max(u8_at(block?, 0).filter(|kind| UNIT.contains(kind)).unwrap_or(0));
     }
-    let mut found = Description::default();
+    let mut found = Description { remaps_interrupts: true, ..Description::default() };
     for block in blocks() {
         let block = block?;
         match u8_at(block, 0)? {
@@ -59,6 +61,10 @@ fn read_unit(found: &mut Description, block: &[u8], entries: usize) -> Option<()
             }
             0x03 | 0x47 => first = Some((source, None)),
             0x43 => first = Some((source, Some(Source(u16_at(entry, 5)?)))),
+            0x48 if u8_at(entry, 7)? == IO_APIC => {
+                let (id, source) = (u8_at(entry, 4)?, Source(u16_at(entry, 5)?));
+                found.io_apics.push(IoApic { id, source, unit: found.units.len() });
+            }
             0x04 => {
                 let (start, alias) = first.take()?;
                 ranges.push((start, source));
@@ -130,6 +136,13 @@ mod tests {
         let ranges = vec![range(8, 8), range(0x10, 0x1f), range(0x120, 0x120)];
         assert_eq!(ivrs.units, [Place { base: Hpa::new(0xfed8_0000), coverage: Coverage::Ranges(ranges) }]);
         assert_eq!(ivrs.aliases, [(Source(0x120), Source(0x100))]);
+    }
+
+    #[test]
+    fn io_apics_are_read() {
+        let entries: [&[u8]; 2] = [&[0x48, 0, 0, 0, 5, 0xa0, 0, 1], &[0x48, 0, 0, 0, 0, 0xa1, 0, 2]];
+        let ivrs = parse(&table(&[unit(0x10, &entries)])).unwrap();
+        assert_eq!(ivrs.io_apics, [IoApic { id: 5, source: Source(0xa0), unit: 0 }]);
     }
 
     #[test]

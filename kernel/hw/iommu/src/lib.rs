@@ -1,7 +1,7 @@
-//! IOMMUs: what a host device may reach by DMA, on Intel VT-d and AMD-Vi.
+//! IOMMUs: what a host device may reach by DMA, and which interrupts it may raise, on Intel VT-d and AMD-Vi.
 //!
-//! The main type is [`Unit`], one IOMMU: it joins a device ([`Source`]) to the tables of a domain, forgets what it
-//! cached, and tells of accesses that it stopped. [`find`] reads the firmware's table of them ([`dmar`] and [`ivrs`]).
+//! The main type is [`Unit`], one IOMMU: it joins a device ([`Source`]) to the tables of a domain, lets it interrupt a
+//! processor, forgets what it cached, and tells of accesses that it stopped. [`find`] reads the firmware's table of them ([`dmar`] and [`ivrs`]).
 //! Which device gets what is the kernel's business (`kernel/src/confinement.rs`); what a device was not given, it cannot
 //! reach.
 #![cfg_attr(not(test), no_std)]
@@ -59,10 +59,22 @@ impl fmt::Display for Source {
 pub struct Fault {
     /// Who tried.
     pub source: Source,
-    /// The address it asked for.
-    pub address: u64,
-    /// Whether it wanted to write, where that is known.
-    pub write: Option<bool>,
+    /// What it tried.
+    pub access: Access,
+}
+
+/// What a device tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// To reach memory.
+    Memory {
+        /// The address it asked for.
+        address: u64,
+        /// Whether it wanted to write, where that is known.
+        write: Option<bool>,
+    },
+    /// To interrupt a processor.
+    Interrupt,
 }
 
 /// The unit did not do what it was told within the time in which any would.
@@ -87,6 +99,15 @@ pub struct Abilities {
     pub coherent: bool,
     /// Whether it may keep in mind that something was not mapped.
     pub caches_absence: bool,
+    /// Whether it can stop interrupts.
+    pub remaps_interrupts: bool,
+}
+
+/// How interrupts are remapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Remapping {
+    /// The processors' local APICs have IDs of 32 bits.
+    pub x2apic: bool,
 }
 
 /// One IOMMU.
@@ -94,11 +115,16 @@ pub trait Unit: Send {
     /// What it can do.
     fn abilities(&self) -> Abilities;
 
-    /// From now on every access of the devices that it covers is translated. What no domain was given to is stopped.
-    fn enable(&mut self) -> Result<(), Stuck>;
+    /// From now on every access of the devices that it covers is translated. What no domain was given to is stopped; so is,
+    /// with `remapping`, an interrupt that no route was made for.
+    fn enable(&mut self, remapping: Option<Remapping>) -> Result<(), Stuck>;
 
     /// Gives a device the four-level tables at `root`, as domain number `domain`, which is not 0.
     fn assign(&mut self, source: Source, domain: u16, root: Hpa) -> Result<(), Stuck>;
+
+    /// Lets a device, or an I/O APIC, interrupt the processor with APIC ID `to` by `vector`, and no other processor by that
+    /// vector any more. Gives the address and data of the message that does so; `None` where that ID cannot be named.
+    fn route(&mut self, source: Source, to: u32, vector: u8) -> Result<Option<(u64, u32)>, Stuck>;
 
     /// Forgets what it cached of a domain's tables. When this returns, no access by the old ones is under way.
     fn invalidate(&mut self, domain: u16) -> Result<(), Stuck>;
@@ -163,6 +189,21 @@ pub struct Description {
     pub reserved: Vec<Reserved>,
     /// Devices and the requester IDs under which their accesses come, where those are not their own.
     pub aliases: Vec<(Source, Source)>,
+    /// The I/O APICs whose interrupts the units see.
+    pub io_apics: Vec<IoApic>,
+    /// Whether the machine is built for remapped interrupts.
+    pub remaps_interrupts: bool,
+}
+
+/// An I/O APIC, as a source of interrupts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IoApic {
+    /// Its ID in the MADT.
+    pub id: u8,
+    /// What its interrupts carry.
+    pub source: Source,
+    /// The unit that sees them, by its place among the units.
+    pub unit: usize,
 }
 
 /// A machine's IOMMUs.
@@ -175,6 +216,10 @@ pub struct Machine {
     pub reserved: Vec<Reserved>,
     /// As in [`Description`].
     pub aliases: Vec<(Source, Source)>,
+    /// As in [`Description`].
+    pub io_apics: Vec<IoApic>,
+    /// As in [`Description`].
+    pub remaps_interrupts: bool,
 }
 
 /// Whether the units have been taken over.
@@ -192,7 +237,8 @@ pub fn find(platform: &Platform, buses: &dyn Fn(Source) -> Option<(u8, u8)>) -> 
         Some(b"IVRS") => (Kind::AmdVi, ivrs::parse(table)),
         _ => return Err("their table is of no kind that Pollux knows".into()),
     };
-    let Description { units, reserved, aliases } = description.ok_or("their table is malformed")?;
+    let Description { units, reserved, aliases, io_apics, remaps_interrupts } =
+        description.ok_or("their table is malformed")?;
     let open = |place: Place| {
         let unit: Box<dyn Unit> = match kind {
             // SAFETY: the firmware says that a unit is there, and this is the only call that takes it.
@@ -203,8 +249,13 @@ pub fn find(platform: &Platform, buses: &dyn Fn(Source) -> Option<(u8, u8)>) -> 
         Ok(Found { unit, coverage: place.coverage })
     };
     let units = units.into_iter().map(open).collect::<Result<_, String>>()?;
-    Ok(Machine { kind, units, reserved, aliases })
+    Ok(Machine { kind, units, reserved, aliases, io_apics, remaps_interrupts })
 }
+
+/// What a message that is an interrupt is written to (Intel SDM volume 3, section 11.11.1).
+const MESSAGE: u64 = 0xfee0_0000;
+/// The highest APIC ID that fits 8 bits and is not everybody.
+const SHORT_ID_MAX: u32 = 254;
 
 /// How often a register or a word in memory is read before its unit counts as stuck.
 const READS_MAX: u32 = 10_000_000;

@@ -153,6 +153,7 @@ impl Platform {
                 MadtEntry::LocalApic(entry) if entry.flags & ENABLED != 0 => self.add_cpu(entry.apic_id.into()),
                 MadtEntry::LocalX2Apic(entry) if entry.flags & ENABLED != 0 => self.add_cpu(entry.x2apic_id),
                 MadtEntry::IoApic(entry) => self.io_apics.push(IoApic {
+                    id: entry.io_apic_id,
                     base: Hpa::new(entry.io_apic_address.into()),
                     first_gsi: entry.global_system_interrupt_base,
                 }),

@@ -307,8 +307,8 @@ impl Datastore {
     }
 
     /// See [`Disk::aim_interrupt`].
-    pub fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.disk.aim_interrupt(address)
+    pub fn aim_interrupt(&mut self, address: u64) {
+        self.disk.aim_interrupt(address);
     }
 
     /// See [`Disk::tick`].

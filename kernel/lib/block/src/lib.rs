@@ -202,10 +202,9 @@ pub trait Disk: Send {
     fn has_interrupt(&self) -> bool;
 
     /// Has the device's interrupt messages go to `address` from now on, which is that of another processor; what they say
-    /// stays. Returns whether the device's interrupt can be turned so.
-    fn aim_interrupt(&mut self, address: u64) -> bool {
+    /// stays. A device that sends none does nothing.
+    fn aim_interrupt(&mut self, address: u64) {
         let _ = address;
-        false
     }
 
     /// Lets the driver look after the device: time limits, recovery, and whether it is still there. Returns when it wants

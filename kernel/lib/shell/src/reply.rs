@@ -204,6 +204,8 @@ pub struct Memory {
 pub struct Dma {
     /// Whether anything does.
     pub confined: bool,
+    /// Whether they can raise no interrupts but their own.
+    pub interrupts_confined: bool,
     /// Whose IOMMUs confine how many devices, or why none does.
     pub description: String,
     /// Accesses that were stopped.

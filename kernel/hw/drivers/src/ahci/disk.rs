@@ -300,8 +300,8 @@ impl<H: Hal, W: Words> Disk for AhciDisk<H, W> {
         self.has_interrupt
     }
 
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.controller.aim_interrupt(address)
+    fn aim_interrupt(&mut self, address: u64) {
+        self.controller.aim_interrupt(address);
     }
 
     fn health(&self) -> Health {

@@ -205,9 +205,11 @@ impl<H: Hal, P: Port> Controller<H, P> {
         }
     }
 
-    /// Has the interrupts of all namespaces go to another processor; returns whether they can.
-    pub(super) fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.interrupts && self.phase != Phase::Failed && self.port.aim_interrupt(address)
+    /// Has the interrupts of all namespaces go to another processor.
+    pub(super) fn aim_interrupt(&mut self, address: u64) {
+        if self.phase != Phase::Failed {
+            self.port.aim_interrupt(address);
+        }
     }
 
     /// The next transfer of a namespace that ended.

@@ -82,8 +82,8 @@ impl<H: Hal, P: Port> Disk for Namespace<H, P> {
         self.has_interrupt
     }
 
-    fn aim_interrupt(&mut self, address: u64) -> bool {
-        self.controller.lock().aim_interrupt(address)
+    fn aim_interrupt(&mut self, address: u64) {
+        self.controller.lock().aim_interrupt(address);
     }
 
     fn tick(&mut self, now_ns: u64) -> Option<u64> {

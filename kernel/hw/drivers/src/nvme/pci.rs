@@ -82,7 +82,7 @@ impl Port for PciPort {
         self.function.stop_dma();
     }
 
-    fn aim_interrupt(&mut self, address: u64) -> bool {
+    fn aim_interrupt(&mut self, address: u64) {
         match &mut self.msix {
             Some(msix) => msix.aim(0, address),
             None => aim_msi(&mut self.function, address),

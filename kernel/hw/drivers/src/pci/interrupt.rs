@@ -84,18 +84,14 @@ impl MsiX {
         true
     }
 
-    /// Has an entry's messages go to `address`, which names another processor; returns whether there is such an entry.
-    pub fn aim(&mut self, entry: u16, address: u64) -> bool {
-        if entry >= self.entries() {
-            return false;
-        }
+    /// Has the messages of an entry, which was programmed, go to `address`, which names another processor.
+    pub fn aim(&mut self, entry: u16, address: u64) {
         let at = usize::from(entry) * ENTRY_BYTES;
         // Masked meanwhile: a function may keep what an open entry said. What it wants to say then, it says afterwards.
         self.table.write(at + 12, MASKED);
         self.table.write(at, address as u32);
         self.table.write(at + 4, (address >> 32) as u32);
         self.table.write(at + 12, 0_u32);
-        true
     }
 
     /// Switches the function from its interrupt pin to the table.
@@ -117,17 +113,14 @@ pub fn enable_msi(function: &mut Function, message: Message) -> bool {
     true
 }
 
-/// Has the message of plain MSI go to `address`, which names another processor; returns whether the function has one.
+/// Has the message of plain MSI, which is enabled, go to `address`, which names another processor.
 ///
 /// Only the lower half of the address is written, in one access: there is no moment at which half of it holds.
-pub fn aim_msi(function: &mut Function, address: u64) -> bool {
-    if address >> 32 != 0 {
-        return false;
-    }
+pub fn aim_msi(function: &mut Function, address: u64) {
     let place = function.capabilities().into_iter().find(|(id, _)| *id == CAPABILITY_MSI);
-    let Some((_, offset)) = place else { return false };
-    function.write_config(offset + MSI_ADDRESS, address as u32);
-    true
+    if let Some((_, offset)) = place {
+        function.write_config(offset + MSI_ADDRESS, address as u32);
+    }
 }
 
 fn find_msi(function: &Function) -> Option<MsiCapability> {

@@ -39,7 +39,12 @@ fn host(backend: Backend) -> Reply {
             ],
         },
         memory: Memory { total_bytes: 4 << 30, free_bytes: 3 << 30, own_bytes: 10 << 20, guests_bytes: 1014 << 20 },
-        dma: Dma { confined: true, description: "AMD-Vi: 2 devices reach what they were given".into(), stopped: 3 },
+        dma: Dma {
+            confined: true,
+            interrupts_confined: true,
+            description: "AMD-Vi: 2 devices reach what they were given".into(),
+            stopped: 3,
+        },
         disks: vec![Device {
             name: "disk0".into(),
             description: "virtio-blk, 4 GiB".into(),
