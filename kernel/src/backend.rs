@@ -77,7 +77,7 @@ impl Backend {
     pub fn vcpu(&self, second_stage: &SecondStage) -> Result<Box<dyn Vcpu>, String> {
         match self {
             Self::Svm(features) => Ok(Box::new(svm::Svm::new(*features, second_stage.root()))),
-            Self::Vmx(features) => Ok(Box::new(vmx::Vmx::new(*features, second_stage.root()))),
+            Self::Vmx(features) => Ok(Box::new(vmx::Vmx::new(*features, second_stage.root(), interrupts::POSTED))),
             Self::None(why) => Err(why.clone()),
         }
     }

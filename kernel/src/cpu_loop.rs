@@ -315,6 +315,13 @@ impl machine::Host for GuestHost<'_> {
         }
     }
 
+    fn notify(&mut self, vcpu: usize) {
+        let Queued { running, vcpu: own } = self.queued;
+        if vcpu != *own {
+            self.host.cpus.notify(self.cpu, running.vcpus[vcpu].cpu_to_tell());
+        }
+    }
+
     fn show_pages(&mut self, pages: &mut dyn Iterator<Item = (Gpa, Hpa)>, readable: bool) {
         let mut tables = self.queued.running.second_stage();
         for (gpa, hpa) in pages {
@@ -479,6 +486,12 @@ impl machine::Host for InputHost<'_> {
         let cpu = self.running.vcpus[vcpu].cpu();
         self.told = Some(cpu);
         self.woke_here |= slept && cpu == self.cpu;
+    }
+
+    fn notify(&mut self, vcpu: usize) {
+        let cpu = self.running.vcpus[vcpu].cpu_to_tell();
+        self.told = Some(cpu);
+        self.host.cpus.notify(self.cpu, cpu);
     }
 
     fn give_way(&mut self, _to: Option<usize>) {}

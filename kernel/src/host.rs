@@ -185,8 +185,17 @@ impl Cpus {
 
     /// Makes CPU `to` look around. `from` is the CPU that calls: it cannot be asked while a guest's segments are loaded.
     pub fn kick(&self, from: usize, to: usize) {
+        self.send(from, to, interrupts::KICK);
+    }
+
+    /// Lets the guest that CPU `to` runs have what was posted to it, without an exit.
+    pub fn notify(&self, from: usize, to: usize) {
+        self.send(from, to, interrupts::POSTED);
+    }
+
+    fn send(&self, from: usize, to: usize, vector: u8) {
         if from != to {
-            local_apic::send(self.apic_id(to), interrupts::KICK);
+            local_apic::send(self.apic_id(to), vector);
         }
     }
 

@@ -8,7 +8,7 @@ use addr::{Gpa, PAGE_BYTES};
 use guestmem::{GuestMemory, PageSet};
 use std::sync::{Arc, Mutex};
 use vcpu::{
-    Access, ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, ReadyFor, Segment,
+    Access, ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, Posted, ReadyFor, Segment,
     SegmentName, Unloadable, Vcpu, VcpuState, Window, cr0,
 };
 
@@ -210,6 +210,10 @@ impl Vcpu for Processor {
     }
 
     fn share_apic(&mut self, _page: &Arc<ApicPage>) -> bool {
+        false
+    }
+
+    fn share_posted(&mut self, _posted: &Arc<Posted>) -> bool {
         false
     }
 

@@ -21,6 +21,8 @@ core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
 pub const TIMER: u8 = 0xe0;
 /// Another processor wants this one to look around.
 pub const KICK: u8 = 0xe1;
+/// Another processor left interrupts for the guest that runs on this one, whose processor takes them by itself.
+pub const POSTED: u8 = 0xe2;
 /// What a local APIC reports when an interrupt went away before it was taken.
 pub const SPURIOUS: u8 = 0xff;
 /// Vectors that [`take_device_vector`] hands out.

@@ -8,8 +8,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
-    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table,
-    Unloadable, Vcpu, VcpuState, Window, dr6_after_trap, efer, rflags,
+    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
+    Table, Unloadable, Vcpu, VcpuState, Window, dr6_after_trap, efer, rflags,
 };
 
 /// DR7.GD, which every debug exception clears.
@@ -158,6 +158,10 @@ impl Vcpu for Svm {
     }
 
     fn share_apic(&mut self, _page: &Arc<ApicPage>) -> bool {
+        false
+    }
+
+    fn share_posted(&mut self, _posted: &Arc<Posted>) -> bool {
         false
     }
 

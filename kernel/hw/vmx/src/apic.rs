@@ -3,13 +3,14 @@
 //!
 //! [`Apic`] is one vCPU's. The page is the local APIC's own, so that nothing is copied: the processor has only to be told
 //! which interrupt is the highest that waits and that runs, when somebody else changed them. Where virtual interrupts
-//! are not delivered, `machine` injects them, and its wish for a window is the TPR threshold.
+//! are not delivered, `machine` injects them, and its wish for a window is the TPR threshold. Where posted interrupts are
+//! processed, others' arrive without an exit; then each exit for an interrupt of the host's has acknowledged that.
 
 use crate::enable::Features;
 use crate::entry::Vmx;
 use crate::vmcs::{Field, secondary};
 use alloc::sync::Arc;
-use vcpu::ApicPage;
+use vcpu::{ApicPage, Posted};
 
 /// All that x2APIC's registers are opened with: without one of them the bitmap would let the guest at the host's own.
 const OPEN: Features = Features::VIRTUAL_INTERRUPTS.union(Features::X2APIC).union(Features::APIC_REGISTERS);
@@ -17,6 +18,10 @@ const OPEN: Features = Features::VIRTUAL_INTERRUPTS.union(Features::X2APIC).unio
 /// A vCPU's part of its local APIC.
 pub(crate) struct Apic {
     page: Arc<ApicPage>,
+    /// What others leave for it.
+    posted: Arc<Posted>,
+    /// The vector that tells the processor of it.
+    notification: u8,
     /// The guest reaches the page by x2APIC's registers.
     is_open: bool,
     /// The VMCS may not say what is in the page.
@@ -24,8 +29,8 @@ pub(crate) struct Apic {
 }
 
 impl Apic {
-    pub fn new() -> Self {
-        Self { page: ApicPage::new(), is_open: false, is_stale: true }
+    pub fn new(notification: u8) -> Self {
+        Self { page: ApicPage::new(), posted: Arc::default(), notification, is_open: false, is_stale: true }
     }
 
     /// The task-priority class, as the guest left it.
@@ -58,6 +63,20 @@ impl Vmx {
         }
     }
 
+    /// Takes other interrupts that are posted, where the processor can.
+    pub(crate) fn put_posted(&mut self, posted: &Arc<Posted>) -> bool {
+        if !self.features.contains(Features::POSTED_INTERRUPTS) {
+            return false;
+        }
+        if !Arc::ptr_eq(posted, &self.apic.posted) {
+            self.apic.posted = posted.clone();
+            if self.loaded {
+                self.write_posted();
+            }
+        }
+        true
+    }
+
     /// Opens or closes x2APIC's registers, where they can be open.
     pub(crate) fn put_apic_open(&mut self, is_open: bool) {
         let is_open = is_open && self.features.contains(OPEN);
@@ -73,6 +92,9 @@ impl Vmx {
     pub(crate) fn load_apic(&mut self) {
         self.write_apic_page();
         self.write_apic_access();
+        if self.features.contains(Features::POSTED_INTERRUPTS) {
+            self.write_posted();
+        }
         self.apic.is_stale = true;
     }
 
@@ -92,6 +114,11 @@ impl Vmx {
 
     fn write_apic_page(&mut self) {
         self.vmcs.write(Field::VIRTUAL_APIC, &raw const *self.apic.page as u64);
+    }
+
+    fn write_posted(&mut self) {
+        self.vmcs.write(Field::NOTIFICATION_VECTOR, self.apic.notification.into());
+        self.vmcs.write(Field::POSTED_INTERRUPTS, &raw const *self.apic.posted as u64);
     }
 
     fn write_apic_access(&mut self) {

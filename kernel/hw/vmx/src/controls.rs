@@ -40,6 +40,7 @@ const PIN_WANTED: &[Wanted] = &[
     required(pin::NMI, "NMI exiting"),
     required(pin::VIRTUAL_NMI, "virtual NMIs"),
     optional(pin::PREEMPTION_TIMER),
+    optional(pin::POSTED_INTERRUPTS),
 ];
 
 const PROCESSOR_WANTED: &[Wanted] = &[
@@ -75,6 +76,8 @@ const SECONDARY_WANTED: &[Wanted] = &[
 const LEAVING_WANTED: &[Wanted] = &[
     required(leaving::SAVE_DEBUG, "save debug controls"),
     required(leaving::HOST_64_BIT, "host address-space size"),
+    // Posted interrupts need it (27.2.1.1).
+    optional(leaving::ACKNOWLEDGE_INTERRUPT),
     required(leaving::SAVE_PAT, "save IA32_PAT"),
     required(leaving::LOAD_PAT, "load IA32_PAT on exit"),
     required(leaving::SAVE_EFER, "save IA32_EFER"),

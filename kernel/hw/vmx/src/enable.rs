@@ -1,7 +1,7 @@
 //! Whether a processor offers VMX, and turning it on.
 
 use crate::controls::{self, Controls};
-use crate::vmcs::{Region, pin, secondary};
+use crate::vmcs::{Region, leaving, pin, secondary};
 use alloc::boxed::Box;
 use bitflags::bitflags;
 use core::arch::asm;
@@ -64,7 +64,7 @@ bitflags! {
         const X2APIC = 1 << 10;
         /// Virtual interrupts are evaluated and delivered without exits.
         const VIRTUAL_INTERRUPTS = 1 << 11;
-        /// The same for interrupts that another processor sends.
+        /// The same for interrupts that others send.
         const POSTED_INTERRUPTS = 1 << 12;
     }
 }
@@ -140,6 +140,8 @@ fn features(controls: Controls, capabilities: u64) -> Features {
     let (pins, secondaries) = controls::offered();
     let notes = capabilities & ept_vpid::ACCESSED_DIRTY != 0;
     let vpid = controls.secondary & secondary::VPID != 0 && capabilities & VPID == VPID;
+    let delivers = controls.secondary & secondary::VIRTUAL_INTERRUPTS != 0;
+    let acknowledges = controls.leaving & leaving::ACKNOWLEDGE_INTERRUPT != 0;
     let list = [
         (Features::EPT_ACCESSED_DIRTY, notes),
         (Features::EPT_1_GIB_PAGES, capabilities & ept_vpid::HUGE_PAGES != 0),
@@ -152,8 +154,8 @@ fn features(controls: Controls, capabilities: u64) -> Features {
         (Features::XSAVES, secondaries & secondary::XSAVES != 0),
         (Features::APIC_REGISTERS, secondaries & secondary::APIC_REGISTERS != 0),
         (Features::X2APIC, secondaries & secondary::X2APIC != 0),
-        (Features::VIRTUAL_INTERRUPTS, controls.secondary & secondary::VIRTUAL_INTERRUPTS != 0),
-        (Features::POSTED_INTERRUPTS, pins & pin::POSTED_INTERRUPTS != 0),
+        (Features::VIRTUAL_INTERRUPTS, delivers),
+        (Features::POSTED_INTERRUPTS, delivers && acknowledges && controls.pin & pin::POSTED_INTERRUPTS != 0),
     ];
     list.into_iter().filter(|&(_, present)| present).map(|(feature, _)| feature).collect()
 }

@@ -8,7 +8,7 @@ use crate::enable::{Features, host};
 use crate::event::Encoded;
 use crate::exit::{self, Reason};
 use crate::host_state;
-use crate::vmcs::{Field, Vmcs, interruptibility, processor, secondary};
+use crate::vmcs::{Field, Vmcs, interruptibility, leaving, pin, processor, secondary};
 use crate::write_log::WriteLog;
 use addr::Hpa;
 use alloc::boxed::Box;
@@ -202,14 +202,19 @@ unsafe extern "sysv64" {
 }
 
 impl Vmx {
-    /// A virtual CPU in the state after reset whose guest-physical addresses go through the tables at `ept_root`.
+    /// A virtual CPU in the state after reset whose guest-physical addresses go through the tables at `ept_root`. The
+    /// processors' vector `notification` tells of posted interrupts and of nothing else.
     ///
     /// # Panics
     /// Where [`check`](crate::check) did not say that VMX can be used.
-    pub fn new(features: Features, ept_root: Hpa) -> Self {
+    pub fn new(features: Features, ept_root: Hpa, notification: u8) -> Self {
         let mut controls = Controls::adjusted().expect("check said so");
         if !features.contains(Features::VPID) {
             controls.secondary &= !secondary::VPID;
+        }
+        if !features.contains(Features::POSTED_INTERRUPTS) {
+            controls.pin &= !pin::POSTED_INTERRUPTS;
+            controls.leaving &= !leaving::ACKNOWLEDGE_INTERRUPT;
         }
         if !features.contains(Features::PAGE_MODIFICATION_LOG) {
             controls.secondary &= !secondary::PAGE_MODIFICATION_LOG;
@@ -228,7 +233,7 @@ impl Vmx {
             ept_root,
             fpu: Area::reset(),
             xcr0: 1,
-            apic: Apic::new(),
+            apic: Apic::new(notification),
             write_log: WriteLog::new(),
             reason: Reason::default(),
             next_rip: None,

@@ -1,8 +1,10 @@
 //! From an exit reason and its qualification to a vendor-free [`Exit`] (28.2, appendix C).
 
 use crate::checks;
+use crate::enable::Features;
 use crate::entry::Vmx;
 use crate::event::info;
+use crate::host_state;
 use crate::vmcs::{Field, interruptibility, processor};
 use addr::Gpa;
 use core::arch::asm;
@@ -90,7 +92,14 @@ pub fn exit(vmx: &mut Vmx) -> Option<Exit> {
     }
     Some(match vmx.reason.basic() {
         reason::EXCEPTION_OR_NMI => return exception_or_nmi(vmx),
-        reason::EXTERNAL_INTERRUPT | reason::PREEMPTION_TIMER => Exit::HostInterrupt,
+        reason::EXTERNAL_INTERRUPT => {
+            if vmx.features.contains(Features::POSTED_INTERRUPTS) {
+                let vector = vmx.vmcs.read(Field::EXIT_EVENT) as u8;
+                handle_interrupt(host_state::handler(&vmx.vmcs, vector));
+            }
+            Exit::HostInterrupt
+        }
+        reason::PREEMPTION_TIMER => Exit::HostInterrupt,
         // INIT comes from a processor on which Pollux is dying: in VMX operation it stops nobody by itself (24.8).
         reason::INIT => cpu::halt_forever(),
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
@@ -169,6 +178,29 @@ fn exception_or_nmi(vmx: &mut Vmx) -> Option<Exit> {
         ALIGNMENT => reflect(vmx, Exception { vector: 17, error_code: Some(0), fault_address: None }),
         MACHINE_CHECK => machine_check(),
         other => Some(Exit::Unexpected(other.into())),
+    }
+}
+
+/// Runs the host's handler of an interrupt that the exit acknowledged (28.2.2): where interrupts are taken, it is pending
+/// no more.
+fn handle_interrupt(handler: u64) {
+    // SAFETY: what is called is the handler that the host has for the vector, with the frame that it expects (7.14.2); it
+    // gives back every register, and leaves interrupts shut.
+    unsafe {
+        asm!(
+            "mov {stack}, rsp",
+            "mov {segment:e}, ss",
+            "and rsp, -16",
+            "push {segment}",
+            "push {stack}",
+            "pushfq",
+            "mov {segment:e}, cs",
+            "push {segment}",
+            "call {handler}",
+            stack = out(reg) _,
+            segment = out(reg) _,
+            handler = in(reg) handler,
+        );
     }
 }
 

@@ -67,6 +67,14 @@ fn tables() -> (u64, u64) {
     (gdtr.base, idtr.base)
 }
 
+/// Where the host's handler of a vector begins (SDM volume 3, figure 7-8).
+pub fn handler(vmcs: &Vmcs, vector: u8) -> u64 {
+    let at = (vmcs.read(Field::HOST_IDTR_BASE) + 16 * u64::from(vector)) as *const [u64; 2];
+    // SAFETY: `write` put the base of the host's IDT there, which has all 256 gates.
+    let [low, high] = unsafe { at.read_unaligned() };
+    low & 0xffff | (low >> 48) << 16 | high << 32
+}
+
 /// CS and TR.
 fn selectors() -> (u16, u16) {
     let (code, task): (u16, u16);

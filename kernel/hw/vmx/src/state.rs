@@ -8,8 +8,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
-    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, ReadyFor, Segment, SegmentName, Table,
-    Unloadable, Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
+    ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
+    Table, Unloadable, Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
 };
 
 /// DR6 and DR7: the bits that always read 1.
@@ -29,7 +29,8 @@ impl Vcpu for Vmx {
     }
 
     fn park(&mut self) {
-        // Each exit brought back what the host uses; an interrupt that ended the run is still pending.
+        // Each exit brought back what the host uses; an interrupt that ended the run was handled or is
+        // still pending.
     }
 
     fn unload(&mut self) {
@@ -140,6 +141,10 @@ impl Vcpu for Vmx {
     fn share_apic(&mut self, page: &Arc<ApicPage>) -> bool {
         self.put_apic_page(page);
         self.delivers_interrupts()
+    }
+
+    fn share_posted(&mut self, posted: &Arc<Posted>) -> bool {
+        self.put_posted(posted)
     }
 
     fn open_apic(&mut self, is_open: bool) {

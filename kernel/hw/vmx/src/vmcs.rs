@@ -128,6 +128,7 @@ pub const HOST_TR: usize = 6;
 #[rustfmt::skip]
 impl Field {
     pub const VPID: Self = Self(0x0000);
+    pub const NOTIFICATION_VECTOR: Self = Self(0x0002);
     /// The highest virtual interrupt that waits, and in the upper byte the highest in service.
     pub const INTERRUPT_STATUS: Self = Self(0x0810);
     pub const WRITE_LOG_INDEX: Self = Self(0x0812);
@@ -135,6 +136,7 @@ impl Field {
     pub const WRITE_LOG: Self = Self(0x200e);
     pub const TSC_OFFSET: Self = Self(0x2010);
     pub const VIRTUAL_APIC: Self = Self(0x2012);
+    pub const POSTED_INTERRUPTS: Self = Self(0x2016);
     pub const EPT_POINTER: Self = Self(0x201a);
     pub const GUEST_PHYSICAL_ADDRESS: Self = Self(0x2400);
     pub const LINK_POINTER: Self = Self(0x2800);
@@ -248,6 +250,7 @@ pub mod secondary {
 pub mod leaving {
     pub const SAVE_DEBUG: u32 = 1 << 2;
     pub const HOST_64_BIT: u32 = 1 << 9;
+    pub const ACKNOWLEDGE_INTERRUPT: u32 = 1 << 15;
     pub const SAVE_PAT: u32 = 1 << 18;
     pub const LOAD_PAT: u32 = 1 << 19;
     pub const SAVE_EFER: u32 = 1 << 20;

@@ -8,7 +8,7 @@ use crate::console::Console;
 use crate::function::PciFunction;
 use crate::guest_firmware::Firmware;
 use crate::input::InputMode;
-use crate::mail::Mail;
+use crate::mail::{Mail, Tell};
 use crate::network::{Card, NicConfig};
 use crate::output::Outbox;
 use crate::storage::{Disk, DiskConfig};
@@ -491,8 +491,10 @@ impl Machine {
     }
 
     pub(crate) fn post(&self, vcpu: usize, mail: Mail, host: &mut dyn Host) {
-        if self.mailboxes[vcpu].post(mail) {
-            host.kick(vcpu);
+        match self.mailboxes[vcpu].post(mail) {
+            Tell::Nobody => {}
+            Tell::Vcpu => host.kick(vcpu),
+            Tell::Processor => host.notify(vcpu),
         }
     }
 }

@@ -92,6 +92,10 @@ pub trait Host {
     }
     /// Lets another vCPU of this machine look into its mailbox: it is running elsewhere, or asleep.
     fn kick(&mut self, vcpu: usize);
+    /// Lets the processor that runs another vCPU of this machine take interrupts that were posted to it.
+    fn notify(&mut self, vcpu: usize) {
+        self.kick(vcpu);
+    }
     /// The vCPU that runs waits for another of its machine, for this one or any: it should run where this one does.
     fn give_way(&mut self, to: Option<usize>);
     /// How long the vCPU that runs was ready and had no CPU, in all.

@@ -37,6 +37,8 @@ pub struct Thread {
     pub(crate) lapic: Lapic,
     /// The processor takes interrupts out of the local APIC's page by itself.
     delivers: bool,
+    /// It takes those that others post by itself, too.
+    takes_posted: bool,
     pub(crate) kept: Kept,
     pub(crate) registered: Registered,
     pub(crate) xcr0: u64,
@@ -80,6 +82,7 @@ impl Thread {
         Self {
             index,
             delivers: vcpu.share_apic(lapic.page()),
+            takes_posted: false,
             vcpu,
             lapic,
             kept: Kept::default(),
@@ -137,7 +140,9 @@ impl Machine {
     /// The same for a thread that runs, whose local APIC may be in another mode by now.
     pub(crate) fn readdress(&self, thread: &mut Thread) {
         self.adopt(thread);
-        thread.vcpu.open_apic(thread.lapic.is_open());
+        let is_open = thread.lapic.is_open();
+        thread.vcpu.open_apic(is_open);
+        self.mailboxes[thread.index].set_postable(is_open && thread.takes_posted);
     }
 
     /// Runs a vCPU until the host has something to do, the guest sleeps, or the machine ends.
@@ -155,6 +160,7 @@ impl Machine {
 
     fn run_until_pause(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Pause {
         thread.timer_changed = true;
+        thread.takes_posted = thread.vcpu.share_posted(self.mailboxes[thread.index].posted());
         self.readdress(thread);
         let mut now = host.now();
         loop {

@@ -13,6 +13,7 @@ mod check;
 mod debug;
 mod event;
 mod exit;
+mod posted;
 mod state;
 
 use addr::Gpa;
@@ -23,6 +24,7 @@ pub use apic::{ApicPage, Vectors};
 pub use debug::{Breakpoints, dr6_after_trap};
 pub use event::{Event, Exception, ReadyFor, Window};
 pub use exit::{Access, Exit, PortAccess, PortDirection};
+pub use posted::Posted;
 pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, cr4, efer, rflags};
 
 /// One virtual CPU, on whichever hardware.
@@ -95,6 +97,10 @@ pub trait Vcpu: Send {
     /// Shows it the page of its local APIC; again when that is another. Says whether this processor delivers by itself
     /// the interrupts that wait there: then nobody [`inject`](Vcpu::inject)s them, and CR8 is the page's.
     fn share_apic(&mut self, page: &Arc<ApicPage>) -> bool;
+
+    /// Shows it what others leave for it. Says whether this processor takes interrupts from there into the page by itself,
+    /// while it runs the vCPU and is interrupted by the vector for that.
+    fn share_posted(&mut self, posted: &Arc<Posted>) -> bool;
 
     /// Lets the guest use the page by x2APIC's registers without exits, where the processor can, or not: they are there in
     /// that mode alone.

@@ -55,6 +55,15 @@ pub fn vmx_guests(artifacts: &Artifacts) -> Result<()> {
     guests_beside_linux(artifacts, "bochs_vmx_guests", Model::Intel)
 }
 
+/// VT-x: two vCPUs that interrupt each other, each on a CPU of its own, halted and at work.
+pub fn vmx_smp(artifacts: &Artifacts) -> Result<()> {
+    let mut host = artifacts.boot_bochs("bochs_vmx_smp", Model::Intel, 2)?;
+    for guest in ["smp", "ipis"] {
+        guests::run(&mut host, guest, "", "--vcpus 2").with_context(|| format!("test guest `{guest}`"))?;
+    }
+    host.power_off()
+}
+
 /// VT-x with and without a log of the guest's writes: tracking finds every page that a guest writes again and again, and
 /// hardly another.
 pub fn vmx_writes(artifacts: &Artifacts) -> Result<()> {

@@ -23,6 +23,8 @@ pub struct Shared {
     pub apic: Option<Arc<ApicPage>>,
     pub delivers: bool,
     pub is_apic_open: bool,
+    /// It takes posted interrupts by itself.
+    pub takes_posted: bool,
     /// How often it had to forget translations.
     pub invalidations: u32,
     /// The pages that the processor logged as written.
@@ -186,6 +188,10 @@ impl Vcpu for MockVcpu {
         let mut shared = self.shared.lock().unwrap();
         shared.apic = Some(page.clone());
         shared.delivers
+    }
+
+    fn share_posted(&mut self, _posted: &Arc<Posted>) -> bool {
+        self.shared.lock().unwrap().takes_posted
     }
 
     fn open_apic(&mut self, is_open: bool) {
