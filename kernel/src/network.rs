@@ -44,7 +44,7 @@ pub struct Network {
 enum Port {
     Uplink,
     Management(Mac),
-    Guest { name: String, mac: Mac, running: Weak<Running>, nic: usize },
+    Guest { vm: String, mac: Mac, running: Weak<Running>, nic: usize },
 }
 
 /// A port, for the report.
@@ -100,21 +100,21 @@ impl Network {
     /// Adds a port for each of a VM's cards.
     pub fn add_guest(&mut self, vm: &Vm) -> Result<Vec<PortId>, Refusal> {
         let mut added = Vec::new();
-        for (nic, &mac) in vm.macs().iter().enumerate() {
-            let port = self.add_guest_port(vm, nic, mac);
+        for &mac in &vm.macs() {
+            let port = self.add_guest_port(vm, mac);
             added.push(port.inspect_err(|_| added.iter().for_each(|&port| self.remove(port)))?);
         }
         Ok(added)
     }
 
     /// Adds a port for one of a VM's cards.
-    pub fn add_guest_port(&mut self, vm: &Vm, nic: usize, mac: Mac) -> Result<PortId, Refusal> {
+    pub fn add_guest_port(&mut self, vm: &Vm, mac: Mac) -> Result<PortId, Refusal> {
         let Some(port) = self.switch.add_port(PortConfig { mac: Some(mac.bytes()), guard: false }) else {
             let message = format!("the switch has no port left for {mac}, or the address is in use");
             return Err((message, "choose another address, or stop another VM".into()));
         };
-        let name = format!("{}/{nic}", vm.name());
-        self.ports.push((port, Port::Guest { name, mac, running: Weak::new(), nic }));
+        let vm = String::from(vm.name());
+        self.ports.push((port, Port::Guest { vm, mac, running: Weak::new(), nic: 0 }));
         Ok(port)
     }
 
@@ -167,7 +167,7 @@ impl Network {
             let (name, mac) = match port {
                 Port::Uplink => (format!("uplink{uplink}"), Mac::new(nics[uplink].mac())),
                 Port::Management(mac) => ("host".into(), Some(*mac)),
-                Port::Guest { name, mac, .. } => (name.clone(), Some(*mac)),
+                Port::Guest { vm, nic, mac, .. } => (format!("{vm}/{nic}"), Some(*mac)),
             };
             let counters = switch.counters(*id).copied().unwrap_or_default();
             let card = matches!(port, Port::Uplink).then(|| &mut nics[uplink]);

@@ -280,7 +280,6 @@ impl Vm {
         if self.running().is_some() {
             return Err((format!("{} is running already", self.name()), "see \"vm list\"".into()));
         }
-        self.devices.lock().settle();
         let mut disks = Vec::new();
         let running = claim_disks(host, &self.disks(), &mut disks).and_then(|()| {
             let running = self.build(host, &disks, origin)?;
@@ -443,6 +442,7 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
         disks.iter().for_each(|&lent| storage.release(lent));
     }
     let vm = &running.vm;
+    vm.devices.lock().settle();
     if let Some(variables) = running.machine.with_variables(|flash| flash.content(0..flash.bytes())) {
         *vm.variables.lock() = Some(variables);
     }

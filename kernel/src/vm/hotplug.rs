@@ -85,7 +85,7 @@ fn plug_disk(host: &'static Host, running: &Arc<Running>, name: &str) -> Result<
         host.storage.lock().set_owner(lent, running, number);
         let mut input = InputHost::new(host, SERVICE_CPU, running);
         let plugged = running.machine.plug_disk(config, &mut input);
-        let plugged = plugged.inspect_err(|BusFull| running.remove_bay(number));
+        let plugged = plugged.inspect_err(|BusFull| running.withdraw_bay(number));
         assert!(plugged.is_err() || plugged == Ok(number), "the machine and its life count alike");
         plugged.map(drop).map_err(|BusFull| no_room("its PCI bus is full"))
     });
@@ -104,7 +104,7 @@ pub fn add_nic(host: &'static Host, vm: &Arc<Vm>, spec: NicSpec) -> Result<Mac, 
         return Err((format!("{} has {NICS_MAX} NICs already", vm.name()), "remove one first".into()));
     }
     if let Some(running) = vm.running() {
-        let port = host.network.lock().add_guest_port(vm, macs.len(), mac)?;
+        let port = host.network.lock().add_guest_port(vm, mac)?;
         let mut input = InputHost::new(host, SERVICE_CPU, &running);
         match running.machine.plug_nic(NicConfig { mac: mac.bytes(), mtu: 1500 }, &mut input) {
             Ok(number) => running.set_port(number, port),
@@ -176,11 +176,8 @@ impl Removal {
     /// How it went, once it is over.
     fn poll(&self, host: &'static Host) -> Option<Result<(), Refusal>> {
         let Some(running) = self.life.upgrade().filter(|running| !running.is_over()) else {
-            // With its life everything is given back, and the next begins without.
-            return (self.life.strong_count() == 0).then(|| {
-                self.vm.devices.lock().settle();
-                Ok(())
-            });
+            // With its life everything is given back.
+            return (self.life.strong_count() == 0).then_some(Ok(()));
         };
         let machine = &running.machine;
         if !machine.is_leaving(self.part) && host.clock.now_ns() >= self.until_ns {
@@ -285,6 +282,7 @@ fn may_change(vm: &Vm) -> Result<(), Refusal> {
             let remedy = format!("let it go on first, or give that up: vm delete {}", vm.name());
             Err((format!("{} is saved with what it has", vm.name()), remedy))
         }
+        (_, Some(running)) if running.is_over() => Err((format!("{} is ending", vm.name()), "wait for that".into())),
         (_, Some(running)) if !running.has_started() => {
             Err((format!("{} has not started yet", vm.name()), "try again in a moment".into()))
         }

@@ -495,7 +495,12 @@ impl Running {
         bays.len() - 1
     }
 
-    /// Forgets a disk: the last one, which the machine never had, or one that has left it.
+    /// Takes the disk back that was added last, with this number: the machine did not take it.
+    pub fn withdraw_bay(&self, disk: usize) {
+        self.bays.lock().truncate(disk);
+    }
+
+    /// Forgets a disk that has left the machine.
     pub fn remove_bay(&self, disk: usize) {
         self.bays.lock()[disk] = None;
     }

@@ -97,13 +97,17 @@ impl Disk {
         }
     }
 
-    /// Nothing more is done: requests that wait fail.
+    /// Nothing more is done: requests that wait fail, a queue of them at most. A guest that goes on making some while its
+    /// disk is pulled gets no answer to those.
     pub fn stop(&mut self, memory: &GuestMemory) {
         self.is_stopped = true;
         for head in core::mem::take(&mut self.unflushed) {
             self.function.complete(memory, head, Outcome::IoError);
         }
-        while self.function.next_request(memory, &mut self.request) {
+        for _ in 0..BlkConfig::QUEUE_SIZE {
+            if !self.function.next_request(memory, &mut self.request) {
+                break;
+            }
             self.function.complete(memory, self.request.id, Outcome::IoError);
         }
     }

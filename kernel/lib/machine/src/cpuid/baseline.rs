@@ -179,7 +179,9 @@ impl Baseline {
     pub fn name(&self) -> String {
         let leaves = &self.profile.extended[2..5];
         let bytes: Vec<u8> = leaves.iter().flat_map(|leaf| words(*leaf)).flat_map(u32::to_le_bytes).collect();
-        String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ']).into()
+        // Another host says it: nothing of it may work on a terminal.
+        let text = String::from_utf8_lossy(&bytes);
+        text.trim_matches(['\0', ' ']).chars().filter(|character| !character.is_control()).collect()
     }
 
     /// Family, model and stepping.
