@@ -131,13 +131,14 @@ impl Vm {
 
     /// The partition for its variables, where there is one.
     fn place(&self, host: &Host) -> Option<String> {
+        let disks = self.disks();
         let storage = host.storage.lock();
-        let disk = storage.catalog().find(self.spec.disks.first()?).ok()?;
+        let disk = storage.catalog().find(disks.first()?).ok()?;
         storage.beside(disk, SUFFIX)
     }
 
     fn no_place(&self) -> String {
-        match self.spec.disks.first() {
+        match self.disks().first() {
             Some(disk) => format!("make a partition {}{SUFFIX} of 2 MiB beside {disk}", base_of(disk)),
             None => "it has no disk".to_string(),
         }

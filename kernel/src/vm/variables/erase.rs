@@ -45,6 +45,8 @@ impl Erase {
             Staging::new(&slot, BLOCK_BYTES as u64)
         };
         let staging = staging.inspect_err(|_| slot.release(host))?;
+        // At once: a life that begins meanwhile has none, and what it writes is newer than the order.
+        *vm.variables.lock() = None;
         Ok(Self { vm: vm.clone(), outcome: Arc::default(), slot, staging, step: Step::Copy(0) })
     }
 
@@ -68,7 +70,6 @@ impl Erase {
                 }
                 Step::Flush => self.slot.flush(host).map(|()| Step::End),
                 Step::End => {
-                    *self.vm.variables.lock() = None;
                     log::info!("{}'s UEFI variables on {} are erased", self.vm.name(), self.slot.name());
                     return self.end(host, Ok(()));
                 }
