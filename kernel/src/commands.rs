@@ -212,8 +212,11 @@ fn cpu_profile(host: &'static Host, command: CpuProfileCommand, json: bool) -> A
     let reply = match command {
         CpuProfileCommand::List => profiles::list(host),
         CpuProfileCommand::Show { name } => profiles::show(host, &name).unwrap_or_else(refused),
-        CpuProfileCommand::Derive { name, hosts } => {
-            let begun = host.migrations.lock().survey(host, name, &hosts);
+        CpuProfileCommand::Derive { name, hosts, without } if hosts.is_empty() => {
+            profiles::keep(host, name, Vec::new(), profiles::own(host), &without).unwrap_or_else(refused)
+        }
+        CpuProfileCommand::Derive { name, hosts, without } => {
+            let begun = host.migrations.lock().survey(host, name, &hosts, without);
             services::note_management(host, SERVICE_CPU);
             return measured(begun, json);
         }

@@ -14,6 +14,7 @@ use crate::host::Host;
 use crate::management::Management;
 use crate::measure::Outcome;
 use crate::network::Forwarder;
+use crate::profiles;
 use crate::vm::{Order, Refusal, Vm};
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -171,14 +172,21 @@ impl Migrations {
         Ok(())
     }
 
-    /// Begins to ask peers what their processors have, for a CPU profile of this name.
-    pub fn survey(&mut self, host: &Host, name: Name, hosts: &[Name]) -> Result<Arc<Outcome>, Refusal> {
+    /// Begins to ask peers what their processors have, for a CPU profile of this name without these features.
+    pub fn survey(
+        &mut self,
+        host: &Host,
+        name: Name,
+        hosts: &[Name],
+        without: Vec<String>,
+    ) -> Result<Arc<Outcome>, Refusal> {
+        profiles::check_features(host, &without)?;
         host.profiles.lock().check_new(&name)?;
         let missing = |host: &Name| (format!("there is no peer {host}"), "see \"peer list\"".to_string());
         let peer =
             |host: &Name| self.peers.iter().find(|peer| peer.name == *host).cloned().ok_or_else(|| missing(host));
         let peers = hosts.iter().map(peer).collect::<Result<Vec<_>, _>>()?;
-        let (survey, outcome) = Survey::new(host, name, peers);
+        let (survey, outcome) = Survey::new(host, name, peers, without);
         self.surveys.push(survey);
         Ok(outcome)
     }

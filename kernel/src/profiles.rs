@@ -73,6 +73,34 @@ impl Profiles {
     }
 }
 
+/// Keeps what `hosts` and this one have in common, without the features of these names.
+pub fn keep(
+    host: &Host,
+    name: Name,
+    hosts: Vec<String>,
+    common: Baseline,
+    without: &[String],
+) -> Result<Reply, Refusal> {
+    let names: Vec<&str> = without.iter().map(String::as_str).collect();
+    let common = common.without(&names).map_err(no_feature)?;
+    let withheld = common.withholds_of(&own(host));
+    let what = if hosts.is_empty() { "what this host has" } else { "what they have in common" };
+    let rest = if withheld.is_empty() { "nothing that this host has".to_string() } else { withheld.join(", ") };
+    let message = format!("{name} is {what}; it withholds {rest}");
+    host.profiles.lock().add(name, hosts, common)?;
+    Ok(Reply::done(message))
+}
+
+/// Whether there are features of these names.
+pub fn check_features(host: &Host, names: &[String]) -> Result<(), Refusal> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    own(host).without(&names).map(drop).map_err(no_feature)
+}
+
+fn no_feature(name: &str) -> Refusal {
+    (format!("there is no feature {name}"), format!("see \"cpu profile show {OWN}\""))
+}
+
 /// All of them, this host's own first.
 pub fn list(host: &Host) -> Reply {
     let own = own(host);

@@ -24,6 +24,8 @@ use shell::Reply;
 pub struct Survey {
     /// What the profile will be called.
     name: Name,
+    /// The features that it shall not have.
+    without: Vec<String>,
     calls: Vec<Call>,
     until_ns: u64,
     /// Who waits for it; taken once it is answered.
@@ -40,11 +42,11 @@ struct Call {
 
 impl Survey {
     /// Asks these hosts.
-    pub fn new(host: &Host, name: Name, peers: Vec<PeerSpec>) -> (Self, Arc<Outcome>) {
+    pub fn new(host: &Host, name: Name, peers: Vec<PeerSpec>, without: Vec<String>) -> (Self, Arc<Outcome>) {
         let outcome = Arc::<Outcome>::default();
         let calls = peers.into_iter().map(|peer| Call { peer, link: None, answer: None }).collect();
         let until_ns = host.clock.now_ns() + CALLER_NS;
-        (Self { name, calls, until_ns, outcome: Some(outcome.clone()) }, outcome)
+        (Self { name, without, calls, until_ns, outcome: Some(outcome.clone()) }, outcome)
     }
 
     /// Goes on; says whether it is over.
@@ -80,11 +82,8 @@ impl Survey {
                 (message, "no guest moves between them: derive a profile for each vendor".to_string())
             })?;
         }
-        let withheld = common.withholds_of(&profiles::own(host));
         let hosts = self.calls.iter().map(|call| call.peer.name.to_string()).collect();
-        host.profiles.lock().add(self.name.clone(), hosts, common)?;
-        let rest = if withheld.is_empty() { "nothing that this host has".to_string() } else { withheld.join(", ") };
-        Ok(Reply::done(format!("{} is what they have in common; it withholds {rest}", self.name)))
+        profiles::keep(host, self.name.clone(), hosts, common, &self.without)
     }
 }
 

@@ -217,10 +217,10 @@ impl Running {
                 self.machine.load(&kernel).map_err(|error| (error.0, "see \"modules\"".to_string()))?
             }
         };
-        let (tsc_khz, tsc_offset) = (host.clock.tsc_khz() as u32, cpu::tsc().wrapping_neg());
+        let tsc_offset = cpu::tsc().wrapping_neg();
         for (index, place) in self.vcpus.iter().enumerate() {
             let state = if index == 0 { &boot } else { &VcpuState::reset() };
-            place.prepare(|vcpu| Thread::new(index, vcpu, state, tsc_khz, tsc_offset));
+            place.prepare(|vcpu| self.machine.thread(index, vcpu, state, tsc_offset));
         }
         self.is_prepared.store(true, Ordering::Release);
         self.start.settle(Ok(()));

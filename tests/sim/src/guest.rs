@@ -235,6 +235,13 @@ impl Vcpu for Processor {
         Ok(())
     }
 
+    fn offer_cr4(&mut self, _bits: u64) {}
+
+    fn write_cr4(&mut self, value: u64) -> bool {
+        self.state.cr4 = value;
+        true
+    }
+
     fn set_xcr0(&mut self, value: u64) {
         self.state.xcr0 = value;
     }

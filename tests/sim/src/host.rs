@@ -129,7 +129,7 @@ impl Vm {
     pub fn boot(&mut self, now: Moment) {
         if let Some(processor) = self.processor.take() {
             let offset = now.tsc.wrapping_neg();
-            self.thread = Some(Thread::new(0, Box::new(processor), &boot_state(), TSC_KHZ, offset));
+            self.thread = Some(self.machine.thread(0, Box::new(processor), &boot_state(), offset));
             self.runs = true;
         }
     }

@@ -27,6 +27,13 @@ pub struct CpuidResult {
     pub edx: u32,
 }
 
+impl CpuidResult {
+    /// EAX, EBX, ECX and EDX.
+    pub const fn registers(self) -> [u32; 4] {
+        [self.eax, self.ebx, self.ecx, self.edx]
+    }
+}
+
 /// CPUID of a leaf; zeroes for one beyond what the processor has, where Intel's would repeat its last.
 pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     let last = __cpuid_count(leaf & 0xffff_0000, 0).eax;

@@ -21,6 +21,8 @@ pub struct Svm {
     pub(crate) dr: [u64; 4],
     pub(crate) xcr0: u64,
     pub(crate) tsc_aux: u64,
+    /// The bits of CR4 that the guest may set, where its writes exit.
+    pub(crate) cr4_offered: u64,
     /// An event whose delivery an exit interrupted; it goes first.
     pub(crate) interrupted: Option<u64>,
     /// This processor delivers a virtual interrupt of the very priority that CR8 has, as it should not (15.21.3).
@@ -170,6 +172,7 @@ impl Svm {
             dr: [0; 4],
             xcr0: 1,
             tsc_aux: 0,
+            cr4_offered: 0,
             interrupted: None,
             equal_priority_passes: false,
             nmis: Nmis::default(),

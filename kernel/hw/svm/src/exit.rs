@@ -1,6 +1,7 @@
 //! From an exit code and its two words of information to a vendor-free [`Exit`] (15.7 to 15.14, appendix C).
 
 use crate::entry::{Svm, event};
+use crate::intercepts::Intercept;
 use crate::vmcb::virtual_interrupt;
 use addr::Gpa;
 use cpu::machine_check::{self, Verdict};
@@ -8,6 +9,7 @@ use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, Vcpu,
 
 /// Exit codes (appendix C).
 mod code {
+    pub const CR4_WRITE: u64 = 0x14;
     pub const CR8_WRITE: u64 = 0x18;
     pub const EXCEPTION_DEBUG: u64 = 0x41;
     pub const EXCEPTION_ALIGNMENT: u64 = 0x51;
@@ -54,6 +56,7 @@ pub fn exit(svm: &mut Svm) -> Option<Exit> {
     Some(match control.exit_code {
         code::INTR | code::NMI | code::SMI | code::INIT => Exit::HostInterrupt,
         code::VINTR => return interrupt_window(svm),
+        code::CR4_WRITE => Exit::Cr4Write { source: source(info) },
         code::CR8_WRITE => return withdraw_window(svm),
         code::IOIO => Exit::Port(port(info)),
         code::MSR => msr(svm, info),
@@ -72,7 +75,7 @@ pub fn exit(svm: &mut Svm) -> Option<Exit> {
         }
         // One that `withdraw_window` waited for.
         code::IRET => {
-            svm.intercept_iret(false);
+            svm.intercept(Intercept::Iret, false);
             Exit::InterruptWindow
         }
         code::EXCEPTION_DEBUG => return reflect(svm, Exception::DEBUG),
@@ -129,6 +132,12 @@ fn port(info: u64) -> PortAccess {
     PortAccess { port: (info >> 16) as u16, size, direction, string: info & 1 << 2 != 0 }
 }
 
+/// EXITINFO1 of a MOV to a control register, where there are decode assists (15.8.1). Elsewhere it is zero.
+fn source(info: u64) -> Option<Gpr> {
+    const IS_MOV: u64 = 1 << 63;
+    (info & IS_MOV != 0).then(|| Gpr::ALL[(info & 0xf) as usize])
+}
+
 fn msr(svm: &Svm, info: u64) -> Exit {
     let index = gpr(svm, Gpr::Rcx) as u32;
     if info & 1 == 0 { Exit::MsrRead { index } } else { Exit::MsrWrite { index, value: edx_eax(svm) } }
@@ -166,7 +175,7 @@ fn interrupt_window(svm: &mut Svm) -> Option<Exit> {
 /// right before the IRET of every handler.
 fn withdraw_window(svm: &mut Svm) -> Option<Exit> {
     svm.want_interrupt_window(Window::Never);
-    svm.intercept_iret(true);
+    svm.intercept(Intercept::Iret, true);
     None
 }
 

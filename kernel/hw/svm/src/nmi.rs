@@ -5,7 +5,8 @@
 //! see; the instruction in the shadow of a MOV SS or STI too, which no NMI may precede (15.21.5).
 
 use crate::entry::{Svm, event};
-use crate::vmcb::{clean, misc1};
+use crate::intercepts::Intercept;
+use crate::vmcb::clean;
 use core::cell::Cell;
 use vcpu::rflags;
 
@@ -52,13 +53,13 @@ impl Svm {
     /// Notes whether a handler runs; its IRET then exits.
     pub(crate) fn block_nmis(&mut self, blocked: bool) {
         self.nmis = Nmis { in_handler: blocked, ..Nmis::default() };
-        self.intercept_iret(blocked);
+        self.intercept(Intercept::Iret, blocked);
     }
 
     /// The handler stands at its IRET.
     pub(crate) fn end_of_nmi(&mut self) {
         self.nmis.iret_rip = Some(self.vmcb.save.rip);
-        self.intercept_iret(false);
+        self.intercept(Intercept::Iret, false);
     }
 
     /// Before an entry: begins a step, if an NMI waits for the end of one instruction.
@@ -100,12 +101,5 @@ impl Svm {
         save.dr6 = if others == 0 { step.dr6 } else { save.dr6 & !DR6_SINGLE_STEP | step.dr6 & DR6_SINGLE_STEP };
         self.changed(clean::DEBUG);
         others == 0
-    }
-
-    /// Has an IRET exit before it runs, or not.
-    pub(crate) fn intercept_iret(&mut self, on: bool) {
-        let intercepts = &mut self.vmcb.control.intercept_misc[0];
-        *intercepts = *intercepts & !misc1::IRET | if on { misc1::IRET } else { 0 };
-        self.changed(clean::INTERCEPTS);
     }
 }

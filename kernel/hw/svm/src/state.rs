@@ -2,14 +2,15 @@
 
 use crate::entry::{Svm, event};
 use crate::exit;
-use crate::vmcb::{VmcbSegment, clean, cr_write, misc1, virtual_interrupt};
+use crate::intercepts::Intercept;
+use crate::vmcb::{VmcbSegment, clean, virtual_interrupt};
 use addr::Gpa;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Table, Unloadable, Vcpu, VcpuState, Window, dr6_after_trap, efer, rflags,
+    Table, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, rflags,
 };
 
 /// DR7.GD, which every debug exception clears.
@@ -133,15 +134,13 @@ impl Vcpu for Svm {
             }
         };
         let control = &mut self.vmcb.control;
-        let intercept = if request == 0 { 0 } else { misc1::VINTR };
-        let before = (control.intercept_misc[0] & misc1::VINTR, control.virtual_interrupt & REQUEST);
-        if before != (intercept, request) {
-            control.intercept_misc[0] = control.intercept_misc[0] & !misc1::VINTR | intercept;
+        if control.virtual_interrupt & REQUEST != request {
             control.virtual_interrupt = control.virtual_interrupt & !REQUEST | request;
+            self.changed(clean::TPR);
+            self.intercept(Intercept::InterruptWindow, request != 0);
             // See `exit::withdraw_window`.
             let is_open = window == Window::Open && !self.features.contains(crate::Features::DECODE_ASSISTS);
-            control.intercept_cr = if is_open { cr_write::CR8 } else { 0 };
-            self.changed(clean::INTERCEPTS | clean::TPR);
+            self.intercept(Intercept::Cr8Write, is_open);
         }
     }
 
@@ -249,6 +248,25 @@ impl Vcpu for Svm {
         self.unload();
         self.fpu = Area::from_bytes(area).ok_or(Unloadable)?;
         Ok(())
+    }
+
+    fn offer_cr4(&mut self, bits: u64) {
+        self.cr4_offered = bits;
+        // What the processor has not it refuses by itself.
+        let is_withheld = cr4::named(|leaf| cpu::cpuid(leaf, 0).registers()) & !bits != 0;
+        self.intercept(Intercept::Cr4Write, is_withheld);
+    }
+
+    fn write_cr4(&mut self, value: u64) -> bool {
+        let is_allowed = cr4::may_write(&self.paging(), value, self.cr4_offered);
+        if is_allowed {
+            self.vmcb.save.cr4 = value;
+            self.changed(clean::CONTROL_REGISTERS);
+            // The instruction would have forgotten translations (5.5.1); page-directory pointers are read as they are used,
+            // with nested paging (15.25.10).
+            self.flush();
+        }
+        is_allowed
     }
 
     fn set_xcr0(&mut self, value: u64) {

@@ -122,6 +122,7 @@ impl Vmcb {
 
 /// Intercepts of writes to control registers (offset 0, bits 31:16).
 pub mod cr_write {
+    pub const CR4: u32 = 1 << 20;
     pub const CR8: u32 = 1 << 24;
 }
 
@@ -178,6 +179,7 @@ pub mod virtual_interrupt {
 pub mod clean {
     pub const INTERCEPTS: u32 = 1 << 0;
     pub const TPR: u32 = 1 << 3;
+    pub const CONTROL_REGISTERS: u32 = 1 << 5;
     pub const DEBUG: u32 = 1 << 6;
     pub const CR2: u32 = 1 << 9;
     pub const ALL: u32 = 0x3ff;

@@ -69,7 +69,7 @@ fn control_registers(vmx: &Vmx) -> Result<(), &'static str> {
         (cr4 & !fixed_1(CR4_FIXED_1) != 0, "CR4 has a bit set that this processor does not have"),
         (long && !paging, "long mode is active while CR0.PG is clear"),
         (long && cr4 & cr4::PAE == 0, "long mode is active while CR4.PAE is clear"),
-        (!long && cr4 & CR4_PCIDE != 0, "CR4.PCIDE is set outside long mode"),
+        (!long && cr4 & cr4::PCIDE != 0, "CR4.PCIDE is set outside long mode"),
         (cr3 >> width != 0, "CR3 has bits beyond the physical address width set"),
         ((efer & efer::LMA != 0) != long, "EFER.LMA differs from the entry's mode"),
         (paging && (efer & efer::LME != 0) != long, "EFER.LME differs from EFER.LMA while CR0.PG is set"),
@@ -213,7 +213,6 @@ fn pending_debug_exceptions(vmx: &Vmx) -> Result<(), &'static str> {
     ])
 }
 
-const CR4_PCIDE: u64 = 1 << 17;
 const CR4_FIXED_1: u32 = 0x489;
 /// SCE, LME, LMA, NXE.
 const EFER_DEFINED: u64 = 0xd01;

@@ -4,18 +4,14 @@
 //! the rules of MOV to control registers are SDM volume 2's and volume 3, 2.5. CLTS, LMSW and MOV to CR3 or CR8 touch
 //! only what the guest owns, and never exit.
 
-use crate::enable::CR4_VMXE;
 use crate::entry::Vmx;
 use crate::host_state;
 use crate::vmcs::{Field, access_rights, entering};
 use core::ptr;
-use vcpu::{Event, Exception, Exit, SegmentName, Vcpu, cr0, cr4, efer, rflags};
+use vcpu::{Event, Exception, Exit, Gpr, SegmentName, Vcpu, cr0, cr4, efer, rflags};
 
 const CR0_EM: u64 = 1 << 2;
 const CR0_AM: u64 = 1 << 18;
-const CR4_PGE: u64 = 1 << 7;
-const CR4_MCE: u64 = 1 << 6;
-const CR4_PCIDE: u64 = 1 << 17;
 
 /// CR0's bits that the guest changes without an exit. CD and NW are not among them: the processor would really stop
 /// caching, and an exit does not bring its caches back (28.5.1).
@@ -25,22 +21,14 @@ const CR0_FIXED: u64 = cr0::NE | cr0::ET;
 /// CR0's bits that mean anything; a write to the others does nothing.
 const CR0_DEFINED: u64 = CR0_GUEST | CR0_FIXED | cr0::CD | cr0::NW;
 
-/// CR4's bits that the guest changes without an exit: VME to PCE, OSFXSR, OSXMMEXCPT, UMIP, FSGSBASE, PCIDE, OSXSAVE, SMEP,
-/// SMAP. MCE is the host's: without it, a machine check in the guest would shut the processor down.
-pub const CR4_GUEST: u64 = 0x1bf | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 16 | CR4_PCIDE | 1 << 18 | 1 << 20 | 1 << 21;
-/// What the guest may set, if it owns it or not.
-const CR4_OFFERED: u64 = CR4_GUEST | CR4_MCE;
 /// CR4's bits that select how entries of the page tables are read: the four pointers are read again (4.4.1).
-const CR4_PAGING: u64 = cr4::PSE | cr4::PAE | CR4_PGE | cr4::SMEP;
+const CR4_PAGING: u64 = cr4::PSE | cr4::PAE | cr4::PGE | cr4::SMEP;
 
 /// Bits that a page-directory pointer must have clear (table 4-8), but those above the physical address.
 const POINTER_RESERVED: u64 = 0x1e6;
 
-/// IA32_VMX_CR4_FIXED1 (A.8): the bits that this processor has.
-const CR4_FIXED_1: u32 = 0x489;
-
-/// CR4's bits that a guest has as the host has them.
-const CR4_HOST: u64 = CR4_VMXE | CR4_MCE;
+/// CR4's bits that a guest has as the host has them. Without MCE, a machine check in the guest would shut the processor down.
+const CR4_HOST: u64 = cr4::VMXE | cr4::MCE;
 
 impl Vmx {
     /// Sets CR0 as the guest reads it.
@@ -57,10 +45,15 @@ impl Vmx {
         self.vmcs.read(Field::GUEST_CR0) & CR0_GUEST | self.vmcs.read(Field::CR0_SHADOW) & !CR0_GUEST
     }
 
+    /// CR4's bits that the guest changes without an exit: those that it was offered and the host does not need.
+    pub(crate) fn cr4_guest(&self) -> u64 {
+        self.cr4_offered & !CR4_HOST
+    }
+
     /// Sets CR4 as the guest reads it.
     pub(crate) fn put_cr4(&mut self, value: u64) {
         let (_, _, host) = host_state::control_registers();
-        self.vmcs.write(Field::GUEST_CR4, value & CR4_GUEST | host & CR4_HOST);
+        self.vmcs.write(Field::GUEST_CR4, value & self.cr4_guest() | host & CR4_HOST);
         self.vmcs.write(Field::CR4_SHADOW, value);
     }
 
@@ -69,7 +62,8 @@ impl Vmx {
         if !self.loaded {
             return self.saved.cr4;
         }
-        self.vmcs.read(Field::GUEST_CR4) & CR4_GUEST | self.vmcs.read(Field::CR4_SHADOW) & !CR4_GUEST
+        let own = self.cr4_guest();
+        self.vmcs.read(Field::GUEST_CR4) & own | self.vmcs.read(Field::CR4_SHADOW) & !own
     }
 
     /// EFER, and whether the guest is entered in long mode, which must agree (27.3.1.1).
@@ -88,18 +82,19 @@ impl Vmx {
         self.cr0() & cr0::PE == 0
     }
 
-    /// A write to a bit that the host owns (table 28-3): carried out, or refused with #GP.
+    /// A write to a bit that the host owns (table 28-3). To CR0 it is carried out, or refused with #GP.
     pub(crate) fn control_register_exit(&mut self, qualification: u64) -> Option<Exit> {
         const MOV_TO: u64 = 0;
         let (register, access) = (qualification & 0xf, qualification >> 4 & 3);
-        let value = self.gprs[(qualification >> 8 & 0xf) as usize];
-        let value = if self.is_64_bit_code() { value } else { value & 0xffff_ffff };
-        let done = match (access, register) {
-            (MOV_TO, 0) => self.write_cr0(value),
-            (MOV_TO, 4) => self.write_cr4(value),
+        let source = Gpr::ALL[(qualification >> 8 & 0xf) as usize];
+        match (access, register) {
+            (MOV_TO, 0) => {}
+            (MOV_TO, 4) => return Some(Exit::Cr4Write { source: Some(source) }),
             _ => return Some(Exit::Unexpected(self.reason.0.into())),
-        };
-        match (done, self.next_rip()) {
+        }
+        let value = self.gprs[source as usize];
+        let value = if self.is_64_bit_code() { value } else { value & 0xffff_ffff };
+        match (self.write_cr0(value), self.next_rip()) {
             (Ok(()), Some(next_rip)) => self.retire(next_rip, 0),
             _ => {
                 self.hot.rflags |= rflags::RF;
@@ -117,7 +112,7 @@ impl Vmx {
         refuse(new & cr0::PG != 0 && new & cr0::PE == 0)?;
         refuse(new & cr0::NW != 0 && new & cr0::CD == 0)?;
         refuse(starts && efer & efer::LME != 0 && (cr4 & cr4::PAE == 0 || self.has_long_code()))?;
-        refuse(stops && (cr4 & CR4_PCIDE != 0 || self.is_64_bit_code()))?;
+        refuse(stops && (cr4 & cr4::PCIDE != 0 || self.is_64_bit_code()))?;
         if self.pages_by_pointers(new, cr4, efer) && (new ^ old) & (cr0::PG | cr0::CD | cr0::NW) != 0 {
             refuse(!self.load_page_directory_pointers())?;
         }
@@ -133,16 +128,11 @@ impl Vmx {
         Ok(())
     }
 
-    fn write_cr4(&mut self, value: u64) -> Result<(), Refused> {
-        // SAFETY: a processor with VMX has the register.
-        let present = unsafe { cpu::msr::read(CR4_FIXED_1) };
-        let (old, efer) = (self.cr4(), self.efer());
-        refuse(value & !(CR4_OFFERED & present) != 0)?;
-        let long = efer & efer::LMA != 0;
-        refuse(long && value & cr4::PAE == 0)?;
-        let cr3_pcid = self.vmcs.read(Field::GUEST_CR3) & 0xfff;
-        refuse(value & !old & CR4_PCIDE != 0 && (!long || cr3_pcid != 0))?;
-        if self.pages_by_pointers(self.cr0(), value, efer) && (value ^ old) & CR4_PAGING != 0 {
+    /// Writes CR4, or refuses it with #GP.
+    pub(crate) fn change_cr4(&mut self, value: u64) -> Result<(), Refused> {
+        let paging = self.paging();
+        refuse(!cr4::may_write(&paging, value, self.cr4_offered))?;
+        if self.pages_by_pointers(paging.cr0, value, paging.efer) && (value ^ paging.cr4) & CR4_PAGING != 0 {
             refuse(!self.load_page_directory_pointers())?;
         }
         self.put_cr4(value);
@@ -206,8 +196,15 @@ impl Vmx {
     }
 }
 
+/// CR4's bits that this processor has in VMX operation (A.8).
+pub(crate) fn cr4_present() -> u64 {
+    const CR4_FIXED_1: u32 = 0x489;
+    // SAFETY: a processor with VMX has the register.
+    unsafe { cpu::msr::read(CR4_FIXED_1) }
+}
+
 /// What the guest asked for raises #GP(0).
-struct Refused;
+pub(crate) struct Refused;
 
 fn refuse(wrong: bool) -> Result<(), Refused> {
     if wrong { Err(Refused) } else { Ok(()) }

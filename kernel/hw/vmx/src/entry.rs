@@ -2,7 +2,7 @@
 
 use crate::apic::Apic;
 use crate::checks;
-use crate::control_registers::{CR0_GUEST, CR4_GUEST};
+use crate::control_registers::CR0_GUEST;
 use crate::controls::{self, Controls};
 use crate::enable::{Features, host};
 use crate::event::Encoded;
@@ -36,6 +36,8 @@ pub struct Vmx {
     pub(crate) ept_root: Hpa,
     pub(crate) fpu: Box<Area>,
     pub(crate) xcr0: u64,
+    /// The bits of CR4 that the guest may set.
+    pub(crate) cr4_offered: u64,
     pub(crate) apic: Apic,
     pub(crate) write_log: WriteLog,
     /// The last exit.
@@ -233,6 +235,7 @@ impl Vmx {
             ept_root,
             fpu: Area::reset(),
             xcr0: 1,
+            cr4_offered: 0,
             apic: Apic::new(notification),
             write_log: WriteLog::new(),
             reason: Reason::default(),
@@ -422,7 +425,7 @@ impl Vmx {
             (Field::EXCEPTION_BITMAP, exceptions),
             (Field::EPT_POINTER, self.ept_pointer()),
             (Field::CR0_MASK, !CR0_GUEST),
-            (Field::CR4_MASK, !CR4_GUEST),
+            (Field::CR4_MASK, !self.cr4_guest()),
             (Field::CR3_TARGET_COUNT, 0),
             (Field::EXIT_MSR_STORE_COUNT, 0),
             (Field::EXIT_MSR_LOAD_COUNT, 0),

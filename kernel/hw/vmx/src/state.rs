@@ -1,5 +1,6 @@
 //! The guest's state in the VMCS, in and out: the verbs of [`Vcpu`].
 
+use crate::control_registers::cr4_present;
 use crate::entry::{Hot, Vmx};
 use crate::event::Encoded;
 use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
@@ -197,6 +198,15 @@ impl Vcpu for Vmx {
         self.unload();
         self.fpu = Area::from_bytes(area).ok_or(Unloadable)?;
         Ok(())
+    }
+
+    fn offer_cr4(&mut self, bits: u64) {
+        self.unload();
+        self.cr4_offered = bits & cr4_present();
+    }
+
+    fn write_cr4(&mut self, value: u64) -> bool {
+        self.change_cr4(value).is_ok()
     }
 
     fn set_xcr0(&mut self, value: u64) {

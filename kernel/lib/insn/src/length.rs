@@ -4,10 +4,11 @@
 //! after one page walk; only prefixed ones reach the decoder in `fetch`.
 
 use addr::{Gpa, PAGE_BYTES};
-use iced_x86::Mnemonic;
+use iced_x86::{Mnemonic, Register};
 use vcpu::{Access, Exit, Paging, SegmentName};
 
 use crate::fetch;
+use crate::operand::Part;
 use crate::paging::{self, Privilege};
 use crate::segment::CodeSize;
 use crate::{Context, Fault};
@@ -127,6 +128,20 @@ pub fn next_rip<C: Context>(context: &C, expected: Opcode, page: &mut Option<Cod
     }
     let decoded = fetch::decode(context)?;
     if expected.is(decoded.instruction.mnemonic()) { Ok(decoded.next_rip) } else { Err(decoded.unsupported()) }
+}
+
+/// What the MOV to CR4 at RIP writes, and the RIP after it.
+///
+/// # Errors
+/// [`Fault::Unsupported`] when there is another instruction (another vCPU changed the code), or what its fetch raises.
+pub fn cr4_write<C: Context>(context: &C) -> Result<(u64, u64), Fault> {
+    let decoded = fetch::decode(context)?;
+    let instruction = &decoded.instruction;
+    let is_write = instruction.mnemonic() == Mnemonic::Mov && instruction.op0_register() == Register::CR4;
+    match Part::of(instruction.op1_register()) {
+        Some(source) if is_write => Ok((source.read(context), decoded.next_rip)),
+        _ => Err(decoded.unsupported()),
+    }
 }
 
 #[cfg(test)]

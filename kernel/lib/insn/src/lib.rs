@@ -36,7 +36,7 @@ use addr::Gpa;
 use vcpu::{Access, Exception, Gpr, Paging, Segment, SegmentName};
 
 pub use fetch::warm_up;
-pub use length::{CodePage, Opcode, next_rip};
+pub use length::{CodePage, Opcode, cr4_write, next_rip};
 pub use step::{Completed, step};
 
 /// The bytes of the longest instruction (APM volume 3, 1.1).

@@ -31,7 +31,7 @@ impl Part {
     pub(crate) fn of(register: Register) -> Option<Self> {
         let block = BLOCKS.iter().find(|block| (block.first..=block.last).contains(&register))?;
         let number = block.number + (register as usize - block.first as usize);
-        Some(Self { gpr: *GPRS.get(number)?, size: block.size, high: block.high })
+        Some(Self { gpr: *Gpr::ALL.get(number)?, size: block.size, high: block.high })
     }
 
     pub(crate) const fn size(self) -> u8 {
@@ -73,25 +73,6 @@ const BLOCKS: [Block; 6] = [
     Block { first: Register::AL, last: Register::BL, number: 0, size: 1, high: false },
     Block { first: Register::AH, last: Register::BH, number: 0, size: 1, high: true },
     Block { first: Register::SPL, last: Register::R15L, number: 4, size: 1, high: false },
-];
-
-const GPRS: [Gpr; 16] = [
-    Gpr::Rax,
-    Gpr::Rcx,
-    Gpr::Rdx,
-    Gpr::Rbx,
-    Gpr::Rsp,
-    Gpr::Rbp,
-    Gpr::Rsi,
-    Gpr::Rdi,
-    Gpr::R8,
-    Gpr::R9,
-    Gpr::R10,
-    Gpr::R11,
-    Gpr::R12,
-    Gpr::R13,
-    Gpr::R14,
-    Gpr::R15,
 ];
 
 /// An operand ready for use.

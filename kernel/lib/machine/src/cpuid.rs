@@ -249,6 +249,11 @@ impl CpuProfile {
             | offered(25, 1 << 14)
     }
 
+    /// The bits of CR4 that a guest may set.
+    pub fn cr4_bits(&self) -> u64 {
+        cr4::named(|leaf| saved::words(self.basic[leaf as usize]))
+    }
+
     /// Whether there is IA32_TSC_ADJUST.
     pub fn has_tsc_adjust(&self) -> bool {
         self.basic[7].ebx & 1 << 1 != 0

@@ -8,7 +8,9 @@ use alloc::format;
 use chipset::Clock;
 use core::cell::Cell;
 use insn::{Fault, Opcode};
-use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, Window, cr4, rflags};
+use vcpu::{
+    Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, SegmentName, Window, cr4, efer, rflags,
+};
 
 /// How many elements of a repeated string instruction are carried out at a time.
 const STRING_BUDGET: u32 = 256;
@@ -46,6 +48,7 @@ impl Machine {
             Exit::MsrWrite { index, value } => return self.msr_write(thread, exit, index, value, clock),
             Exit::Cpuid { leaf, subleaf } => return self.cpuid(thread, exit, leaf, subleaf, clock),
             Exit::SetXcr { index, value } => return self.set_xcr(thread, exit, index, value, clock),
+            Exit::Cr4Write { source } => return self.cr4_write(thread, source, clock),
             Exit::Halt => {
                 let next = self.skip(thread, exit, clock);
                 // A single-step trap after the HLT wakes it at once.
@@ -202,6 +205,23 @@ impl Machine {
         thread.xcr0 = value;
         thread.vcpu.set_xcr0(value);
         self.skip(thread, exit, clock)
+    }
+
+    fn cr4_write(&self, thread: &mut Thread, source: Option<Gpr>, clock: Clock) -> Next {
+        let is_wide = thread.vcpu.paging().efer & efer::LMA != 0 && thread.vcpu.segment(SegmentName::Cs).is_long();
+        let mask = if is_wide { u64::MAX } else { 0xffff_ffff };
+        let (value, next_rip) = match (source, thread.vcpu.next_rip()) {
+            (Some(source), Some(next_rip)) => (thread.vcpu.gprs()[source as usize] & mask, next_rip),
+            _ => match insn::cr4_write(&self.cpu(thread, clock)) {
+                Ok(found) => found,
+                Err(fault) => return self.fault(thread, fault),
+            },
+        };
+        if !thread.vcpu.write_cr4(value) {
+            return raise(thread, Exception::PROTECTION);
+        }
+        thread.vcpu.retire(next_rip, 0);
+        Next::Run
     }
 
     /// Goes on behind the instruction that exited, finding its end where the processor does not say it.

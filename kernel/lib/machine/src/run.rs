@@ -70,35 +70,6 @@ enum Activity {
 }
 
 impl Thread {
-    /// vCPU `index`: the boot vCPU, 0, runs from `state` on, the others wait for a start-up message. Their TSCs are
-    /// `tsc_offset` ahead of the host's.
-    pub fn new(index: usize, mut vcpu: Box<dyn Vcpu>, state: &VcpuState, tsc_khz: u32, tsc_offset: u64) -> Self {
-        vcpu.set_state(state);
-        vcpu.set_tsc_offset(tsc_offset);
-        let mut lapic = Lapic::new(index as u32, index == 0, tsc_khz.into());
-        if index == 0 {
-            lapic.enter_virtual_wire_mode();
-        }
-        Self {
-            index,
-            delivers: vcpu.share_apic(lapic.page()),
-            takes_posted: false,
-            vcpu,
-            lapic,
-            kept: Kept::default(),
-            registered: Registered::default(),
-            xcr0: state.xcr0,
-            timer_changed: true,
-            effects: Vec::new(),
-            board_touched: false,
-            code_page: None,
-            activity: if index == 0 { Activity::Running } else { Activity::WaitingForStartup },
-            unhalted: false,
-            counters: ExitCounters::new(),
-            board_deadline_ns: None,
-        }
-    }
-
     /// Replaces the local APIC.
     pub(crate) fn put_lapic(&mut self, lapic: Lapic) {
         self.delivers = self.vcpu.share_apic(lapic.page());
@@ -131,6 +102,36 @@ impl Thread {
 }
 
 impl Machine {
+    /// vCPU `index`: the boot vCPU, 0, runs from `state` on, the others wait for a start-up message. Their TSCs are
+    /// `tsc_offset` ahead of the host's.
+    pub fn thread(&self, index: usize, mut vcpu: Box<dyn Vcpu>, state: &VcpuState, tsc_offset: u64) -> Thread {
+        vcpu.offer_cr4(self.profile.cr4_bits());
+        vcpu.set_state(state);
+        vcpu.set_tsc_offset(tsc_offset);
+        let mut lapic = Lapic::new(index as u32, index == 0, self.profile.real_tsc_khz().into());
+        if index == 0 {
+            lapic.enter_virtual_wire_mode();
+        }
+        Thread {
+            index,
+            delivers: vcpu.share_apic(lapic.page()),
+            takes_posted: false,
+            vcpu,
+            lapic,
+            kept: Kept::default(),
+            registered: Registered::default(),
+            xcr0: state.xcr0,
+            timer_changed: true,
+            effects: Vec::new(),
+            board_touched: false,
+            code_page: None,
+            activity: if index == 0 { Activity::Running } else { Activity::WaitingForStartup },
+            unhalted: false,
+            counters: ExitCounters::new(),
+            board_deadline_ns: None,
+        }
+    }
+
     /// Makes a thread known to its machine's others. Before any of them runs this is due for a thread whose local APIC
     /// is not as after reset.
     pub fn adopt(&self, thread: &Thread) {

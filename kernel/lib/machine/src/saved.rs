@@ -245,7 +245,7 @@ impl Machine {
             loadable.map_err(|_| Invalid("this processor cannot load it").within(kind::EXTENDED, instance))?;
         }
         let tsc = saved.tsc_after(elapsed_ns, self.profile.tsc_khz());
-        let mut thread = Thread::new(index, vcpu, &state, self.profile.real_tsc_khz(), tsc.wrapping_sub(now.tsc));
+        let mut thread = self.thread(index, vcpu, &state, tsc.wrapping_sub(now.tsc));
         thread.restore(&saved, &self.profile).map_err(impossible(kind::VCPU))?;
         if let Some(lapic) = reader.take(kind::LAPIC, instance)? {
             let real_khz = self.profile.real_tsc_khz().into();

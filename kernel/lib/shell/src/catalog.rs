@@ -339,11 +339,12 @@ pub(crate) const CATALOG: &[Spec] = &[
             required: true,
             words_max: 1 + CPU_PROFILE_HOSTS_MAX,
         }),
+        options: &[option("--without", "FEATURE,...", Value::Free, "leave these out; see `cpu profile show`")],
         details: "Asks peers what their processors have, and keeps what those and this one have in common. A VM that is \
                   created with --cpu-profile sees that and no more, so that it can move between all of them. It keeps \
                   what it sees for as long as it is known, wherever it goes. The name is forgotten when the host \
-                  restarts.",
-        examples: &["cpu profile derive rack1 castor", "cpu profile derive rack1 castor leda"],
+                  restarts. With --without no host need be named.",
+        examples: &["cpu profile derive rack1 castor leda", "cpu profile derive modest --without AVX2,SMAP"],
         ..plain(&["cpu", "profile", "derive"], "find what hosts' processors have in common", derive)
     },
     Spec {
@@ -504,14 +505,19 @@ fn control(arguments: &Arguments<'_>, action: VmAction) -> Result<Command, Parse
 
 fn derive(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
     let (name, hosts) = (arguments.name()?, arguments.more_operands());
-    if hosts.is_empty() {
-        return Err(ParseError::new("a profile of which hosts?", "name at least one peer besides this host"));
+    let without = arguments.value("--without").into_iter().flat_map(|names| names.split(','));
+    let without: Vec<String> = without.map(|name| name.trim().into()).collect();
+    if hosts.is_empty() && without.is_empty() {
+        return Err(ParseError::new(
+            "a profile of which hosts?",
+            "name at least one peer besides this host, or --without",
+        ));
     }
     let hosts = hosts.iter().map(|host| host.parse()).collect::<Result<Vec<Name>, _>>()?;
     if let Some(twice) = hosts.iter().enumerate().find(|(at, host)| hosts[..*at].contains(host)) {
         return Err(ParseError::new(format!("{} is given twice", twice.1), "give each peer once"));
     }
-    Ok(Command::CpuProfile(CpuProfileCommand::Derive { name, hosts }))
+    Ok(Command::CpuProfile(CpuProfileCommand::Derive { name, hosts, without }))
 }
 
 /// The value of an option that must be given.

@@ -168,8 +168,10 @@ pub enum CpuProfileCommand {
     Derive {
         /// What it is called.
         name: Name,
-        /// The other hosts: peers, each once, at least one.
+        /// The other hosts: peers, each once.
         hosts: Vec<Name>,
+        /// Features that it does not have, by name; at least one where there is no other host.
+        without: Vec<String>,
     },
     /// `cpu profile remove`.
     Remove {

@@ -1,6 +1,6 @@
 //! Why a run ended, in the terms of the architecture.
 
-use crate::Exception;
+use crate::{Exception, Gpr};
 use addr::Gpa;
 
 /// Why [`run`](crate::Vcpu::run) returned. Registers are as the guest left them; RIP is at the instruction that exited.
@@ -47,6 +47,11 @@ pub enum Exit {
         /// EDX:EAX.
         value: u64,
     },
+    /// MOV to CR4, of a value that may have bits which the guest was not offered.
+    Cr4Write {
+        /// The register that it takes the value from, where the processor says so.
+        source: Option<Gpr>,
+    },
     /// The log of the guest's writes is full: [`take_written`](crate::Vcpu::take_written) makes room.
     WriteLogFull,
     /// The guest ended a level-triggered interrupt by itself: it is no more in service.
@@ -83,7 +88,7 @@ pub enum Exit {
 
 impl Exit {
     /// How many [`kind`](Exit::kind)s there are.
-    pub const KINDS: usize = 22;
+    pub const KINDS: usize = 23;
 
     /// The names of the kinds, in the order of [`kind`](Exit::kind).
     pub const KIND_NAMES: [&'static str; Self::KINDS] = [
@@ -109,6 +114,7 @@ impl Exit {
         "write-log-full",
         "end-of-interrupt",
         "self-ipi",
+        "cr4-write",
     ];
 
     /// The exit's kind, for counters and traces.
@@ -136,6 +142,7 @@ impl Exit {
             Self::WriteLogFull => 19,
             Self::EndOfInterrupt { .. } => 20,
             Self::SelfIpi { .. } => 21,
+            Self::Cr4Write { .. } => 22,
         }
     }
 }

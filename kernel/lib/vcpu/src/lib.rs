@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod apic;
 mod check;
+pub mod cr4;
 mod debug;
 mod event;
 mod exit;
@@ -25,7 +26,7 @@ pub use debug::{Breakpoints, dr6_after_trap};
 pub use event::{Event, Exception, ReadyFor, Window};
 pub use exit::{Access, Exit, PortAccess, PortDirection};
 pub use posted::Posted;
-pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, cr4, efer, rflags};
+pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, efer, rflags};
 
 /// One virtual CPU, on whichever hardware.
 ///
@@ -120,6 +121,13 @@ pub trait Vcpu: Send {
     /// # Errors
     /// Where this processor would refuse to load it.
     fn set_extended_state(&mut self, area: &[u8]) -> Result<(), Unloadable>;
+
+    /// Says which bits of CR4 the guest was offered, before it runs: its write of another one raises #GP(0). Where that costs
+    /// an exit, it does so only while the processor has a bit that was not offered.
+    fn offer_cr4(&mut self, bits: u64);
+
+    /// Carries out a MOV to CR4 but for RIP; false where it raises #GP(0), and nothing changed.
+    fn write_cr4(&mut self, value: u64) -> bool;
 
     /// Sets XCR0, already checked against what the guest was offered.
     fn set_xcr0(&mut self, value: u64);

@@ -125,9 +125,17 @@ pub fn all_on(host: &mut Host, artifacts: &Artifacts, place: Where) -> Result<()
         run(host, name, place.words(name), options).with_context(|| format!("test guest `{name}`"))?;
         check_witness(host).with_context(|| format!("after test guest `{name}`"))?;
     }
+    withheld(host).context("test guest `features` with a profile that withholds features")?;
     // Its other way to reset.
     run(host, "reset_loop", "8042", options).context("test guest `reset_loop` with the keyboard controller")?;
     check_witness(host)
+}
+
+/// What a CPU profile withholds is refused.
+fn withheld(host: &mut Host) -> Result<()> {
+    const WITHHELD: &str = "SMEP,SMAP,UMIP,FSGSBASE,PCID,XSAVE,FFXSR,SYSCALL";
+    host.ask(&format!("cpu profile derive modest --without {WITHHELD}"))?;
+    run(host, "features", "strict=1", "--cpu-profile modest")
 }
 
 /// Starts a guest beside which others misbehave.

@@ -1,4 +1,4 @@
-use vcpu::{Exception, cr4};
+use vcpu::{Exception, Gpr, cr4};
 
 use super::*;
 use crate::testing::{CODE, Mock, NX, P, U, W};
@@ -38,6 +38,24 @@ fn another_instruction_is_refused() {
     let found = length(&mut Mock::long(), &[0x0f, 0xa2, 0xcc], Opcode::Rdmsr);
     assert!(matches!(found, Err(Fault::Unsupported(bytes)) if bytes[..3] == [0x0f, 0xa2, 0xcc]));
     assert_eq!(length(&mut Mock::long(), &[0xf0, 0xf4], Opcode::Hlt), Err(Exception::UNDEFINED.into()));
+}
+
+#[test]
+fn what_goes_to_cr4() {
+    let mut long = Mock::long();
+    long.gprs = core::array::from_fn(|index| 0x1_0000_0000 + index as u64);
+    for (code, value) in [(&[0x0f, 0x22, 0xe0][..], 0), (&[0x0f, 0x22, 0xe4], 4), (&[0x41, 0x0f, 0x22, 0xe7], 15)] {
+        long.put_code(code);
+        assert_eq!(cr4_write(&long), Ok((0x1_0000_0000 + value, CODE + code.len() as u64)), "{code:02x?}");
+    }
+    for code in [&[0x0f, 0x22, 0xd8][..], &[0x0f, 0x20, 0xe0]] {
+        long.put_code(code);
+        assert!(matches!(cr4_write(&long), Err(Fault::Unsupported(_))), "CR3, and a read: {code:02x?}");
+    }
+    let mut flat = Mock::flat32();
+    flat.gprs[Gpr::Rcx as usize] = 0x1_0000_0020;
+    flat.put_code(&[0x0f, 0x22, 0xe1]);
+    assert_eq!(cr4_write(&flat), Ok((0x20, CODE + 3)), "32 bits");
 }
 
 #[test]

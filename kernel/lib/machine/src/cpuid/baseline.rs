@@ -160,6 +160,16 @@ impl Baseline {
         Ok(Self { profile, tsc_khz_max: self.tsc_khz_max.max(other.tsc_khz_max) })
     }
 
+    /// The same without the features of these names, and without what is of no use then; `Err` is a name that there is not.
+    ///
+    /// # Errors
+    /// For such a name.
+    pub fn without<'a>(mut self, names: &[&'a str]) -> Result<Self, &'a str> {
+        self.profile.withhold(names)?;
+        self.profile.close();
+        Ok(self)
+    }
+
     /// What a guest with so many vCPUs sees, on a host that would show new guests `host`.
     ///
     /// # Errors

@@ -183,6 +183,23 @@ impl CpuProfile {
         features
     }
 
+    /// Takes features away by name, in capitals or not; `Err` is a name that there is not.
+    pub(super) fn withhold<'a>(&mut self, names: &[&'a str]) -> Result<(), &'a str> {
+        for &name in names {
+            let is_it = |(_, named): &&(u32, &str)| named.eq_ignore_ascii_case(name);
+            let mut is_known = false;
+            for (register, (_, named)) in self.registers_mut() {
+                let bits = named.iter().filter(is_it).fold(0, |bits, (bit, _)| bits | 1 << bit);
+                is_known |= bits != 0;
+                *register &= !bits;
+            }
+            if !is_known {
+                return Err(name);
+            }
+        }
+        Ok(())
+    }
+
     /// Whose processor it is, for people.
     pub fn vendor(&self) -> &'static str {
         let Leaf { ebx, edx, ecx, .. } = self.basic[0];
@@ -204,6 +221,26 @@ impl CpuProfile {
         }
         missing.dedup();
         missing
+    }
+
+    /// The registers of feature bits, to change.
+    fn registers_mut(&mut self) -> [(&mut u32, Names); 11] {
+        let [_, one, _, _, _, _, _, seven, ..] = &mut self.basic;
+        let [_, extended_1, _, _, _, _, _, extended_7, extended_8, ..] = &mut self.extended;
+        let [components, instructions, ..] = &mut self.xsave;
+        [
+            (&mut one.ecx, LEAF_1_ECX),
+            (&mut one.edx, LEAF_1_EDX),
+            (&mut seven.ebx, LEAF_7_EBX),
+            (&mut seven.ecx, LEAF_7_ECX),
+            (&mut seven.edx, LEAF_7_EDX),
+            (&mut extended_1.ecx, EXTENDED_1_ECX),
+            (&mut extended_1.edx, EXTENDED_1_EDX),
+            (&mut extended_7.edx, EXTENDED_7_EDX),
+            (&mut extended_8.ebx, EXTENDED_8_EBX),
+            (&mut components.eax, XSAVE_COMPONENTS),
+            (&mut instructions.eax, XSAVE_INSTRUCTIONS),
+        ]
     }
 
     /// The registers of feature bits, without those that only depend on how many vCPUs there are.

@@ -127,6 +127,7 @@ impl Saved {
         let state = self.registers.state()?;
         state.check().map_err(Invalid)?;
         let offered = profile.allows_xcr0(state.xcr0) || state.xcr0 == 1;
+        let offered = offered && state.cr4 & !profile.cr4_bits() == 0;
         Invalid::unless(offered && state.efer & !profile.efer_bits() == 0, "its guest was not offered such a mode")?;
         Ok(state)
     }

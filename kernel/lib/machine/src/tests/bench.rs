@@ -190,7 +190,7 @@ impl Bench {
         let vcpu = MockVcpu::new(shared.clone());
         let host = TestHost::new(time.clone());
         let offset = host_tsc(1_000).wrapping_neg();
-        let thread = Thread::new(0, Box::new(vcpu), &flat_state(), TSC_KHZ, offset);
+        let thread = machine.thread(0, Box::new(vcpu), &flat_state(), offset);
         Self { machine, thread, outbox: Outbox::new(), host, shared, time, disks, nics }
     }
 

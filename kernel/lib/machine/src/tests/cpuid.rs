@@ -2,7 +2,7 @@
 
 use super::bench::*;
 use crate::{CpuProfile, Leaf};
-use vcpu::{Event, Exception, Exit, Paging, cr4};
+use vcpu::{Event, Exception, Exit, Gpr, Paging, cr4};
 
 /// A processor of Intel's with four caches that repeats its last basic leaf past the end, as they do.
 fn intel(leaf: u32, subleaf: u32) -> Leaf {
@@ -164,6 +164,26 @@ fn xcr0_takes_only_what_belongs_together() {
         assert_eq!(bench.taken(), [PROTECTION], "XCR{index} = {value:#x}");
         assert_eq!(bench.thread.xcr0, 1);
     }
+}
+
+#[test]
+fn cr4_takes_what_was_offered() {
+    let mut bench = Bench::new();
+    let cr4 = |bench: &Bench| bench.thread.vcpu.paging().cr4;
+    bench.set_gpr(Gpr::Rdx, 0xdead_0000_0000 | cr4::SMEP | cr4::PSE);
+    bench.exit(Exit::Cr4Write { source: Some(Gpr::Rdx) });
+    assert_eq!((bench.taken(), cr4(&bench)), (vec![], cr4::SMEP | cr4::PSE), "32 bits of it");
+    for bit in [cr4::VMXE, cr4::CET, cr4::PKS, 1 << 15] {
+        bench.set_gpr(Gpr::Rdx, bit);
+        let rip = bench.thread.rip();
+        bench.exit(Exit::Cr4Write { source: Some(Gpr::Rdx) });
+        assert_eq!((bench.taken(), cr4(&bench)), (vec![PROTECTION], cr4::SMEP | cr4::PSE), "{bit:#x}");
+        assert_eq!(bench.thread.rip(), rip);
+    }
+    bench.set_gpr(Gpr::Rbx, cr4::PAE);
+    // MOV CR4, EBX
+    bench.emulate(&[0x0f, 0x22, 0xe3], Exit::Cr4Write { source: None });
+    assert_eq!(cr4(&bench), cr4::PAE);
 }
 
 #[test]

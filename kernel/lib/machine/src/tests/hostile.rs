@@ -80,6 +80,7 @@ fn exit() -> impl Strategy<Value = Exit> {
         2 => (any::<u32>(), any::<u32>()).prop_map(|(leaf, subleaf)| Exit::Cpuid { leaf, subleaf }),
         1 => (0u32..0x20, 0u32..12).prop_map(|(leaf, subleaf)| Exit::Cpuid { leaf, subleaf }),
         1 => (0u32..2, any::<u64>()).prop_map(|(index, value)| Exit::SetXcr { index, value }),
+        1 => prop::option::of(0usize..16).prop_map(|gpr| Exit::Cr4Write { source: gpr.map(|gpr| Gpr::ALL[gpr]) }),
         1 => gpa().prop_map(|gpa| Exit::NestedFault { gpa: Gpa::new(gpa), access: Access::Write, page_walk: false }),
         2 => prop::sample::select(vec![
             Exit::HostInterrupt,

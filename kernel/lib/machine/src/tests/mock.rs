@@ -54,6 +54,8 @@ pub struct MockVcpu {
     tsc_offset: u64,
     /// The last exit's instruction has to be decoded to find its end.
     string_exit: bool,
+    /// The bits of CR4 that its guest was offered.
+    cr4_offered: u64,
     extended: Vec<u8>,
     shared: Arc<Mutex<Shared>>,
 }
@@ -63,7 +65,7 @@ impl MockVcpu {
     pub fn new(shared: Arc<Mutex<Shared>>) -> Self {
         let state = VcpuState::reset();
         let (waiting, in_nmi, window, tsc_offset, string_exit) = (None, false, Window::Never, 0, false);
-        Self { state, waiting, in_nmi, window, tsc_offset, string_exit, extended: vec![], shared }
+        Self { state, waiting, in_nmi, window, tsc_offset, string_exit, cr4_offered: 0, extended: vec![], shared }
     }
 }
 
@@ -218,6 +220,18 @@ impl Vcpu for MockVcpu {
         }
         self.extended = area.to_vec();
         Ok(())
+    }
+
+    fn offer_cr4(&mut self, bits: u64) {
+        self.cr4_offered = bits;
+    }
+
+    fn write_cr4(&mut self, value: u64) -> bool {
+        let allowed = cr4::may_write(&self.paging(), value, self.cr4_offered);
+        if allowed {
+            self.state.cr4 = value;
+        }
+        allowed
     }
 
     fn set_xcr0(&mut self, value: u64) {

@@ -277,7 +277,7 @@ fn every_vcpu_keeps_what_it_does() {
     let now = Moment { ns: 1_000, tsc: host_tsc(1_000) };
     let vcpu = || -> Box<dyn Vcpu> { Box::new(MockVcpu::new(Arc::new(StdMutex::new(Shared::default())))) };
     let machine = Machine::new(config());
-    let thread = |index| Thread::new(index, vcpu(), &flat_state(), TSC_KHZ, now.tsc.wrapping_neg());
+    let thread = |index| machine.thread(index, vcpu(), &flat_state(), now.tsc.wrapping_neg());
     let mut threads: Vec<Thread> = (0..3).map(thread).collect();
     let mut host = TestHost::new(Arc::new(AtomicU64::new(1_000)));
     machine.post(1, mail::Mail::Startup(0x10), &mut host);

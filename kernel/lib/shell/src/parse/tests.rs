@@ -62,8 +62,11 @@ fn cpu_profiles() {
         command("cpu profile remove rack1"),
         Command::CpuProfile(CpuProfileCommand::Remove { name: name("rack1") })
     );
-    let derive = CpuProfileCommand::Derive { name: name("rack1"), hosts: vec![name("a"), name("b")] };
-    assert_eq!(command("cpu profile derive rack1 a b"), Command::CpuProfile(derive));
+    let derive =
+        |hosts, without| Command::CpuProfile(CpuProfileCommand::Derive { name: name("rack1"), hosts, without });
+    assert_eq!(command("cpu profile derive rack1 a b"), derive(vec![name("a"), name("b")], vec![]));
+    let without = vec!["AVX".into(), "1 GiB pages".into()];
+    assert_eq!(command("cpu profile derive rack1 --without \"AVX, 1 GiB pages\""), derive(vec![], without));
     assert!(error("cpu profile derive rack1").contains("at least one peer"));
     assert!(error("cpu profile derive rack1 a b a").contains("a is given twice"));
     assert!(error("cpu").contains("one of profile"));
