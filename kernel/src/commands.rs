@@ -246,11 +246,13 @@ fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> A
     let name = vm.name();
     let order = |order: Order| {
         let running = vm.must_run()?;
-        if running.machine.memory().is_waiting() && order != Order::Kill {
+        // What reads its memory from a disk sees each order by itself.
+        let is_free = order == Order::Kill || running.is_reading();
+        if running.machine.memory().is_waiting() && !is_free {
             let remedy = "wait for that (\"migrate status\"), or kill it".to_string();
             return Err((format!("{name}'s memory is still on its way here"), remedy));
         }
-        if running.is_held() && order != Order::Kill {
+        if running.is_held() && !is_free {
             return Err((format!("{name} is being saved or restored"), "wait for that, or kill it".to_string()));
         }
         let ending = || (format!("{name} is being stopped"), "see \"vm list\"".to_string());

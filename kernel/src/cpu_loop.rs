@@ -339,7 +339,7 @@ impl machine::Host for GuestHost<'_> {
         let is_backed = self.queued.running.back(gpa);
         if !is_backed && self.queued.running.machine.memory().is_waiting() {
             // It is asked for at once.
-            services::note_management(self.host, self.cpu);
+            services::note_wanted(self.host, self.cpu);
         }
         is_backed
     }

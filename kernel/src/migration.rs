@@ -156,7 +156,7 @@ impl Migrations {
             return Err((format!("{} is on its way already", vm.name()), "see \"migrate status\"".into()));
         }
         if running.machine.memory().is_waiting() {
-            return Err((format!("{}'s memory is still on its way here", vm.name()), "see \"migrate status\"".into()));
+            return Err((format!("{}'s memory is still on its way here", vm.name()), "wait for that".into()));
         }
         if running.order() != Order::Run || !running.has_started() {
             return Err((format!("{} does not run", vm.name()), "let it run first: vm resume".into()));

@@ -2,8 +2,11 @@
 //! (`vm save` and `vm restore`), and variables that are erased.
 //!
 //! The main type is [`Jobs`], which the services poll; [`save`] and [`restore`] begin a job. A job owns its partition
-//! ([`crate::slot`]) and holds its VM: what would disturb it is refused until it is over, but a kill, which ends it.
+//! ([`crate::slot`]) and holds its VM: what would disturb it is refused until it is over, but a kill, which ends it. A VM that
+//! was restored runs while the rest of its memory is read ([`rest`]).
 
+mod reading;
+mod rest;
 mod restore;
 mod save;
 
@@ -13,6 +16,7 @@ use crate::vm::{Refusal, Running, Start, Vm};
 use alloc::format;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use rest::Rest;
 use restore::Restore;
 use save::Save;
 use spin::Mutex;
@@ -31,6 +35,7 @@ pub struct Jobs(Vec<Job>);
 enum Job {
     Save(Save),
     Restore(Restore),
+    Rest(Rest),
     Erase(Erase),
 }
 
@@ -40,6 +45,8 @@ enum Next {
     At(u64),
     /// A transfer of its partition's.
     Transfer,
+    /// Nothing more but the rest: the VM that was restored runs.
+    Runs,
     /// Nothing more: it is over.
     Over,
 }
@@ -92,10 +99,11 @@ impl Jobs {
     pub fn poll(&mut self, host: &'static Host) -> Option<u64> {
         self.0.append(&mut BEGUN.lock());
         let mut due_ns: Option<u64> = None;
-        self.0.retain_mut(|job| {
-            let next = match job {
+        for mut job in core::mem::take(&mut self.0) {
+            let next = match &mut job {
                 Job::Save(save) => save.poll(host),
                 Job::Restore(restore) => restore.poll(host),
+                Job::Rest(rest) => rest.poll(host),
                 Job::Erase(erase) => match erase.poll(host) {
                     true => Next::Over,
                     false => Next::At(host.clock.now_ns() + ERASE_LOOK_NS),
@@ -104,10 +112,16 @@ impl Jobs {
             match next {
                 Next::At(ns) => due_ns = Some(due_ns.map_or(ns, |other| other.min(ns))),
                 Next::Transfer => {}
-                Next::Over => return false,
+                Next::Runs => {
+                    due_ns = Some(host.clock.now_ns());
+                    if let Job::Restore(restore) = job {
+                        job = Job::Rest(restore.into_rest());
+                    }
+                }
+                Next::Over => continue,
             }
-            true
-        });
+            self.0.push(job);
+        }
         due_ns
     }
 }

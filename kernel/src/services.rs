@@ -44,6 +44,8 @@ static GIVEN_UP: Work = Work::new();
 static VARIABLES: Work = Work::new();
 /// Frames wait for the management address.
 static MANAGEMENT: Work = Work::new();
+/// Guests wait for memory that is on its way.
+static WANTED: Work = Work::new();
 /// Disk transfers ended that no interrupt announces, or those of the host itself.
 static TRANSFERS: Work = Work::new();
 
@@ -110,6 +112,11 @@ pub fn note_variables(host: &Host, from: usize) {
     VARIABLES.note(host, from);
 }
 
+/// Notes that a guest waits for memory that is on its way. `from` is the CPU that calls.
+pub fn note_wanted(host: &Host, from: usize) {
+    WANTED.note(host, from);
+}
+
 /// Notes that disk transfers ended which no interrupt announces, or the host's own. `from` is the CPU that calls.
 pub fn note_transfers(host: &Host, from: usize) {
     TRANSFERS.note(host, from);
@@ -124,7 +131,7 @@ pub fn may_be_console(devices: &Devices, vector: u8) -> bool {
 
 /// Whether something waits that no interrupt announces.
 pub fn has_work() -> bool {
-    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &GIVEN_UP, &VARIABLES].into_iter().any(Work::waits)
+    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &WANTED, &GIVEN_UP, &VARIABLES].into_iter().any(Work::waits)
         || !ENDED.lock().is_empty()
         || saved::has_work()
         || measure::has_work()
@@ -133,7 +140,7 @@ pub fn has_work() -> bool {
 
 /// Whether some of that should be done before the present slice would end.
 pub fn is_urgent() -> bool {
-    [&MANAGEMENT, &TRANSFERS].into_iter().any(Work::waits)
+    [&MANAGEMENT, &TRANSFERS, &WANTED].into_iter().any(Work::waits)
 }
 
 impl Work {
@@ -193,6 +200,8 @@ impl Services {
     pub fn poll(&mut self, arrived: &[u8], devices: &mut Devices, forwarder: &mut Forwarder) -> Option<u64> {
         let host = self.host;
         let first = !core::mem::replace(&mut self.started, true);
+        // Whoever has memory on its way is asked below anyway.
+        WANTED.take();
         let ticked = self.tick_disks();
         if TRANSFERS.take() || self.polls_disks || ticked || first {
             self.finish_transfers(devices);

@@ -99,6 +99,11 @@ impl Slot {
         self.failed
     }
 
+    /// The same, for who tries again: it is forgotten.
+    pub fn take_failure(&mut self) -> bool {
+        core::mem::take(&mut self.failed)
+    }
+
     /// Starts a transfer of whole sectors at a place; what the disk refuses counts as failed.
     pub fn submit(&mut self, host: &Host, id: u64, op: Op, at_bytes: u64, runs: &[HostRun]) -> Result<(), Full> {
         let result = self.queue(host, id, op, at_bytes, runs);

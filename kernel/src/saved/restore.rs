@@ -1,33 +1,35 @@
-//! A VM on its way back from a partition. Its memory is read into the frames of a life that is held; the image is void
-//! before the guest runs, so that nobody restores it twice.
+//! A VM on its way back from a partition, until it runs. What its machine cannot be put together without is read first;
+//! the image is void before the guest runs, so that nobody restores it twice, and the rest of its memory follows from there
+//! ([`super::rest`]).
 
 use super::Next;
+use super::reading::{Damaged, Reading};
+use super::rest::Rest;
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::services;
-use crate::slot::{Full, Slot, Staging, io_error, push_runs};
+use crate::slot::{Full, Slot, Staging, io_error};
 use crate::vm::{Ending, Order, Refusal, Running, Start, Vm};
-use addr::Hpa;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use block::Op;
 use machine::Thread;
-use state::image::{Contents, HEADER_BYTES, Header, PAGE_BYTES, PAGES_AT_BYTES, Pages};
+use state::image::{Contents, HEADER_BYTES, Header, PAGE_BYTES};
 
 /// The services run on this CPU.
 const SERVICE_CPU: usize = 0;
 /// How soon a disk without room is asked again.
 const LOOK_NS: u64 = 100_000;
 
-/// What comes next. But for the pages, each step begins when the transfers of the one before have ended.
+/// What comes next. But for what is read first, each step begins when the transfers of the one before have ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
     Header,
     Stream,
     Build,
-    Pages,
+    First,
     Machine,
     Void,
     VoidFlush,
@@ -44,11 +46,8 @@ pub struct Restore {
     header: Option<Header>,
     contents: Option<Contents>,
     running: Option<Arc<Running>>,
-    /// Where the guest's frames are.
-    memory: Vec<Hpa>,
-    /// How many frames are read or on their way, and where the next one's pages are.
-    frames: usize,
-    at_bytes: u64,
+    /// Its memory, once there is a life for it.
+    reading: Option<Reading>,
     threads: Vec<Thread>,
     /// Something is wrong with what was read.
     refusal: Option<Refusal>,
@@ -68,9 +67,7 @@ impl Restore {
             header: None,
             contents: None,
             running: None,
-            memory: Vec::new(),
-            frames: 0,
-            at_bytes: PAGES_AT_BYTES,
+            reading: None,
             threads: Vec::new(),
             refusal: None,
         })
@@ -84,7 +81,7 @@ impl Restore {
     /// Goes on.
     pub fn poll(&mut self, host: &'static Host) -> Next {
         while let Some(id) = self.slot.ended(host) {
-            if self.step == Step::Pages || self.step == Step::Machine {
+            if self.step == Step::First && !self.slot.has_failed() {
                 self.check_frame(id as usize);
             }
         }
@@ -107,7 +104,7 @@ impl Restore {
     }
 
     fn advance(&mut self, host: &'static Host) -> Result<Next, Refusal> {
-        let waits = if self.step == Step::Pages { self.slot.is_busy() } else { !self.slot.is_idle() };
+        let waits = if self.step == Step::First { self.slot.is_busy() } else { !self.slot.is_idle() };
         if waits {
             return Ok(Next::Transfer);
         }
@@ -115,8 +112,8 @@ impl Restore {
         let taken = match self.step {
             Step::Header => self.read_staged(host, 0, HEADER_BYTES as u64).map(|()| Step::Stream),
             Step::Stream => self.read_stream(host)?,
-            Step::Build => self.build(host).map(|()| Ok(Step::Pages))?,
-            Step::Pages => self.read_pages(host)?,
+            Step::Build => self.build(host).map(|()| Ok(Step::First))?,
+            Step::First => self.read_first(host),
             Step::Machine => self.restore_machine(host).map(|()| Ok(Step::Void))?,
             Step::Void => {
                 self.staging.fill(&[0; HEADER_BYTES]);
@@ -124,7 +121,10 @@ impl Restore {
                 self.slot.submit(host, 0, Op::Write, 0, &runs).map(|()| Step::VoidFlush)
             }
             Step::VoidFlush => self.slot.flush(host).map(|()| Step::Run),
-            Step::Run => return Ok(self.run(host)),
+            Step::Run => {
+                self.run(host);
+                return Ok(Next::Runs);
+            }
         };
         match taken {
             Ok(step) => {
@@ -163,14 +163,13 @@ impl Restore {
         stream.resize(header.stream_bytes as usize, 0);
         self.staging.take(&mut stream);
         let contents = Contents::parse(&stream, header.pages_bytes());
-        let contents = contents.map_err(|what| self.unusable(&format!("{what}")))?;
+        let mut contents = contents.map_err(|what| self.unusable(&format!("{what}")))?;
         if contents.name != self.vm.name() {
             let remedy = format!("restore that one: vm restore {} --from {}", contents.name, self.slot.name());
             return Err((format!("disk {} holds {}", self.slot.name(), contents.name), remedy));
         }
         let plan = machine::plan_of(&contents.machine).map_err(|what| self.unusable(&format!("{what}")))?;
         let running = self.vm.start_held(host, &plan)?;
-        self.memory = running.machine.memory().frames().map(|(_, hpa)| hpa).collect();
         let gpas = running.machine.memory().frames().map(|(gpa, _)| gpa.as_u64());
         let same_memory = gpas.eq(contents.frames.iter().map(|frame| frame.gpa));
         self.running = Some(running.clone());
@@ -179,46 +178,26 @@ impl Restore {
         if !same_memory {
             return Err(self.unusable("its memory map is another machine's"));
         }
+        let reading = Reading::start(running, &mut contents);
+        self.reading = Some(reading.map_err(|what| (what, "stop another VM".to_string()))?);
         self.contents = Some(contents);
         Ok(())
     }
 
-    /// Zeroes the next frame and reads the pages of it that are on the disk.
-    fn read_pages(&mut self, host: &'static Host) -> Result<Result<Step, Full>, Refusal> {
-        let (Some(contents), Some(running)) = (&self.contents, &self.running) else { unreachable!("they were built") };
-        let Some((frame, &hpa)) = contents.frames.get(self.frames).zip(self.memory.get(self.frames)) else {
-            return Ok(Ok(Step::Machine));
-        };
-        running.zero_frame(self.frames);
-        let mut runs = Vec::new();
-        for (first, count) in frame.runs() {
-            push_runs(&mut runs, hpa.wrapping_add(first as u64 * PAGE_BYTES), count as u64 * PAGE_BYTES);
+    /// Reads the next frame that must be here before the machine is put together.
+    fn read_first(&mut self, host: &'static Host) -> Result<Step, Full> {
+        let Some(reading) = &mut self.reading else { unreachable!("it was built") };
+        if !reading.has_begun_first() {
+            reading.begin(host, &mut self.slot)?;
+            return Ok(Step::First);
         }
-        if !runs.is_empty() {
-            if let Err(full) = self.slot.submit(host, self.frames as u64, Op::Read, self.at_bytes, &runs) {
-                return Ok(Err(full));
-            }
-            self.at_bytes += u64::from(frame.pages()) * PAGE_BYTES;
-        }
-        self.frames += 1;
-        Ok(Ok(Step::Pages))
+        if self.slot.is_idle() { Ok(Step::Machine) } else { Err(Full) }
     }
 
-    /// Compares the pages of a frame that have arrived with what was saved.
+    /// Compares a frame that has arrived with what was saved.
     fn check_frame(&mut self, index: usize) {
-        let (Some(contents), Some(running)) = (&self.contents, &self.running) else { return };
-        let frame = &contents.frames[index];
-        let mut sum = Pages::new();
-        let mut page = [0; PAGE_BYTES as usize];
-        for (first, count) in frame.runs() {
-            for index in first..first + count {
-                let at = addr::Gpa::new(frame.gpa).wrapping_add(index as u64 * PAGE_BYTES);
-                running.machine.memory().read(at, &mut page).expect("its frames are memory");
-                sum.add(&page);
-            }
-        }
-        if sum.finish() != frame.checksum {
-            let what = format!("its memory at {:#x} does not match its checksum: it is damaged", frame.gpa);
+        if let Some(Err(Damaged { gpa })) = self.reading.as_mut().map(|reading| reading.ended(index)) {
+            let what = format!("its memory at {gpa:#x} does not match its checksum: it is damaged");
             self.refusal = Some(self.unusable(&what));
         }
     }
@@ -231,26 +210,30 @@ impl Restore {
         Ok(())
     }
 
-    fn run(&mut self, host: &'static Host) -> Next {
-        self.slot.release(host);
+    /// What is left to do once the VM runs.
+    pub fn into_rest(self) -> Rest {
+        let Some(reading) = self.reading else { unreachable!("it was built") };
+        Rest::new(self.slot, reading)
+    }
+
+    /// Lets it run. It is held until all of its memory is here.
+    fn run(&mut self, host: &'static Host) {
         let Some(running) = self.running.take() else { unreachable!("it was built") };
         let threads = core::mem::take(&mut self.threads);
         running.begin(threads);
-        running.let_go();
         self.vm.end_restoring();
-        running.note_given_up();
-        services::note_given_up(host, SERVICE_CPU);
         services::note_variables(host, SERVICE_CPU);
         running.command(host, SERVICE_CPU, Order::Run);
         running.machine.announce(&mut InputHost::new(host, SERVICE_CPU, &running));
-        log::info!("{} is restored from {}", self.vm.name(), self.slot.name());
+        let mib = self.reading.as_ref().map_or(0, Reading::left_bytes).div_ceil(1 << 20);
+        log::info!("{} is restored from {}; {mib} MiB of its memory follow", self.vm.name(), self.slot.name());
         self.outcome.settle(Ok(()));
-        Next::Over
     }
 
     /// Nothing is lost: the image stays.
     fn give_up(&mut self, host: &'static Host, (message, remedy): Refusal) -> Next {
         self.slot.release(host);
+        self.reading = None;
         if let Some(running) = self.running.take() {
             running.finish(host, SERVICE_CPU, Ending::NotStarted((message.clone(), remedy.clone())));
         }

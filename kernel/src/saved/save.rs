@@ -4,13 +4,14 @@
 use super::Next;
 use crate::host::Host;
 use crate::slot::{Full, Slot, Staging, io_error, push_runs};
-use crate::vm::{Ending, Order, Refusal, Running, Start, Vm};
-use addr::{Gpa, Hpa};
+use crate::vm::{Ending, Order, Refusal, Running, Start, Vm, tracking};
+use addr::{Gpa, Hpa, LARGE_PAGE_BYTES};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::{HostRun, Op};
+use guestmem::PageSet;
 use state::image::{Contents, FRAME_PAGES, Frame, HEADER_BYTES, Header, PAGE_BYTES, PAGES_AT_BYTES, Pages};
 
 /// The services run on this CPU.
@@ -61,6 +62,9 @@ impl Save {
         if !running.has_started() {
             return Err((format!("{} has not started yet", vm.name()), "try again in a moment".into()));
         }
+        if running.machine.memory().is_waiting() {
+            return Err((format!("{}'s memory is still on its way here", vm.name()), "wait for that".into()));
+        }
         let slot = Slot::claim(host, partition)?;
         let staged = slot.reach(&running).and_then(|()| Staging::new(&slot, HEADER_BYTES as u64));
         let staging = staged.inspect_err(|_| slot.release(host))?;
@@ -70,8 +74,8 @@ impl Save {
             return Err((format!("{} is being saved or stopped already", vm.name()), "see \"vm list\"".into()));
         }
         running.machine.close();
-        let (console, machine, frames) = (Vec::new(), Vec::new(), Vec::new());
-        let contents = Contents { name: vm.name().into(), console, machine, frames };
+        let (console, machine, frames, first) = Default::default();
+        let contents = Contents { name: vm.name().into(), console, machine, frames, first };
         Ok(Self {
             running,
             outcome: Arc::default(),
@@ -158,6 +162,7 @@ impl Save {
         match saved {
             Some(Ok(bytes)) => {
                 self.contents.machine = bytes;
+                self.contents.first = self.first()?;
                 self.memory = machine.memory().all_frames().collect();
                 self.contents.console = self.running.vm.console_text();
                 self.step = Step::Clear;
@@ -168,6 +173,17 @@ impl Save {
             }
             Some(Err(_)) | None => Ok(Next::At(now_ns + LOOK_NS)),
         }
+    }
+
+    /// The frames that the machine cannot be put together without.
+    fn first(&self) -> Result<Vec<u64>, Refusal> {
+        let machine = &self.running.machine;
+        let mut pages = PageSet::new(machine.memory().pages_end()).ok_or_else(tracking::no_room)?;
+        self.running.with_threads(|threads| machine.essential(threads.iter().map(|thread| &**thread), &mut pages));
+        let has = |gpa: u64| {
+            pages.next_from(gpa / PAGE_BYTES).is_some_and(|page| page < (gpa + LARGE_PAGE_BYTES) / PAGE_BYTES)
+        };
+        Ok(machine.memory().all_frames().map(|(gpa, _)| gpa.as_u64()).filter(|&gpa| has(gpa)).collect())
     }
 
     /// Writes the next frame's pages, but those that are zero.

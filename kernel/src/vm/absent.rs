@@ -1,11 +1,12 @@
 //! A life that runs before all of its memory is here: what is not, is in nobody's reach until it has come.
 //!
-//! [`start`] before the life runs, [`store`] for each page that comes, [`stop`] once none is awaited. What waits for a page
-//! and tries again is `machine`'s to know. CPU 0 alone calls this.
+//! [`start`] before the life runs, [`store`] for each page that comes, [`stop`] once none is awaited. Where all of it comes,
+//! and by whole frames, [`start_all`] and [`show`] take their places. What waits for a page and tries again is `machine`'s to
+//! know. CPU 0 alone calls this.
 
 use super::{Running, tracking};
 use crate::host::Host;
-use addr::{Gpa, LARGE_PAGE_BYTES, PAGE_BYTES};
+use addr::{Gpa, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use guestmem::{Outside, PageSet};
@@ -18,6 +19,25 @@ pub fn start(running: &Running, pages: &PageSet) -> Result<(), alloc::string::St
     let no_room = || "there is no memory to keep track of pages that follow".to_string();
     unmapped.map_err(|_| no_room())?;
     running.machine.memory().start_waiting(pages).map_err(|_| no_room())
+}
+
+/// Takes all of its memory away, or says in one line why that cannot be.
+pub fn start_all(running: &Running) -> Result<(), alloc::string::String> {
+    let no_room = || "there is no memory to keep track of frames that follow".to_string();
+    let memory = running.machine.memory();
+    let pages = memory.all_pages().map_err(|_| no_room())?;
+    let mut second_stage = running.second_stage();
+    let is_away = memory.all_frames().all(|(gpa, _)| second_stage.unmap_large(gpa));
+    drop(second_stage);
+    let waits = memory.start_waiting(&pages);
+    if is_away && waits.is_ok() { Ok(()) } else { Err(no_room()) }
+}
+
+/// Puts a frame whose content has come in everybody's reach; says whether somebody waits for it.
+pub fn show(running: &Running, gpa: Gpa, frame: Hpa) -> bool {
+    let mapped = running.second_stage().map(gpa, frame, PageSize::Large);
+    mapped.expect("its table is there since it was taken away");
+    running.machine.memory().arrived(gpa.as_u64() / PAGE_BYTES, LARGE_PAGE_BYTES / PAGE_BYTES)
 }
 
 /// Puts a page that came, or zeroes, in everybody's reach; says whether somebody waits for it.

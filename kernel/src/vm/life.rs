@@ -85,6 +85,8 @@ pub struct Running {
     order: AtomicU8,
     /// Who saves or restores it gives its orders.
     is_held: AtomicBool,
+    /// Its memory is read from where it was saved while it runs.
+    is_reading: AtomicBool,
     /// Why it ends; the first reason counts.
     ending: Mutex<Option<Ending>>,
     is_over: AtomicBool,
@@ -180,6 +182,7 @@ impl Running {
             is_prepared: AtomicBool::new(false),
             order: AtomicU8::new(if is_held { Order::Pause } else { Order::Run } as u8),
             is_held: AtomicBool::new(is_held),
+            is_reading: AtomicBool::new(false),
             ending: Mutex::new(None),
             is_over: AtomicBool::new(false),
             is_moving: AtomicBool::new(false),
@@ -262,6 +265,16 @@ impl Running {
     /// Whether it is saved or restored just now.
     pub fn is_held(&self) -> bool {
         self.is_held.load(Ordering::Acquire)
+    }
+
+    /// Whether it is read while it runs: it takes orders, though it is held.
+    pub fn is_reading(&self) -> bool {
+        self.is_reading.load(Ordering::Acquire)
+    }
+
+    /// Says whether it is.
+    pub fn set_reading(&self, is_reading: bool) {
+        self.is_reading.store(is_reading, Ordering::Release);
     }
 
     /// Takes a vCPU's thread for its CPU to run it, unless it may not run or was not made yet.

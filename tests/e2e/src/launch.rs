@@ -318,6 +318,24 @@ impl Launch {
         self.drive(image, "snapshot=off")
     }
 
+    /// As [`Launch::kept_disk`], but so many reads of a sector fail, the first ones.
+    #[must_use]
+    pub fn failing_disk(mut self, image: &Path, sector: u64, times: u32) -> Self {
+        let id = format!("disk{}", self.drives);
+        let device = self.disk_bus.device(&id, self.drives);
+        self.drives += 1;
+        let mut drive = format!(
+            "if=none,id={id},format=raw,rerror=report,file.driver=blkdebug,file.image.driver=file,file.image.filename={}",
+            escape(image)
+        );
+        for index in 0..times {
+            let rule = format!("file.inject-error.{index}");
+            drive +=
+                &format!(",{rule}.event=none,{rule}.iotype=read,{rule}.sector={sector},{rule}.once=on,{rule}.errno=5");
+        }
+        self.argument("-drive", drive).argument("-device", device)
+    }
+
     /// Adds a virtio disk whose writes go to the image at once, and which other machines have too.
     #[must_use]
     pub fn shared_disk(mut self, image: &Path) -> Self {

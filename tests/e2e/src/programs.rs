@@ -14,6 +14,7 @@ mod multiboot;
 mod nics;
 mod platform;
 mod profiles;
+mod reading;
 mod saved;
 mod smp;
 mod tiny;
@@ -69,6 +70,7 @@ pub static PROGRAMS: &[Program] = &[
     full("pause_resume", tiny::pause_resume),
     full("reset", tiny::reset),
     full("save_restore", saved::save_restore),
+    full("restore_reading", reading::reading),
     full("other_vendor", saved::other_vendor),
     full("power_button", tiny::power_button),
     full("multiboot_guest", multiboot::guest),

@@ -390,6 +390,21 @@ impl GuestMemory {
         Ok(self.awaited.arrived(page))
     }
 
+    /// Copies a page out of its frame, awaited or not: what a device put there is looked at before it counts.
+    pub fn read_frame(&self, page: u64, into: &mut [u8; PAGE_BYTES as usize]) -> Result<(), Outside> {
+        let at = Gpa::new(page.saturating_mul(PAGE_BYTES));
+        let run = self.run_at(at).ok_or(Outside { at })?;
+        self.backing.read(run.start, into);
+        Ok(())
+    }
+
+    /// What lies in the frames of these pages is what they were awaited for: they are here. Says whether somebody wants
+    /// one of them.
+    pub fn arrived(&self, first: u64, count: u64) -> bool {
+        let pages = first..first.saturating_add(count).min(self.pages_end());
+        pages.fold(false, |is_wanted, page| self.awaited.arrived(page) | is_wanted)
+    }
+
     /// Takes the pages that are wanted since the last call.
     pub fn take_wanted(&self, each: impl FnMut(u64)) {
         self.awaited.take_wanted(each);
@@ -712,6 +727,21 @@ mod tests {
         assert_eq!((memory.load(Gpa::new(0x3000), 1), memory.load(Gpa::new(0x2000), 8)), (Ok(9), Ok(0)));
         memory.stop_waiting();
         assert!(!memory.is_waiting() && memory.is_here(Gpa::new(0), LARGE_PAGE_BYTES));
+    }
+
+    #[test]
+    fn what_a_device_put_there_is_looked_at_and_then_here() {
+        let memory = guest_memory(LARGE_PAGE_BYTES);
+        memory.write(Gpa::new(0x3000), &[7; 0x1000]).unwrap();
+        memory.start_waiting(&memory.all_pages().unwrap()).unwrap();
+        let mut page = [0; 4096];
+        assert_eq!((memory.read_frame(3, &mut page), page), (Ok(()), [7; 4096]));
+        assert!(memory.read_frame(512, &mut page).is_err() && memory.read_frame(u64::MAX, &mut page).is_err());
+        assert!(!memory.is_here(Gpa::new(0x3000), 1));
+        assert!(!memory.arrived(4, 508) && memory.arrived(2, 2), "page 3 was wanted");
+        assert_eq!(memory.load(Gpa::new(0x3000), 1), Ok(7));
+        assert!(!memory.is_here(Gpa::new(0x1000), 1));
+        assert!(memory.arrived(0, u64::MAX) && memory.is_here(Gpa::new(0), LARGE_PAGE_BYTES));
     }
 
     #[test]

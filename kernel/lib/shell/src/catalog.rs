@@ -234,8 +234,9 @@ pub(crate) const CATALOG: &[Spec] = &[
         })
     },
     Spec {
-        details: "The VM must be defined as it was when it was saved, and its disks must not have changed since. What \
-                  was saved is used up as it goes on.",
+        details: "The VM must be defined as it was when it was saved, and its disks must not have changed since. It \
+                  runs at once; its memory is read meanwhile, first what it waits for. If that fails it waits, and \
+                  `vm resume` tries again. What was saved is used up as it goes on.",
         options: &[OptionSpec {
             occurs: Occurs::Always,
             ..option("--from", "DISK", Value::Disk, "the virtual disk that it was saved to")

@@ -32,6 +32,7 @@ const NAME: Kind = Kind { number: 1, name: "name", version: 1 };
 const CONSOLE: Kind = Kind { number: 2, name: "console's text", version: 1 };
 const MACHINE: Kind = Kind { number: 3, name: "machine", version: 1 };
 const MEMORY: Kind = Kind { number: 4, name: "memory map", version: 1 };
+const FIRST: Kind = Kind { number: 5, name: "list of what comes first", version: 1 };
 
 /// The checksum of a frame's pages.
 static PAGES: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
@@ -81,6 +82,9 @@ pub struct Contents {
     pub machine: Vec<u8>,
     /// Its memory, in the order of the pages.
     pub frames: Vec<Frame>,
+    /// The addresses of those frames that the machine cannot be put together without; others can come while it runs. Of an
+    /// image that does not say so, all.
+    pub first: Vec<u64>,
 }
 
 /// Bytes that CBOR takes as bytes.
@@ -167,6 +171,7 @@ impl Contents {
         writer.unit(CONSOLE, 0, &Bytes { bytes: self.console.clone() });
         writer.unit(MACHINE, 0, &Bytes { bytes: self.machine.clone() });
         writer.unit(MEMORY, 0, &self.frames);
+        writer.unit(FIRST, 0, &self.first);
         writer.finish()
     }
 
@@ -180,13 +185,19 @@ impl Contents {
         let console = reader.take(CONSOLE, 0)?.map_or(Vec::new(), |Bytes { bytes }| bytes);
         let Bytes { bytes: machine } = reader.must_take(MACHINE, 0)?;
         let frames: Vec<Frame> = reader.must_take(MEMORY, 0)?;
+        let first: Option<Vec<u64>> = reader.take(FIRST, 0)?;
         reader.finish()?;
         let named = !name.is_empty() && name.len() <= NAME_BYTES_MAX;
         Invalid::unless(named, "its length").map_err(|what| what.within(NAME, 0))?;
         let pages: u64 = frames.iter().map(|frame| u64::from(frame.pages())).sum();
         let fits = pages.checked_mul(PAGE_BYTES).is_some_and(|bytes| bytes <= pages_bytes);
         Invalid::unless(fits, "more pages than there is room for").map_err(|what| what.within(MEMORY, 0))?;
-        Ok(Self { name: name.to_string(), console, machine, frames })
+        let mut all: Vec<u64> = frames.iter().map(|frame| frame.gpa).collect();
+        all.sort_unstable();
+        let first = first.unwrap_or_else(|| all.clone());
+        let known = first.len() <= all.len() && first.iter().all(|gpa| all.binary_search(gpa).is_ok());
+        Invalid::unless(known, "a frame that is none").map_err(|what| what.within(FIRST, 0))?;
+        Ok(Self { name: name.to_string(), console, machine, frames, first })
     }
 }
 
@@ -233,7 +244,8 @@ mod tests {
         let mut present = [0; FRAME_PAGES / 64];
         (present[0], present[7]) = (0b1011, 1 << 63);
         let frames = vec![Frame { gpa: 0, present, checksum: 7 }, Frame { gpa: 2 << 20, present: [0; 8], checksum: 0 }];
-        Contents { name: "web".into(), console: b"login: ".to_vec(), machine: vec![1, 2, 3], frames }
+        let first = vec![2 << 20];
+        Contents { name: "web".into(), console: b"login: ".to_vec(), machine: vec![1, 2, 3], frames, first }
     }
 
     #[test]
@@ -243,6 +255,18 @@ mod tests {
         assert_eq!(Header::parse(&header.encode(), PARTITION_BYTES), Ok(header));
         assert_eq!(Contents::parse(&stream, header.pages_bytes()), Ok(contents()));
         assert!(Contents::parse(&stream, header.pages_bytes() - 1).is_err(), "four pages do not fit");
+    }
+
+    #[test]
+    fn what_comes_first_is_known_or_is_all() {
+        let stranger = Contents { first: vec![4 << 20], ..contents() };
+        assert!(Contents::parse(&stranger.encode(), 1 << 20).is_err());
+        let mut writer = Writer::new();
+        writer.unit(NAME, 0, &contents().name);
+        writer.unit(MACHINE, 0, &Bytes { bytes: contents().machine });
+        writer.unit(MEMORY, 0, &contents().frames);
+        let old = Contents::parse(&writer.finish(), 1 << 20).unwrap();
+        assert_eq!(old.first, [0, 2 << 20], "it was written when all of it came first");
     }
 
     /// What the first version wrote: whoever changes this test makes saved VMs unreadable.
