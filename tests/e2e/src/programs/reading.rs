@@ -87,7 +87,7 @@ fn killed(host: &mut Host, disk: &Path) -> Result<()> {
 
 /// It is let go on, and finds all of its memory as it was.
 fn goes_on(host: &mut Host) -> Result<()> {
-    let mut console = host.attach("g")?;
+    let console = host.attach("g")?;
     // What has been kept is printed before anything is typed.
     std::thread::sleep(Duration::from_secs(1));
     console.leave()?;
