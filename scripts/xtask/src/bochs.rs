@@ -27,7 +27,7 @@ const CONFIGURE: &str = "--with-nogui --disable-docbook --enable-all-optimizatio
 const FLAGS: &str = "-O2 -pipe";
 
 /// Mistakes that are mended before it is built: a file, what stands there once, and what shall.
-const MENDS: [(&str, &str, &str); 8] = [
+const MENDS: [(&str, &str, &str); 9] = [
     // The first two are in the loop for several CPUs; with one, another loop runs. These variables live across setjmp: where
     // they are in registers each exception or VM exit sets them back, so that the first CPU hardly runs while another's
     // guest exits, and time stands almost still.
@@ -57,6 +57,12 @@ const MENDS: [(&str, &str, &str); 8] = [
          BX_CPU_THIS_PTR dr6.val32 = (BX_CPU_THIS_PTR dr6.val32 & 0xffff6ff0) | (BX_CPU_THIS_PTR debug_trap & 0xe00f);\n    \
          BX_CPU_THIS_PTR dr7.set_GD(0);\n  }\n  \
          BX_CPU_THIS_PTR debug_trap = 0;\n",
+    ),
+    // VMRUN would leave CR2 as the host or another guest had it (APM volume 2, 15.5.1).
+    (
+        "cpu/svm.cc",
+        "  BX_CPU_THIS_PTR cr3 = guest.cr3;\n",
+        "  BX_CPU_THIS_PTR cr3 = guest.cr3;\n  BX_CPU_THIS_PTR cr2 = guest.cr2;\n",
     ),
     // A guest that is entered with IF clear would not leave for its host's interrupts: what masks them looks at whether a
     // guest runs before that is noted, and does not let in again what was masked before: two mends.

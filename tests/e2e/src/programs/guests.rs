@@ -118,17 +118,27 @@ pub fn all(artifacts: &Artifacts) -> Result<()> {
 
 /// The same on a host that has them as boot modules.
 pub fn all_on(host: &mut Host, artifacts: &Artifacts, place: Where) -> Result<()> {
-    ensure!(!artifacts.guests.is_empty(), "there are no bare test guests");
     start_witness(host)?;
+    each_on(host, artifacts, place, check_witness)
+}
+
+/// Runs every bare guest on a host that has them as boot modules, and after each looks at the host by `check`.
+pub fn each_on(
+    host: &mut Host,
+    artifacts: &Artifacts,
+    place: Where,
+    mut check: impl FnMut(&mut Host) -> Result<()>,
+) -> Result<()> {
+    ensure!(!artifacts.guests.is_empty(), "there are no bare test guests");
     let options = place.options();
     for (name, _) in artifacts.guests.iter().filter(|(name, _)| place.runs(name)) {
         run(host, name, place.words(name), options).with_context(|| format!("test guest `{name}`"))?;
-        check_witness(host).with_context(|| format!("after test guest `{name}`"))?;
+        check(host).with_context(|| format!("after test guest `{name}`"))?;
     }
     withheld(host).context("test guest `features` with a profile that withholds features")?;
     // Its other way to reset.
     run(host, "reset_loop", "8042", options).context("test guest `reset_loop` with the keyboard controller")?;
-    check_witness(host)
+    check(host)
 }
 
 /// What a CPU profile withholds is refused.
