@@ -17,11 +17,11 @@ use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::Health;
-use config::{Name, NicSpec, VmSpec};
+use config::{Limits, Name, NicSpec, Size, VmSpec};
 use shell::{
     BalloonInfo, CardCounts, CardInfo, Command, CpuProfileCommand, DiskInfo, DiskIo, DiskState, ExitStat, HostReport,
-    Invocation, LogLine, Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink, Reply, TraceLine, VmAction,
-    VmDetail, VmPart, VmStat, VmSummary,
+    Invocation, LimitChanges, LimitsInfo, LogLine, Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink,
+    Reply, TraceLine, VmAction, VmDetail, VmPart, VmStat, VmSummary,
 };
 
 /// How long guests get to shut down before the host goes off.
@@ -72,6 +72,7 @@ pub fn carry_out(host: &'static Host, invocation: Invocation) -> Answer {
             Some(vm) => done(balloon(host, &vm, keeps.bytes()), || format!("{name} is to keep {keeps}")),
             None => no_such_vm(host, &name),
         },
+        Command::VmSet { name, changes } => return on_vm(host, &name, json, |vm| set(host, vm, &changes, json)),
         Command::VmAdd { name, part } => return on_vm(host, &name, json, |vm| add(host, vm, &part, json)),
         Command::VmRemove { name, part, force } => {
             return on_vm(host, &name, json, |vm| remove(host, vm, &part, force, json));
@@ -286,6 +287,21 @@ fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> A
     Answer::Reply(result.unwrap_or_else(refused), json)
 }
 
+/// Changes what a VM may use at most.
+fn set(host: &'static Host, vm: &Vm, changes: &LimitChanges, json: bool) -> Answer {
+    let set = hotplug::may_change(vm).map(|()| vm.set_limits(host, changes.apply(&vm.limits())));
+    Answer::Reply(done(set, || format!("{} has new limits", vm.name())), json)
+}
+
+fn limits_info(limits: &Limits) -> LimitsInfo {
+    LimitsInfo {
+        cpu_percent: limits.cpu_percent,
+        iops: limits.iops,
+        disk_bytes_per_s: limits.disk_rate.map(Size::bytes),
+        net_bytes_per_s: limits.net_rate.map(Size::bytes),
+    }
+}
+
 /// Carries out a command about a VM, where there is one of that name.
 fn on_vm(host: &'static Host, name: &str, json: bool, act: impl FnOnce(&Arc<Vm>) -> Answer) -> Answer {
     host.vm(name).map_or_else(|| Answer::Reply(no_such_vm(host, name), json), |vm| act(&vm))
@@ -404,6 +420,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         kernel: vm.spec.kernel.clone(),
         initrd: vm.spec.initrd.clone(),
         command_line: vm.spec.command_line.clone(),
+        limits: limits_info(&vm.limits()),
         disks: vm.disks(),
         nics: vm.macs(),
         cpus: running.as_ref().map_or_else(Vec::new, |running| running.cpus()),

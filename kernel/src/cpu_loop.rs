@@ -195,6 +195,7 @@ impl CpuLoop {
         let end_ns = self.host.clock.now_ns();
         let Queued { running, vcpu } = queued;
         running.vcpus[*vcpu].end_slice(start_ns, end_ns);
+        running.book(end_ns.saturating_sub(start_ns), end_ns);
         running.vcpus[*vcpu].throttle(start_ns, end_ns, running.running_percent());
         self.turns.ran(queued, end_ns.saturating_sub(start_ns));
     }
@@ -209,7 +210,9 @@ impl CpuLoop {
             Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + slice.ns),
             later => later.filter(|&ready_ns| ready_ns != u64::MAX),
         };
-        let throttled_ns = (slice.queued.running.running_percent() < 100).then_some(start_ns + THROTTLED_SLICE_NS);
+        let running = &slice.queued.running;
+        let is_throttled = running.running_percent() < 100 || running.is_cpu_limited();
+        let throttled_ns = is_throttled.then_some(start_ns + THROTTLED_SLICE_NS);
         deadline_ns.into_iter().chain(slice_end_ns).chain(throttled_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN))
     }
 

@@ -9,6 +9,7 @@ mod devices;
 mod guest_firmware;
 pub mod hotplug;
 mod life;
+pub mod limits;
 mod memory;
 mod place;
 mod release;
@@ -24,7 +25,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use config::{Mac, VmSpec};
+use config::{Limits, Mac, VmSpec};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use devices::Devices;
 pub use life::{Away, DiskIo, Ending, Order, Running, Start};
@@ -48,6 +49,8 @@ pub struct Vm {
     pub console: Mutex<ConsoleBuffer>,
     /// Its disks and network cards, which come and go.
     devices: Mutex<Devices>,
+    /// What it may use at most.
+    limits: Mutex<Limits>,
     /// Between its lives, what its firmware keeps.
     variables: Mutex<Option<Vec<u8>>>,
     /// Where that is kept beyond this host's run, in words.
@@ -131,11 +134,13 @@ impl Vm {
     /// A VM that has had no life yet.
     fn new(spec: VmSpec, macs: Vec<Mac>) -> Arc<Self> {
         let devices = Mutex::new(Devices::new(&spec, macs));
+        let limits = Mutex::new(spec.limits);
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             spec,
             console: Mutex::new(ConsoleBuffer::new()),
             devices,
+            limits,
             variables: Mutex::new(None),
             variables_place: Mutex::new(None),
             life: Mutex::new(Life::Created),
@@ -312,7 +317,8 @@ impl Vm {
     }
 
     /// Makes it the VM's life.
-    fn live(&self, host: &Host, running: &Arc<Running>) {
+    fn live(&self, host: &'static Host, running: &Arc<Running>) {
+        running.limit(host, &self.limits());
         {
             let mut storage = host.storage.lock();
             running.lents().into_iter().enumerate().for_each(|(index, lent)| storage.set_owner(lent, running, index));
@@ -401,7 +407,9 @@ impl Queued {
     /// How long it has been ready and may move to another CPU; `None` where it may not.
     pub fn waits_ns(&self, now_ns: u64) -> Option<u64> {
         let may_move = self.running.may_run() && self.running.vm.spec.pin.is_empty();
-        may_move.then(|| self.running.vcpus[self.vcpu].waits_ns(now_ns)).flatten()
+        // While its VM has used up its time, no CPU helps.
+        let allowed_ns = now_ns.checked_sub(self.running.limited_until_ns()).filter(|_| may_move)?;
+        Some(self.running.vcpus[self.vcpu].waits_ns(now_ns)?.min(allowed_ns))
     }
 
     /// Whether they are the same vCPU.

@@ -5,7 +5,7 @@
 
 use crate::host::Host;
 use crate::storage::Identity;
-use crate::vm::{Refusal, Running};
+use crate::vm::{Refusal, Running, limits};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use block::gpt::Guid;
@@ -37,6 +37,9 @@ pub struct Offer {
     /// What its CPU profile is called where it was derived.
     #[n(8)]
     cpu_profile: Option<String>,
+    /// Missing from a host that knows none.
+    #[n(9)]
+    limits: Option<state::Limits>,
 }
 
 #[derive(Encode, Decode)]
@@ -67,6 +70,7 @@ impl Offer {
             partitions: partitions.collect(),
             weight: *weight,
             cpu_profile: cpu_profile.as_ref().map(ToString::to_string),
+            limits: Some(limits::to_travel(&running.vm.limits())),
         }
     }
 
@@ -84,7 +88,7 @@ impl Offer {
 
     /// The VM's definition here, its addresses, and what its machine is made of.
     pub fn spec(self, host: &Host) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
-        let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile } = self;
+        let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile, limits } = self;
         let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
             let mut spec = VmSpec::new(name.parse()?, Some(kernel));
@@ -93,6 +97,7 @@ impl Offer {
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;
             spec.set_vcpus(plan.vcpus().into())?;
             spec.set_weight(weight.into())?;
+            spec.limits = limits::from_travel(limits.unwrap_or_default())?;
             spec.cpu_profile = cpu_profile.map(|name| name.parse()).transpose()?;
             let debug = plan.debug_ports();
             (spec.debug_exit, spec.debug_console) = (debug.exit, debug.console);

@@ -9,12 +9,13 @@ use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::services;
 use crate::slot::{Full, Slot, Staging, io_error};
-use crate::vm::{Ending, Order, Refusal, Running, Start, Vm};
+use crate::vm::{Ending, Order, Refusal, Running, Start, Vm, limits};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use block::Op;
+use config::Limits;
 use machine::Thread;
 use state::image::{Contents, HEADER_BYTES, Header, PAGE_BYTES};
 
@@ -45,6 +46,7 @@ pub struct Restore {
     step: Step,
     header: Option<Header>,
     contents: Option<Contents>,
+    limits: Option<Limits>,
     running: Option<Arc<Running>>,
     /// Its memory, once there is a life for it.
     reading: Option<Reading>,
@@ -66,6 +68,7 @@ impl Restore {
             step: Step::Header,
             header: None,
             contents: None,
+            limits: None,
             running: None,
             reading: None,
             threads: Vec::new(),
@@ -169,6 +172,8 @@ impl Restore {
             return Err((format!("disk {} holds {}", self.slot.name(), contents.name), remedy));
         }
         let plan = machine::plan_of(&contents.machine).map_err(|what| self.unusable(&format!("{what}")))?;
+        let limits = contents.limits.map(limits::from_travel).transpose();
+        self.limits = limits.map_err(|invalid| self.unusable(&invalid.message))?;
         let running = self.vm.start_held(host, &plan)?;
         let gpas = running.machine.memory().frames().map(|(gpa, _)| gpa.as_u64());
         let same_memory = gpas.eq(contents.frames.iter().map(|frame| frame.gpa));
@@ -221,6 +226,9 @@ impl Restore {
         let Some(running) = self.running.take() else { unreachable!("it was built") };
         let threads = core::mem::take(&mut self.threads);
         running.begin(threads);
+        if let Some(limits) = self.limits {
+            self.vm.set_limits(host, limits);
+        }
         self.vm.end_restoring();
         services::note_variables(host, SERVICE_CPU);
         running.command(host, SERVICE_CPU, Order::Run);

@@ -4,7 +4,7 @@
 use super::Next;
 use crate::host::Host;
 use crate::slot::{Full, Slot, Staging, io_error, push_runs};
-use crate::vm::{Ending, Order, Refusal, Running, Start, Vm, tracking};
+use crate::vm::{Ending, Order, Refusal, Running, Start, Vm, limits, tracking};
 use addr::{Gpa, Hpa, LARGE_PAGE_BYTES};
 use alloc::format;
 use alloc::string::ToString;
@@ -74,8 +74,9 @@ impl Save {
             return Err((format!("{} is being saved or stopped already", vm.name()), "see \"vm list\"".into()));
         }
         running.machine.close();
+        let limits = Some(limits::to_travel(&vm.limits()));
         let (console, machine, frames, first) = Default::default();
-        let contents = Contents { name: vm.name().into(), console, machine, frames, first };
+        let contents = Contents { name: vm.name().into(), console, machine, limits, frames, first };
         Ok(Self {
             running,
             outcome: Arc::default(),

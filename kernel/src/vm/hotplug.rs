@@ -275,8 +275,8 @@ fn find(vm: &Vm, wanted: &VmPart) -> Result<Found, Refusal> {
     }
 }
 
-/// Whether a VM's devices can change now.
-fn may_change(vm: &Vm) -> Result<(), Refusal> {
+/// Whether what a VM has can change now.
+pub fn may_change(vm: &Vm) -> Result<(), Refusal> {
     match (vm.state(), vm.running()) {
         (VmState::Saved, _) => {
             let remedy = format!("let it go on first, or give that up: vm delete {}", vm.name());

@@ -11,16 +11,18 @@ use super::release::Releasing;
 use super::variables::Keeping;
 use super::{Refusal, Vm, note};
 use crate::backend::SecondStage;
+use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::storage::Lent;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use config::Name;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use config::{Limits, Name, Size};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use iommu::Source;
-use machine::{End, ExitCounters, Kernel, Machine, Module, Thread};
+use limit::Limit;
+use machine::{End, ExitCounters, IoLimits, Kernel, Machine, Module, Thread};
 use nested::OutOfMemory;
 use spin::{Mutex, MutexGuard};
 use switch::PortId;
@@ -98,6 +100,10 @@ pub struct Running {
     is_arriving: AtomicBool,
     /// How much of its time its guest gets, in percent.
     running_percent: AtomicU8,
+    /// What its vCPUs may have of CPUs, in nanoseconds a second; whether that is limited; and until when it is used up.
+    cpu_limit: Mutex<Option<Limit>>,
+    is_cpu_limited: AtomicBool,
+    limited_until_ns: AtomicU64,
     /// vCPUs that their CPUs have not let go of for good.
     queued: AtomicUsize,
     /// Dropped after everything that points into them.
@@ -189,6 +195,9 @@ impl Running {
             away: Mutex::new(None),
             is_arriving: AtomicBool::new(false),
             running_percent: AtomicU8::new(100),
+            cpu_limit: Mutex::new(None),
+            is_cpu_limited: AtomicBool::new(false),
+            limited_until_ns: AtomicU64::new(0),
             queued,
             second_stage: Mutex::new(second_stage),
             frames,
@@ -359,7 +368,7 @@ impl Running {
     pub fn ready_at_ns(&self, vcpu: usize) -> Option<u64> {
         match self.order() {
             _ if self.is_over() => Some(0),
-            Order::Run => Some(self.vcpus[vcpu].ready_at_ns()),
+            Order::Run => Some(self.vcpus[vcpu].ready_at_ns().max(self.limited_until_ns())),
             Order::Pause => None,
             Order::Kill | Order::Reset => Some(0),
         }
@@ -457,6 +466,51 @@ impl Running {
     /// Throttles it, or lets it run.
     pub fn set_running_percent(&self, percent: u8) {
         self.running_percent.store(percent.clamp(1, 100), Ordering::Relaxed);
+    }
+
+    /// Limits what it uses from now on. What it used counts no more.
+    pub fn limit(self: &Arc<Self>, host: &'static Host, limits: &Limits) {
+        self.limit_cpu(limits.cpu_percent);
+        let bytes = |rate: Option<Size>| rate.map(Size::bytes);
+        let io = IoLimits {
+            disk_requests: limits.iops.map(u64::from),
+            disk_bytes: bytes(limits.disk_rate),
+            sent_bytes: bytes(limits.net_rate),
+        };
+        let from = cpu::percpu::current().index();
+        self.machine.set_io_limits(io, &mut InputHost::new(host, from, self));
+        // Whoever sleeps until an old limit lets it run looks again.
+        self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu()));
+    }
+
+    fn limit_cpu(&self, percent: Option<u16>) {
+        const NS_PER_PERCENT: u64 = 10_000_000;
+        const BURST_NS: u64 = 20_000_000;
+        let mut limit = self.cpu_limit.lock();
+        *limit = percent.map(|percent| Limit::new(u64::from(percent) * NS_PER_PERCENT, BURST_NS));
+        self.is_cpu_limited.store(limit.is_some(), Ordering::Relaxed);
+        self.limited_until_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether its time on CPUs is limited.
+    pub fn is_cpu_limited(&self) -> bool {
+        self.is_cpu_limited.load(Ordering::Relaxed)
+    }
+
+    /// Until when its vCPUs have used up their time on CPUs.
+    pub fn limited_until_ns(&self) -> u64 {
+        self.limited_until_ns.load(Ordering::Relaxed)
+    }
+
+    /// Books time of a vCPU on a CPU. What it had beyond the VM's limit all of them wait for.
+    pub fn book(&self, ns: u64, now_ns: u64) {
+        if !self.is_cpu_limited() {
+            return;
+        }
+        if let Some(limit) = &mut *self.cpu_limit.lock() {
+            limit.take(ns, now_ns);
+            self.limited_until_ns.store(limit.due_ns(now_ns).unwrap_or(0), Ordering::Relaxed);
+        }
     }
 
     /// Exits by kind, of all its vCPUs.

@@ -9,6 +9,7 @@ mod guests;
 mod host;
 mod hotplug;
 mod iommu;
+mod limits;
 mod migrate;
 mod multiboot;
 mod nics;
@@ -76,6 +77,7 @@ pub static PROGRAMS: &[Program] = &[
     full("multiboot_guest", multiboot::guest),
     full("balloon", balloon::balloon),
     full("hotplug", hotplug::hotplug),
+    full("limits", limits::limits),
     full("pvh_guest", multiboot::pvh),
     full("uefi_guest", uefi::guest),
     full("uefi_variables", uefi::variables),

@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("virtio", &["addr", "guestmem", "pci", "state"]),
     ("loader", &["addr", "guestmem", "vcpu"]),
     ("block", &["addr", "guestmem"]),
+    ("limit", &[]),
     ("switch", &["addr", "guestmem"]),
     ("shell", &["config"]),
     ("migrate", &["addr", "guestmem"]),
@@ -36,8 +37,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "machine",
         &[
-            "addr", "block", "chipset", "config", "firmware", "guestmem", "insn", "loader", "nested", "pci", "state",
-            "switch", "trace", "vcpu", "virtio",
+            "addr", "block", "chipset", "config", "firmware", "guestmem", "insn", "limit", "loader", "nested", "pci",
+            "state", "switch", "trace", "vcpu", "virtio",
         ],
     ),
     // Silicon.

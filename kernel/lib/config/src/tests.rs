@@ -40,6 +40,9 @@ fn reads_everything() {
         memory = "1G"
         vcpus = 2
         weight = 200
+        cpu_limit = 150
+        iops = 500
+        disk_rate = "20M"
         pin = [3, 2]
         disks = ["web-root", "web data"]
         nics = [{ mac = "02:00:00:00:00:07" }, {}]
@@ -71,6 +74,7 @@ fn reads_everything() {
         memory: Size::from_mib(1024),
         vcpus: 2,
         weight: 200,
+        limits: Limits { cpu_percent: Some(150), iops: Some(500), disk_rate: Some(Size::from_mib(20)), net_rate: None },
         pin: vec![3, 2],
         disks: vec!["web-root".into(), "web data".into()],
         nics: vec![NicSpec { mac }, NicSpec { mac: None }],

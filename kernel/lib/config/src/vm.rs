@@ -2,7 +2,7 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use crate::{Error, Invalid, Mac, Name, Size, section::Section};
+use crate::{Error, Invalid, Limits, Mac, Name, Size, section::Section};
 
 /// The least memory of a VM: below this Linux does not get to its own messages.
 pub const MEMORY_MIN: Size = Size::from_mib(16);
@@ -44,6 +44,8 @@ pub struct VmSpec {
     pub vcpus: u16,
     /// The weight of its vCPUs, [`WEIGHT_MIN`] to [`WEIGHT_MAX`]: time on a CPU that several want is shared by it.
     pub weight: u16,
+    /// What it may use at most.
+    pub limits: Limits,
     /// The CPUs of the host on which its vCPUs run, one after the other; without any the host chooses.
     pub pin: Vec<u16>,
     /// Its disks, at most [`DISKS_MAX`]: partitions of datastores by name, each once.
@@ -75,6 +77,10 @@ pub(crate) const KEYS: &[&str] = &[
     "memory",
     "vcpus",
     "weight",
+    "cpu_limit",
+    "iops",
+    "disk_rate",
+    "net_rate",
     "pin",
     "disks",
     "nics",
@@ -94,6 +100,7 @@ impl VmSpec {
             memory: Size::from_mib(256),
             vcpus: 1,
             weight: WEIGHT_DEFAULT,
+            limits: Limits::default(),
             pin: Vec::new(),
             disks: Vec::new(),
             nics: Vec::new(),
@@ -257,6 +264,7 @@ impl VmSpec {
         if let Some(weight) = section.integer("weight")? {
             vm.set_weight(weight).map_err(at("weight"))?;
         }
+        vm.parse_limits(section)?;
         for cpu in section.integers("pin")? {
             vm.add_pin(cpu).map_err(at("pin"))?;
         }
@@ -269,6 +277,20 @@ impl VmSpec {
         vm.parse_nics(section)?;
         vm.check_boot().map_err(|cause| section.error(cause))?;
         Ok(vm)
+    }
+
+    fn parse_limits(&mut self, section: &Section<'_>) -> Result<(), Error> {
+        let at = |key: &'static str| move |cause| section.error_at(key, cause);
+        let percent = section.integer("cpu_limit")?.map(Limits::cpu_percent);
+        let iops = section.integer("iops")?.map(Limits::iops);
+        let rate = |key: &'static str| section.parsed(key)?.map(Limits::rate).transpose().map_err(at(key));
+        self.limits = Limits {
+            cpu_percent: percent.transpose().map_err(at("cpu_limit"))?,
+            iops: iops.transpose().map_err(at("iops"))?,
+            disk_rate: rate("disk_rate")?,
+            net_rate: rate("net_rate")?,
+        };
+        Ok(())
     }
 
     /// Either how many there are, or a table for each.

@@ -9,6 +9,7 @@ use crate::function::PciFunction;
 use crate::guest_firmware::Firmware;
 use crate::input::InputMode;
 use crate::mail::{Mail, Tell};
+use crate::meter::Meter;
 use crate::network::{Card, NicConfig};
 use crate::output::Outbox;
 use crate::storage::{Disk, DiskConfig};
@@ -73,6 +74,8 @@ pub struct Board {
     /// Queues with work, each once.
     kicked: Vec<(Slot, u16)>,
     pub(crate) end: Option<End>,
+    /// What disks and cards may do, and queues that wait until they may.
+    pub(crate) meter: Meter,
     /// When the boot vCPU thinks that a timer of the chipset is due.
     noted_deadline_ns: Option<u64>,
 }
@@ -110,6 +113,7 @@ impl Board {
             signals: Vec::new(),
             kicked: Vec::new(),
             end: None,
+            meter: Meter::default(),
             noted_deadline_ns: None,
         }
     }
@@ -227,14 +231,19 @@ impl Board {
         !self.kicked.is_empty() || !self.effects.is_empty() || self.end.is_some()
     }
 
-    /// Whether the chipset's timers are due at another moment than the boot vCPU thinks.
+    /// When the chipset's timers are due, or queues that wait.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.chipset.deadline_ns().into_iter().chain(self.meter.due_ns()).min()
+    }
+
+    /// Whether they are due at another moment than the boot vCPU thinks.
     pub fn timers_changed(&self) -> bool {
-        self.chipset.deadline_ns() != self.noted_deadline_ns
+        self.deadline_ns() != self.noted_deadline_ns
     }
 
     /// The boot vCPU takes note of when they are due.
     pub fn note_timers(&mut self) -> Option<u64> {
-        self.noted_deadline_ns = self.chipset.deadline_ns();
+        self.noted_deadline_ns = self.deadline_ns();
         self.noted_deadline_ns
     }
 
@@ -381,6 +390,7 @@ impl Board {
 
     pub(crate) fn drop_kicks(&mut self, slot: Slot) {
         self.kicked.retain(|(kicked, _)| *kicked != slot);
+        self.meter.forget(slot);
     }
 
     pub(crate) fn device_number(&self, slot: Slot) -> u8 {

@@ -10,7 +10,7 @@ use guestmem::GuestMemory;
 use switch::{Gso, Offload};
 use virtio::net::{
     FLAG_DATA_VALID, FLAG_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NetConfig, NetHeader, QUEUE_CONTROL,
-    QUEUE_TRANSMIT,
+    QUEUE_TRANSMIT, TxFrame,
 };
 use virtio::{Function, Net};
 
@@ -38,12 +38,22 @@ impl Card {
 impl Board {
     /// Sees to a queue of a card that was kicked; says whether frames must leave before it can go on.
     pub(crate) fn pump_card(&mut self, memory: &GuestMemory, card: usize, queue: u16, outbox: &mut Outbox) -> bool {
-        let function = &mut self.cards[card].function;
+        let (function, meter) = (&mut self.cards[card].function, &mut self.meter);
         let mut more = false;
         match queue {
             QUEUE_TRANSMIT => {
                 more = loop {
-                    match outbox.push_frame(card, |frame| function.transmit(memory, frame)) {
+                    if !meter.may_take(Slot::Card(card), queue) {
+                        break false;
+                    }
+                    let transmit = |frame: &mut TxFrame| {
+                        let any = function.transmit(memory, frame);
+                        if any {
+                            meter.took(Slot::Card(card), frame.bytes.len() as u64);
+                        }
+                        any
+                    };
+                    match outbox.push_frame(card, transmit) {
                         Some(true) => {}
                         Some(false) => break false,
                         None => break true,

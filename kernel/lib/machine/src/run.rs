@@ -243,6 +243,9 @@ impl Machine {
 
     /// Sees to the queues that were kicked; says whether output must leave before it can go on.
     fn pump_kicked(&self, board: &mut Board, outbox: &mut Outbox, host: &mut dyn Host) -> bool {
+        if board.meter.is_on() {
+            board.meter.set_now_ns(self.epoch.machine_ns(host.now()));
+        }
         while let Some((slot, queue)) = board.take_kick() {
             let mut random = |bytes: &mut [u8]| host.random(bytes);
             if self.pump(board, slot, queue, outbox, &mut random) {
@@ -266,7 +269,7 @@ impl Machine {
             Slot::Console => return board.pump_console(&self.memory, outbox),
             Slot::Rng => board.pump_rng(&self.memory, random),
             Slot::Disk(disk) => {
-                let more = board.disks[disk].pump(&self.memory, disk, outbox);
+                let more = board.disks[disk].pump(&self.memory, disk, outbox, &mut board.meter);
                 // Requests that were answered at once have no completion to wait for.
                 board.disk_settle(&self.memory, disk);
                 return more;
@@ -344,8 +347,10 @@ impl Machine {
             thread.lapic.advance(clock);
             if thread.index == 0 {
                 let mut board = self.board.lock();
-                if board.chipset.deadline_ns().is_some_and(|deadline| deadline <= clock.ns) {
+                if board.deadline_ns().is_some_and(|deadline| deadline <= clock.ns) {
                     let board = &mut *board;
+                    board.resume_waiting(clock.ns);
+                    thread.board_touched |= board.has_work();
                     board.chipset.advance(clock, &mut board.effects);
                     self.carry_out(board, None, host);
                 }

@@ -9,6 +9,7 @@
 mod saved;
 
 use crate::board::{Board, Slot};
+use crate::meter::Meter;
 use crate::output::{OutTransfer, Outbox};
 use alloc::vec::Vec;
 use block::HostRun;
@@ -113,7 +114,7 @@ impl Disk {
     }
 
     /// Takes requests off the queue until there are none; says whether transfers must leave before it can go on.
-    pub fn pump(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox) -> bool {
+    pub fn pump(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox, meter: &mut Meter) -> bool {
         loop {
             if outbox.is_disk_full() {
                 return true;
@@ -122,7 +123,11 @@ impl Disk {
                 let flush = OutTransfer::new(index, self.transfer_id(head), block::Op::Flush, 0, 0);
                 let Ok(()) = outbox.push_transfer(flush, |_| Ok::<(), Infallible>(()));
                 self.in_flight += 1;
+            } else if !meter.may_take(Slot::Disk(index), QUEUE) {
+                return false;
             } else if self.function.next_request(memory, &mut self.request) {
+                let is_transfer = matches!(self.request.op, Op::Read | Op::Write);
+                meter.took(Slot::Disk(index), if is_transfer { self.request.bytes() } else { 0 });
                 self.start(memory, index, outbox);
             } else {
                 return false;

@@ -14,6 +14,7 @@ mod hostile;
 mod hotplug;
 mod inputs;
 mod interrupts;
+mod meter;
 mod mock;
 mod msr;
 mod network;

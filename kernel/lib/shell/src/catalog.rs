@@ -5,10 +5,10 @@
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 
-use config::{Name, NicSpec, PeerSpec, Size, VmSpec};
+use config::{Limits, Name, NicSpec, PeerSpec, Size, VmSpec};
 
 use crate::{
-    Command, CpuProfileCommand, MigrateOptions, MigrateStrategy, ParseError, VmAction, VmPart,
+    Command, CpuProfileCommand, LimitChanges, MigrateOptions, MigrateStrategy, ParseError, VmAction, VmPart,
     parse::{Arguments, number},
 };
 
@@ -120,6 +120,10 @@ pub(crate) const CATALOG: &[Spec] = &[
             option("--memory", "SIZE", Value::Free, "its memory, 256M when not given"),
             option("--vcpus", "N", Value::Free, "how many vCPUs it has, 1 when not given"),
             option("--weight", "N", Value::Free, "its share of busy CPUs, 100 when not given"),
+            CPU_LIMIT,
+            IOPS,
+            DISK_RATE,
+            NET_RATE,
             option("--pin", "CPU,...", Value::Free, "CPUs for its vCPUs, one after the other"),
             OptionSpec {
                 occurs: Occurs::Often,
@@ -198,6 +202,23 @@ pub(crate) const CATALOG: &[Spec] = &[
         ..plain(&["vm", "balloon"], "say how much of its memory a running VM keeps", |arguments| {
             let [name, keeps] = arguments.operands("NAME SIZE")?;
             Ok(Command::VmBalloon { name: name.parse()?, keeps: keeps.parse()? })
+        })
+    },
+    Spec {
+        options: &[CPU_LIMIT, IOPS, DISK_RATE, NET_RATE],
+        details: "The limits of a VM as a whole: time on CPUs in percent of one, requests a second and bytes a second of its \
+                  disks, bytes a second that its NICs send. What is not named stays; `none` takes a limit away. A VM \
+                  that runs has them at once, and keeps them when it starts again.",
+        examples: &["vm set web --cpu-limit 150", "vm set web --iops 500 --disk-rate 20M --net-rate none"],
+        ..on_vm(&["vm", "set"], "limit what a VM uses", |arguments| {
+            let changes = limits(arguments)?;
+            if changes == LimitChanges::default() {
+                return Err(ParseError::new(
+                    "no limit is named",
+                    "give --cpu-limit, --iops, --disk-rate or --net-rate",
+                ));
+            }
+            Ok(Command::VmSet { name: arguments.name()?, changes })
         })
     },
     Spec {
@@ -479,8 +500,26 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
         vm.add_nic(NicSpec { mac })?;
     }
     vm.cpu_profile = arguments.value("--cpu-profile").map(str::parse).transpose()?;
+    vm.limits = limits(arguments)?.to;
     vm.check_boot()?;
     Ok(Command::VmCreate(Box::new(vm)))
+}
+
+const CPU_LIMIT: OptionSpec = option("--cpu-limit", "PERCENT", Value::Free, "at most so much of one CPU; 200 are two");
+const IOPS: OptionSpec = option("--iops", "N", Value::Free, "at most so many disk requests a second");
+const DISK_RATE: OptionSpec = option("--disk-rate", "SIZE", Value::Free, "at most so many bytes a second of its disks");
+const NET_RATE: OptionSpec = option("--net-rate", "SIZE", Value::Free, "at most so many bytes a second that it sends");
+
+/// The limits that are named.
+fn limits(arguments: &Arguments<'_>) -> Result<LimitChanges, ParseError> {
+    let lifted = |option: &OptionSpec| arguments.value(option.name) == Some("none");
+    let value = |option: &OptionSpec| arguments.value(option.name).filter(|text| *text != "none");
+    let (cpu, iops) = (value(&CPU_LIMIT), value(&IOPS));
+    let cpu = cpu.map(|text| number(text, 1, config::CPU_PERCENT_MAX, "a percentage")).transpose()?;
+    let iops = iops.map(|text| number(text, 1, config::IOPS_MAX, "a number of requests")).transpose()?;
+    let rate = |option| value(option).map(str::parse::<Size>).transpose();
+    let to = Limits::checked(cpu, iops, rate(&DISK_RATE)?, rate(&NET_RATE)?)?;
+    Ok(LimitChanges { to, lifted: [&CPU_LIMIT, &IOPS, &DISK_RATE, &NET_RATE].map(lifted) })
 }
 
 const PART_DISK: OptionSpec = option("--disk", "DISK", Value::Disk, "the disk, by its partition's name");

@@ -2,7 +2,7 @@
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 
-use config::{Mac, Name, PeerSpec, Size, VmSpec};
+use config::{Limits, Mac, Name, PeerSpec, Size, VmSpec};
 
 /// A command and how its reply is to be shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +45,13 @@ pub enum Command {
         name: Name,
         /// What it keeps.
         keeps: Size,
+    },
+    /// `vm set`: changes what a VM may use at most.
+    VmSet {
+        /// Which VM.
+        name: Name,
+        /// The limits that change, in place of those that it has.
+        changes: LimitChanges,
     },
     /// `vm add`: gives a VM a disk or NIC, while it runs or not.
     VmAdd {
@@ -203,6 +210,31 @@ pub struct MigrateOptions {
     pub strategy: MigrateStrategy,
     /// At most so many MiB a second.
     pub bandwidth_mib_s: Option<u64>,
+}
+
+/// Limits that change: to what, where it is said; to none, where that is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LimitChanges {
+    /// The new limits.
+    pub to: Limits,
+    /// Which are taken away: CPU, requests a second, disks' rate, NICs' rate.
+    pub lifted: [bool; 4],
+}
+
+impl LimitChanges {
+    /// The limits after the change.
+    pub fn apply(&self, before: &Limits) -> Limits {
+        fn change<T>(to: Option<T>, lifted: bool, before: Option<T>) -> Option<T> {
+            if lifted { None } else { to.or(before) }
+        }
+        let [cpu, iops, disk, net] = self.lifted;
+        Limits {
+            cpu_percent: change(self.to.cpu_percent, cpu, before.cpu_percent),
+            iops: change(self.to.iops, iops, before.iops),
+            disk_rate: change(self.to.disk_rate, disk, before.disk_rate),
+            net_rate: change(self.to.net_rate, net, before.net_rate),
+        }
+    }
 }
 
 /// A disk or NIC of a VM.

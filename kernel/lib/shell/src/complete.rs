@@ -149,7 +149,7 @@ pub(crate) mod tests {
     fn commands_and_their_second_words() {
         assert_eq!(found("h"), ["help", "host"]);
         assert_eq!(found("  vm c"), ["create", "console"]);
-        assert_eq!(found("vm s"), ["show", "start", "stop", "save"]);
+        assert_eq!(found("vm s"), ["show", "start", "stop", "set", "save"]);
         assert_eq!(found("disk "), ["list", "show", "measure"]);
         assert_eq!(found("disk --"), ["--json"]);
         assert_eq!(found("").len(), first_words().count());
@@ -183,6 +183,10 @@ pub(crate) mod tests {
             "--memory",
             "--vcpus",
             "--weight",
+            "--cpu-limit",
+            "--iops",
+            "--disk-rate",
+            "--net-rate",
             "--pin",
             "--disk",
             "--nic",
@@ -197,10 +201,10 @@ pub(crate) mod tests {
         assert_eq!(found("vm create x --me"), ["--memory"]);
         assert_eq!(
             found("vm create x --disk web-root --nic mac=02:00:00:00:00:01 --memory 1G --kernel vmlinuz --di"),
-            ["--disk"]
+            ["--disk-rate", "--disk"]
         );
         assert!(found("vm create x --memory 1G --me").is_empty());
-        assert_eq!(found("vm create --nic x --n"), ["--nic"]);
+        assert_eq!(found("vm create --nic x --n"), ["--net-rate", "--nic"]);
     }
 
     #[test]

@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_topic_is_one_a_group_or_all() {
         assert_eq!(commands("").len(), CATALOG.len());
-        assert_eq!(commands("vm").len(), 19);
+        assert_eq!(commands("vm").len(), 20);
         assert_eq!(commands("vm create").len(), 1);
         assert_eq!(commands("cpu profile").len(), 4);
         assert_eq!(commands("cpu profile show")[0].usage, "cpu profile show NAME");

@@ -29,7 +29,9 @@ mod units;
 mod words;
 
 pub use attach::{Attach, AttachAction};
-pub use command::{Command, CpuProfileCommand, Invocation, MigrateOptions, MigrateStrategy, VmAction, VmPart};
+pub use command::{
+    Command, CpuProfileCommand, Invocation, LimitChanges, MigrateOptions, MigrateStrategy, VmAction, VmPart,
+};
 pub use complete::{NameKind, Names, NoNames};
 pub use console::{ConsoleBuffer, Cursor};
 pub use editor::{Input, LineEditor};
@@ -40,7 +42,7 @@ pub use profiles::CpuProfileInfo;
 pub use render::{render, to_terminal};
 pub use reply::{
     Backend, BalloonInfo, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply,
-    ErrorReply, ExitStat, Feature, HardwareErrors, HostReport, LoadOrder, LogLine, Measured, MeasuredLoad, Memory,
-    ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary,
+    ErrorReply, ExitStat, Feature, HardwareErrors, HostReport, LimitsInfo, LoadOrder, LogLine, Measured, MeasuredLoad,
+    Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat, VmState, VmSummary,
     Weakness, WeaknessStatus, Writes,
 };

@@ -4,8 +4,8 @@ use alloc::{format, string::String, vec::Vec};
 
 use crate::{
     Backend, BalloonInfo, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help,
-    HostReport, LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail,
-    VmStat, VmState, VmSummary, WeaknessStatus, Writes,
+    HostReport, LimitsInfo, LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation,
+    TraceLine, VmDetail, VmStat, VmState, VmSummary, WeaknessStatus, Writes,
     moves::{render_moves, render_peers},
     profiles::{render_profile, render_profiles},
     table::{
@@ -261,6 +261,7 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["kernel".into(), vm.kernel.clone().unwrap_or_else(|| "none: it boots by UEFI".into())]);
     facts.row(["initrd".into(), vm.initrd.clone().unwrap_or_else(|| "none".into())]);
     facts.row(["command line".into(), or_none(vm.command_line.clone())]);
+    facts.row(["limits".into(), or_none(render_limits(&vm.limits))]);
     facts.row(["disks".into(), or_none(vm.disks.join(", "))]);
     facts.row(["NICs".into(), or_none(nics.join(", "))]);
     if !vm.cpus.is_empty() {
@@ -276,6 +277,17 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["exits".into(), count(vm.exits)]);
     facts.row(["CPU time".into(), duration(vm.cpu_time_ns)]);
     facts.render()
+}
+
+fn render_limits(limits: &LimitsInfo) -> String {
+    let LimitsInfo { cpu_percent, iops, disk_bytes_per_s, net_bytes_per_s } = *limits;
+    let said = [
+        cpu_percent.map(|percent| format!("{percent} % of a CPU")),
+        iops.map(|number| format!("{} disk requests/s", count(number.into()))),
+        disk_bytes_per_s.map(|rate| format!("disks {}/s", bytes(rate))),
+        net_bytes_per_s.map(|rate| format!("NICs {}/s", bytes(rate))),
+    ];
+    said.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn render_balloon(balloon: &BalloonInfo) -> String {

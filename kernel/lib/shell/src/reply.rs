@@ -311,6 +311,8 @@ pub struct VmDetail {
     pub initrd: Option<String>,
     /// The kernel's command line.
     pub command_line: String,
+    /// What it may use at most.
+    pub limits: LimitsInfo,
     /// Its disks, by name.
     pub disks: Vec<String>,
     /// The addresses of its NICs.
@@ -325,6 +327,19 @@ pub struct VmDetail {
     pub exits: u64,
     /// The time that its vCPUs had on a CPU, summed.
     pub cpu_time_ns: u64,
+}
+
+/// What a VM may use at most; nothing says: as much as there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct LimitsInfo {
+    /// Time on CPUs, in percent of one.
+    pub cpu_percent: Option<u16>,
+    /// Requests a second to its disks.
+    pub iops: Option<u32>,
+    /// Bytes a second to and from its disks.
+    pub disk_bytes_per_s: Option<u64>,
+    /// Bytes a second that its NICs send.
+    pub net_bytes_per_s: Option<u64>,
 }
 
 /// What a guest does without, and what it says of its memory.

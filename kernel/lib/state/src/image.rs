@@ -4,7 +4,7 @@
 //! from [`PAGES_AT_BYTES`] on, zero ones left out, frame by frame as [`Frame`]s in the stream say; the stream is behind
 //! them. Everything is covered by a checksum: the header by its own, the stream by its, each frame's pages by the frame's.
 
-use crate::{CHECKSUM, Invalid, Kind, Reader, Writer};
+use crate::{CHECKSUM, Invalid, Kind, Limits, Reader, Writer};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -33,6 +33,7 @@ const CONSOLE: Kind = Kind { number: 2, name: "console's text", version: 1 };
 const MACHINE: Kind = Kind { number: 3, name: "machine", version: 1 };
 const MEMORY: Kind = Kind { number: 4, name: "memory map", version: 1 };
 const FIRST: Kind = Kind { number: 5, name: "list of what comes first", version: 1 };
+const LIMITS: Kind = Kind { number: 6, name: "limits", version: 1 };
 
 /// The checksum of a frame's pages.
 static PAGES: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
@@ -80,6 +81,8 @@ pub struct Contents {
     pub console: Vec<u8>,
     /// The machine, as its own stream.
     pub machine: Vec<u8>,
+    /// What the VM may use at most; missing in an image of a host that knew none.
+    pub limits: Option<Limits>,
     /// Its memory, in the order of the pages.
     pub frames: Vec<Frame>,
     /// The addresses of those frames that the machine cannot be put together without; others can come while it runs. Of an
@@ -170,6 +173,9 @@ impl Contents {
         writer.unit(NAME, 0, &self.name);
         writer.unit(CONSOLE, 0, &Bytes { bytes: self.console.clone() });
         writer.unit(MACHINE, 0, &Bytes { bytes: self.machine.clone() });
+        if let Some(limits) = &self.limits {
+            writer.unit(LIMITS, 0, limits);
+        }
         writer.unit(MEMORY, 0, &self.frames);
         writer.unit(FIRST, 0, &self.first);
         writer.finish()
@@ -184,6 +190,7 @@ impl Contents {
         let name: String = reader.must_take(NAME, 0)?;
         let console = reader.take(CONSOLE, 0)?.map_or(Vec::new(), |Bytes { bytes }| bytes);
         let Bytes { bytes: machine } = reader.must_take(MACHINE, 0)?;
+        let limits = reader.take(LIMITS, 0)?;
         let frames: Vec<Frame> = reader.must_take(MEMORY, 0)?;
         let first: Option<Vec<u64>> = reader.take(FIRST, 0)?;
         reader.finish()?;
@@ -197,7 +204,7 @@ impl Contents {
         let first = first.unwrap_or_else(|| all.clone());
         let known = first.len() <= all.len() && first.iter().all(|gpa| all.binary_search(gpa).is_ok());
         Invalid::unless(known, "a frame that is none").map_err(|what| what.within(FIRST, 0))?;
-        Ok(Self { name: name.to_string(), console, machine, frames, first })
+        Ok(Self { name: name.to_string(), console, machine, limits, frames, first })
     }
 }
 
@@ -244,8 +251,10 @@ mod tests {
         let mut present = [0; FRAME_PAGES / 64];
         (present[0], present[7]) = (0b1011, 1 << 63);
         let frames = vec![Frame { gpa: 0, present, checksum: 7 }, Frame { gpa: 2 << 20, present: [0; 8], checksum: 0 }];
+        let limits = Some(Limits { iops: Some(u64::MAX), ..Limits::default() });
         let first = vec![2 << 20];
-        Contents { name: "web".into(), console: b"login: ".to_vec(), machine: vec![1, 2, 3], frames, first }
+        let (name, console) = ("web".into(), b"login: ".to_vec());
+        Contents { name, console, machine: vec![1, 2, 3], limits, frames, first }
     }
 
     #[test]
@@ -255,6 +264,8 @@ mod tests {
         assert_eq!(Header::parse(&header.encode(), PARTITION_BYTES), Ok(header));
         assert_eq!(Contents::parse(&stream, header.pages_bytes()), Ok(contents()));
         assert!(Contents::parse(&stream, header.pages_bytes() - 1).is_err(), "four pages do not fit");
+        let older = Contents { limits: None, ..contents() };
+        assert_eq!(Contents::parse(&older.encode(), header.pages_bytes()), Ok(older));
     }
 
     #[test]

@@ -14,6 +14,7 @@ extern crate alloc;
 
 mod error;
 pub mod image;
+mod limits;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub mod variables;
 mod writer;
 
 pub use error::{Error, Invalid};
+pub use limits::Limits;
 pub use reader::Reader;
 pub use writer::Writer;
 

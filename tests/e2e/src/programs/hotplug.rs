@@ -2,28 +2,18 @@
 
 use anyhow::{Result, ensure};
 
-use super::tiny;
-use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, SCRATCH_DISK, TINY_PASSWORD};
+use super::tiny::{self, Guest};
+use crate::{Artifacts, SCRATCH_DISK};
 
 const MAC: &str = "02:00:00:00:00:77";
-/// Waits until something is so, or for two minutes; says at last whether it is.
-const WAIT: &str =
-    "n=0; until CONDITION || test $n = 120; do sleep 1; n=$((n+1)); done; CONDITION && echo yes || echo no";
 /// Writes what nobody can guess to the disk and says its checksum.
 const WRITE: &str = "dd if=/dev/urandom of=/fill bs=1M count=4 2>/dev/null; dd if=/fill of=/dev/vda bs=1M conv=fsync 2>/dev/null; md5sum /fill | cut -c1-32";
 const SUM: &str = "dd if=/dev/vda bs=1M count=4 2>/dev/null | md5sum | cut -c1-32";
 
-/// The small guest with a shell.
-struct Guest {
-    host: Host,
-    /// How many commands were run: the console shows first what it printed before, so each has a number of its own.
-    commands: u32,
-}
-
 /// A disk and a card are added to a guest, used, removed and pulled.
 pub fn hotplug(artifacts: &Artifacts) -> Result<()> {
     let host = artifacts.boot(&artifacts.fast("hotplug")?)?;
-    let mut guest = Guest::start(host)?;
+    let mut guest = Guest::start(host, "")?;
     let sum = disk_comes(&mut guest)?;
     disk_goes(&mut guest, &sum)?;
     card_comes_and_goes(&mut guest)?;
@@ -88,32 +78,4 @@ fn disk_is_pulled(guest: &mut Guest) -> Result<()> {
     guest.host.ask(&format!("vm remove t --disk {SCRATCH_DISK} --force"))?;
     tiny::run_selftest(&mut guest.host, "u", "disk", &format!("--disk {SCRATCH_DISK}"))?;
     guest.expect("true")
-}
-
-impl Guest {
-    fn start(mut host: Host) -> Result<Self> {
-        tiny::create(&mut host, "t", "shell=yes", "")?;
-        let mut console = host.attach("t")?;
-        console.login("root", TINY_PASSWORD)?;
-        console.leave()?;
-        Ok(Self { host, commands: 0 })
-    }
-
-    /// Runs a command and gives what it printed.
-    fn run(&mut self, command: &str) -> Result<String> {
-        self.commands += 1;
-        let number = self.commands;
-        let mut console = self.host.attach("t")?;
-        console.send(&format!("printf '<%s:%s>\\n' \"$({command})\" {number}\r"))?;
-        let output = console.expect(&format!(":{number}>"), GUEST_BOOT_LIMIT)?;
-        console.leave()?;
-        Ok(output.rsplit('<').next().unwrap_or_default().to_owned())
-    }
-
-    /// Waits until a condition holds in the guest.
-    fn expect(&mut self, condition: &str) -> Result<()> {
-        let answer = self.run(&WAIT.replace("CONDITION", condition))?;
-        ensure!(answer == "yes", self.host.emulator().failure(&format!("in the guest it is not so: {condition}")));
-        Ok(())
-    }
 }

@@ -43,6 +43,7 @@ pub fn save_restore(artifacts: &Artifacts) -> Result<()> {
     restore(&mut host, before).context("on the same host")?;
     let refusal = host.refusal("vm restore t --from slot")?;
     ensure!(refusal.contains("running already"), "{refusal}");
+    host.ask("vm set t --iops 90000")?;
     let before = save(&mut host)?;
     host.power_off()?;
     after_restart(artifacts, &disk, before).context("on the host after it restarted")
@@ -119,6 +120,8 @@ fn after_restart(artifacts: &Artifacts, disk: &Path, before: u64) -> Result<()> 
     ensure!(refusal.contains("checksum does not match"), "{refusal}");
     flip(disk, HEADER_AT)?;
     restore(&mut host, before)?;
+    let limits = host.ask("vm show t")?["limits"].clone();
+    ensure!(limits["iops"] == 90_000, "its limits are not as they were: {limits}");
     // What was saved is used up.
     host.ask("vm kill t")?;
     let refusal = host.refusal("vm restore t --from slot")?;

@@ -10,6 +10,47 @@ use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, LINUX, SCRATCH_DISK, TINY_INITRD,
 /// For a guest that has powered itself off to be listed as stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
+/// Waits until something is so, or for two minutes; says at last whether it is.
+const WAIT: &str =
+    "n=0; until CONDITION || test $n = 120; do sleep 1; n=$((n+1)); done; CONDITION && echo yes || echo no";
+
+/// The small guest with a shell.
+pub struct Guest {
+    /// The host it runs on.
+    pub host: Host,
+    /// How many commands were run: the console shows first what it printed before, so each has a number of its own.
+    commands: u32,
+}
+
+impl Guest {
+    /// Starts it as `t` with these options, and logs in.
+    pub fn start(mut host: Host, options: &str) -> Result<Self> {
+        create(&mut host, "t", "shell=yes", options)?;
+        let mut console = host.attach("t")?;
+        console.login("root", TINY_PASSWORD)?;
+        console.leave()?;
+        Ok(Self { host, commands: 0 })
+    }
+
+    /// Runs a command and gives what it printed.
+    pub fn run(&mut self, command: &str) -> Result<String> {
+        self.commands += 1;
+        let number = self.commands;
+        let mut console = self.host.attach("t")?;
+        console.send(&format!("printf '<%s:%s>\\n' \"$({command})\" {number}\r"))?;
+        let output = console.expect(&format!(":{number}>"), GUEST_BOOT_LIMIT)?;
+        console.leave()?;
+        Ok(output.rsplit('<').next().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until a condition holds in the guest.
+    pub fn expect(&mut self, condition: &str) -> Result<()> {
+        let answer = self.run(&WAIT.replace("CONDITION", condition))?;
+        ensure!(answer == "yes", self.host.emulator().failure(&format!("in the guest it is not so: {condition}")));
+        Ok(())
+    }
+}
+
 /// Creates and starts a VM with the small guest; `words` go on its kernel's command line, `options` on `vm create`.
 pub fn create(host: &mut Host, vm: &str, words: &str, options: &str) -> Result<()> {
     host.ask(&format!(

@@ -63,7 +63,13 @@ impl Board {
             bridge: self.bridge.save(),
             config_address: self.config_port.read_address(),
             pins: self.pins,
-            kicked: self.kicked.iter().map(|&(slot, queue)| (self.device_number(slot), queue)).collect(),
+            // Who waits for its share is let go on at once where it is restored.
+            kicked: self
+                .kicked
+                .iter()
+                .chain(self.meter.waiting())
+                .map(|&(slot, queue)| (self.device_number(slot), queue))
+                .collect(),
             places: (!is_as_made).then_some(places),
         }
     }

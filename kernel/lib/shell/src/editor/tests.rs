@@ -213,7 +213,7 @@ fn tab_lists_what_is_possible() {
     let mut session = Session::new();
     session.key("vm s\t");
     assert_eq!(session.terminal.text(0), "pollux> vm s");
-    assert_eq!(session.terminal.text(1), "show   start  stop   save");
+    assert_eq!(session.terminal.text(1), "show   start  stop   set    save");
     assert_eq!(session.terminal.text(2), "pollux> vm s");
     assert_eq!(session.line("how"), "vm show");
 }

@@ -1,6 +1,6 @@
 //! Lines that are commands, and lines that are not.
 
-use config::{Mac, NicSpec, Size, VmSpec};
+use config::{Limits, Mac, NicSpec, Size, VmSpec};
 use proptest::prelude::*;
 
 use super::*;
@@ -76,6 +76,20 @@ fn cpu_profiles() {
         Command::VmCreate(vm) => assert_eq!(vm.cpu_profile, Some(name("rack1"))),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn limits_change_alone_or_are_lifted() {
+    let Command::VmSet { changes, .. } = command("vm set web --cpu-limit 150 --iops none") else { panic!() };
+    let before = Limits { iops: Some(7), net_rate: Some(Size::from_mib(1)), ..Limits::default() };
+    let after = Limits { cpu_percent: Some(150), net_rate: Some(Size::from_mib(1)), ..Limits::default() };
+    assert_eq!(changes.apply(&before), after);
+    let Command::VmCreate(vm) = command("vm create web --kernel k --disk-rate 20M --cpu-limit=50") else { panic!() };
+    let limits = Limits { cpu_percent: Some(50), disk_rate: Some(Size::from_mib(20)), ..Limits::default() };
+    assert_eq!(vm.limits, limits);
+    assert!(error("vm set web").starts_with("no limit is named"));
+    assert_eq!(error("vm set web --cpu-limit 0"), "`0` is not a percentage: give 1 to 6400");
+    assert!(error("vm set web --net-rate 1K").starts_with("a VM cannot be limited to 1K a second"));
 }
 
 #[test]
@@ -167,11 +181,11 @@ fn mistyped_commands_get_the_remedy() {
         ("xyzzy", "unknown command `xyzzy`: `help` lists the commands"),
         (
             "vm",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, erase-variables, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, set, add, remove, save, restore, erase-variables, console, delete, migrate, such as `vm list`",
         ),
         (
             "vm --json",
-            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, add, remove, save, restore, erase-variables, console, delete, migrate, such as `vm list`",
+            "`vm` needs one more word: one of create, list, show, start, stop, kill, reset, pause, resume, measure, balloon, set, add, remove, save, restore, erase-variables, console, delete, migrate, such as `vm list`",
         ),
         ("disk shwo x", "unknown command `disk shwo`: did you mean `disk show`?"),
         ("disk web-root", "unknown command `disk web-root`: `disk` goes with list, show, measure"),

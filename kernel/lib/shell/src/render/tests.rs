@@ -158,6 +158,7 @@ fn one_vm_in_full() {
         kernel: Some("vmlinuz".into()),
         initrd: None,
         command_line: String::new(),
+        limits: LimitsInfo { cpu_percent: Some(50), iops: Some(2000), ..LimitsInfo::default() },
         disks: vec!["a".into(), "b".into()],
         nics: vec![mac()],
         cpus: vec![1, 0],
@@ -169,6 +170,7 @@ fn one_vm_in_full() {
     let text = render(&reply, false);
     for line in [
         "initrd        none\n",
+        "limits        50 % of a CPU, 2,000 disk requests/s\n",
         "disks         a, b\n",
         "NICs          02:00:00:00:00:07\n",
         "on CPUs       1, 0\n",
