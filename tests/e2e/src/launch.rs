@@ -318,6 +318,23 @@ impl Launch {
         self.drive(image, "snapshot=off")
     }
 
+    /// As [`Launch::shared_disk`], but with a cache, of which so many flushes fail, the first ones
+    /// after a write.
+    #[must_use]
+    pub fn disk_failing_to_flush(mut self, image: &Path, times: u32) -> Self {
+        let id = format!("disk{}", self.drives);
+        self.drives += 1;
+        let rule = |index| {
+            format!(
+                ",file.inject-error.{index}.event=none,file.inject-error.{index}.iotype=flush,file.inject-error.{index}.once=on"
+            )
+        };
+        let rules: String = (0..times).map(rule).collect();
+        let image = format!("file.image.driver=file,file.image.locking=off,file.image.filename={}", escape(image));
+        self.argument("-drive", format!("if=none,id={id},format=raw,werror=report,file.driver=blkdebug,{image}{rules}"))
+            .argument("-device", format!("virtio-blk-pci,drive={id},share-rw=on"))
+    }
+
     /// As [`Launch::kept_disk`], but so many reads of a sector fail, the first ones.
     #[must_use]
     pub fn failing_disk(mut self, image: &Path, sector: u64, times: u32) -> Self {

@@ -124,6 +124,8 @@ pub static PROGRAMS: &[Program] = &[
     full("migrate_link_cut", migrate::link_cut),
     full("migrate_deaths", deaths::before_the_commit),
     full("migrate_commit", deaths::at_the_commit),
+    full("migrate_torn", deaths::in_two_halves),
+    full("migrate_disk_error", migrate::disk_error),
     full("migrate_postcopy", migrate::postcopy),
     full("cpu_profile", profiles::baseline),
     full("migrate_traffic", traffic::under_traffic),

@@ -1,10 +1,11 @@
 //! A host dies while the guest changes hands: when the target is ready, when the source has said its word, when the target
-//! has heard it. The guest checks its memory all the time: it goes on on one host, or nowhere where that died.
+//! has heard it, when each has a half of it. The guest checks its memory all the time: it goes on on one host, or nowhere
+//! where that died.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::migrate::{EVERY, Pair, check, machine, modules, start};
+use super::migrate::{EVERY, Pair, check, machine, modules, start, start_with};
 use crate::wire::Wire;
 use crate::{Artifacts, COMMAND_LIMIT, Launch};
 
@@ -33,6 +34,14 @@ pub fn at_the_commit(artifacts: &Artifacts) -> Result<()> {
     let mut stage = Stage::set(artifacts, "migrate_commit")?;
     stage.source_dies_committed().context("the source dies when the target has heard its word")?;
     stage.target_dies_committed().context("the target dies before it hears the source's word")
+}
+
+/// A half of the guest's memory dies with its host, and the other says so.
+pub fn in_two_halves(artifacts: &Artifacts) -> Result<()> {
+    let mut stage = Stage::set(artifacts, "migrate_torn")?;
+    stage.source_dies_copying().context("the source dies while memory is copied")?;
+    stage.target_dies_serving().context("the target dies while memory follows")?;
+    stage.source_dies_serving().context("the source dies while memory follows")
 }
 
 impl<'a> Stage<'a> {
@@ -137,6 +146,44 @@ impl<'a> Stage<'a> {
         self.stands_still_at(0).context("nobody gave it away")?;
         self.pair.hosts[0].ask("migrate cancel g")?;
         self.pair.hosts[0].wait_gone("g")
+    }
+
+    /// It never ran at the target, which forgets it.
+    fn source_dies_copying(&mut self) -> Result<()> {
+        self.pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 100 --bandwidth 1")?;
+        self.wait_move(0, "copying", |status| status["bytes"].as_u64() > Some(0))?;
+        drop(self.pair.hosts.remove(0));
+        self.pair.hosts[0].wait_gone("g")?;
+        self.rebirth(0)
+    }
+
+    /// It runs at the target, and most of its memory is at the source.
+    fn come_to_serving(&mut self) -> Result<()> {
+        start_with(&mut self.pair.hosts[0], 8, "")?;
+        self.pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 1 --strategy postcopy --bandwidth 1")?;
+        self.wait_move(0, "sending the rest", |_| true)
+    }
+
+    fn target_dies_serving(&mut self) -> Result<()> {
+        self.come_to_serving()?;
+        self.pair.hosts.pop();
+        self.rebirth(1)?;
+        let lost = self.pair.wait_end(0)?;
+        ensure!(lost["phase"] == "lost", "it ran on a host that died: {lost}");
+        self.pair.hosts[0].wait_state("g", "crashed", COMMAND_LIMIT)?;
+        self.pair.hosts[0].ask("vm delete g").map(drop)
+    }
+
+    fn source_dies_serving(&mut self) -> Result<()> {
+        self.come_to_serving()?;
+        drop(self.pair.hosts.remove(0));
+        self.pair.hosts[0].wait_state("g", "paused", COMMAND_LIMIT)?;
+        for order in ["vm resume g", "vm save g --to nowhere", "vm migrate g to a"] {
+            let refusal = self.pair.hosts[0].refusal(order)?;
+            ensure!(refusal.contains("still on its way"), "`{order}`: {refusal}");
+        }
+        self.pair.hosts[0].ask("vm kill g")?;
+        self.pair.hosts[0].wait_state("g", "stopped", COMMAND_LIMIT)
     }
 
     /// Switches a host on again that died.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::saved::make_disk;
 use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, Launch};
 
 /// For a VM to move, in a nested emulation on a loaded machine.
@@ -143,7 +144,7 @@ pub fn start(host: &mut Host, options: &str) -> Result<()> {
 }
 
 /// The same with this much memory to check.
-fn start_with(host: &mut Host, mib: u64, options: &str) -> Result<()> {
+pub fn start_with(host: &mut Host, mib: u64, options: &str) -> Result<()> {
     let words = format!("mib={mib} rounds=0 every={EVERY}");
     host.ask(&format!("vm create g --kernel {GUEST} --cmdline \"{words}\" --memory 64M --nic {options} --start"))?;
     let mut console = host.attach("g")?;
@@ -197,6 +198,29 @@ pub fn link_cut(artifacts: &Artifacts) -> Result<()> {
     ensure!(stayed["phase"] == "stayed", "without a link it did not stay: {stayed}");
     let last = check(&mut pair.hosts[0], EVERY)?;
     pair.hosts[0].emulator().monitor("set_link net0 on")?;
+    pair.hosts[1].wait_gone("g")?;
+    pair.migrate(0, "g")?;
+    check(&mut pair.hosts[1], last).map(drop)
+}
+
+/// The disk cannot make stable what was written: the guest is not saved, and does not move; a second try succeeds.
+pub fn disk_error(artifacts: &Artifacts) -> Result<()> {
+    let disk = make_disk(&artifacts.logs, "migrate_disk_error")?;
+    let (sockets, guest) = (Pair::sockets()?, modules(artifacts)?);
+    let host = |index: usize| {
+        let launch = machine(artifacts, "migrate_disk_error", index, &guest, &sockets[index])?.memory_mib(512);
+        Ok(if index == 0 { launch.disk_failing_to_flush(&disk, 2) } else { launch.shared_disk(&disk) })
+    };
+    let mut pair = Pair::boot_with(host, artifacts)?;
+    start(&mut pair.hosts[0], "--disk small")?;
+    let refusal = pair.hosts[0].refusal("vm save g --to slot")?;
+    ensure!(refusal.contains("disk slot failed"), "{refusal}");
+    let last = check(&mut pair.hosts[0], EVERY)?;
+    pair.hosts[0].ask(&format!("vm migrate g to b {OPTIONS}"))?;
+    let stayed = pair.wait_end(0)?;
+    let reason = stayed["reason"].as_str().unwrap_or_default();
+    ensure!(stayed["phase"] == "stayed" && reason.contains("cannot make stable"), "with a bad disk: {stayed}");
+    let last = check(&mut pair.hosts[0], last)?;
     pair.hosts[1].wait_gone("g")?;
     pair.migrate(0, "g")?;
     check(&mut pair.hosts[1], last).map(drop)
