@@ -217,7 +217,12 @@ impl Incoming {
         }
         let Some(link) = self.link.as_mut().filter(|link| link.is_open()) else { return };
         let mut runs = Vec::new();
-        running.machine.memory().take_wanted(|page| runs.extend_from_slice(&pages::run(page, 1)));
+        let memory = running.machine.memory();
+        memory.take_wanted(|page| match memory.is_awaited(page) {
+            true => runs.extend_from_slice(&pages::run(page, 1)),
+            // It came between the look and the note.
+            false => self.received.is_awaited = true,
+        });
         for part in runs.chunks(RUNS_MAX * RUN_BYTES) {
             if let Some(runs) = Runs::new(part) {
                 let mut bytes = Vec::new();

@@ -92,12 +92,14 @@ impl Reading {
 
     /// Has what the guest waits for come next.
     pub fn hear_wanted(&mut self) {
-        let Self { running, urgent, pieces, .. } = self;
+        let Self { running, urgent, pieces, is_wanted, .. } = self;
         running.machine.memory().take_wanted(|page| {
-            if let Some(index) = number(pieces, page * PAGE_BYTES)
-                && pieces[index].phase == Phase::Away
-            {
-                urgent.push_back(index);
+            let Some(index) = number(pieces, page * PAGE_BYTES) else { return };
+            match pieces[index].phase {
+                Phase::Away => urgent.push_back(index),
+                Phase::OnItsWay => {}
+                // It came between the look and the note.
+                Phase::Here => *is_wanted = true,
             }
         });
     }

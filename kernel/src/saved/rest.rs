@@ -58,6 +58,7 @@ impl Rest {
             return self.look(host, now_ns);
         }
         self.reading.hear_wanted();
+        self.tell(host);
         if self.slot.is_busy() {
             return Next::Transfer;
         }

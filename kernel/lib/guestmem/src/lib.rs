@@ -405,6 +405,12 @@ impl GuestMemory {
         pages.fold(false, |is_wanted, page| self.awaited.arrived(page) | is_wanted)
     }
 
+    /// Whether a page is awaited. One that is not can be among those wanted all the same: who looked before it came noted it
+    /// afterwards, and is to be told.
+    pub fn is_awaited(&self, page: u64) -> bool {
+        self.awaited.is_on() && self.awaited.is_absent(page)
+    }
+
     /// Takes the pages that are wanted since the last call.
     pub fn take_wanted(&self, each: impl FnMut(u64)) {
         self.awaited.take_wanted(each);
@@ -737,10 +743,10 @@ mod tests {
         let mut page = [0; 4096];
         assert_eq!((memory.read_frame(3, &mut page), page), (Ok(()), [7; 4096]));
         assert!(memory.read_frame(512, &mut page).is_err() && memory.read_frame(u64::MAX, &mut page).is_err());
-        assert!(!memory.is_here(Gpa::new(0x3000), 1));
+        assert!(!memory.is_here(Gpa::new(0x3000), 1) && memory.is_awaited(3) && !memory.is_awaited(u64::MAX));
         assert!(!memory.arrived(4, 508) && memory.arrived(2, 2), "page 3 was wanted");
         assert_eq!(memory.load(Gpa::new(0x3000), 1), Ok(7));
-        assert!(!memory.is_here(Gpa::new(0x1000), 1));
+        assert!(!memory.is_here(Gpa::new(0x1000), 1) && !memory.is_awaited(3));
         assert!(memory.arrived(0, u64::MAX) && memory.is_here(Gpa::new(0), LARGE_PAGE_BYTES));
     }
 
