@@ -384,6 +384,7 @@ fn host_report(host: &Host) -> HostReport {
         memory: Memory {
             total_bytes: host.memory_bytes(),
             free_bytes,
+            promised_bytes: vm::promised_bytes(),
             own_bytes: total_bytes - free_bytes - guests_bytes + (image.end - image.text),
             guests_bytes,
         },
@@ -420,6 +421,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         kernel: vm.spec.kernel.clone(),
         initrd: vm.spec.initrd.clone(),
         command_line: vm.spec.command_line.clone(),
+        reserved_bytes: vm.reservation.bytes(),
         limits: limits_info(&vm.limits()),
         disks: vm.disks(),
         nics: vm.macs(),
@@ -449,16 +451,17 @@ fn balloon(host: &'static Host, vm: &Vm, keeps_bytes: u64) -> Result<(), Refusal
     let running = vm.must_run()?;
     let name = vm.name();
     let all_bytes = running.machine.memory().total_bytes();
-    if !(BALLOON_KEEPS_BYTES_MIN..=all_bytes).contains(&keeps_bytes) {
+    let least_bytes = vm.reservation.bytes().max(BALLOON_KEEPS_BYTES_MIN);
+    if !(least_bytes..=all_bytes).contains(&keeps_bytes) {
         let message = format!("{name} cannot keep {} MiB of its {} MiB", keeps_bytes >> 20, all_bytes >> 20);
-        return Err((message, format!("give {} to {} MiB", BALLOON_KEEPS_BYTES_MIN >> 20, all_bytes >> 20)));
+        return Err((message, format!("give {} to {} MiB", least_bytes >> 20, all_bytes >> 20)));
     }
     let mut input = InputHost::new(host, SERVICE_CPU, &running);
     if !running.machine.balloon(&mut input).has_driver {
         let remedy = "wait until it has started, or load virtio_balloon in it".into();
         return Err((format!("{name}'s guest does not drive its balloon"), remedy));
     }
-    let (needed_bytes, free_bytes) = (keeps_bytes.saturating_sub(running.held_bytes()), vm::free_bytes());
+    let (needed_bytes, free_bytes) = (keeps_bytes.saturating_sub(running.held_bytes()), vm.reservation.free_bytes());
     if needed_bytes > free_bytes {
         let message =
             format!("{name} would need {} MiB more and {} MiB are free", needed_bytes >> 20, free_bytes >> 20);

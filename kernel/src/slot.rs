@@ -157,7 +157,7 @@ impl Slot {
 impl Staging {
     /// Memory for `bytes` bytes, zeroed, that the disk behind a slot reaches.
     pub fn new(slot: &Slot, bytes: u64) -> Result<Self, Refusal> {
-        let frames = GuestFrames::take(bytes.next_multiple_of(LARGE_PAGE_BYTES))?;
+        let frames = GuestFrames::take(bytes.next_multiple_of(LARGE_PAGE_BYTES), &Arc::default())?;
         frames.put_in_reach(slot.device).map_err(no_tables)?;
         let frames = Arc::new(frames);
         let memory = frames.memory()?;

@@ -13,6 +13,7 @@ pub mod limits;
 mod memory;
 mod place;
 mod release;
+mod reservation;
 pub mod tracking;
 pub mod variables;
 
@@ -31,7 +32,8 @@ use devices::Devices;
 pub use life::{Away, DiskIo, Ending, Order, Running, Start};
 use life::{Bay, Parts};
 use machine::{Baseline, CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
-pub use memory::{GuestFrames, free_bytes, has_huge_pages};
+pub use memory::{GuestFrames, has_huge_pages};
+pub use reservation::{Reservation, promised_bytes};
 use shell::{ConsoleBuffer, VmState};
 use spin::{Mutex, Once};
 use trace::{Event, RunState};
@@ -51,6 +53,8 @@ pub struct Vm {
     devices: Mutex<Devices>,
     /// What it may use at most.
     limits: Mutex<Limits>,
+    /// Memory that is kept for it.
+    pub reservation: Arc<Reservation>,
     /// Between its lives, what its firmware keeps.
     variables: Mutex<Option<Vec<u8>>>,
     /// Where that is kept beyond this host's run, in words.
@@ -109,7 +113,7 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
     let baseline = spec.cpu_profile.as_ref().map(|name| host.profiles.lock().get(name)).transpose()?;
     let start = spec.start;
     let macs = spec.nics.iter().map(|nic| nic.mac.unwrap_or_else(choose_mac)).collect();
-    let vm = Vm::new(spec, macs);
+    let vm = Vm::new(spec, macs)?;
     *vm.baseline.lock() = baseline;
     host.vms.lock().push(vm.clone());
     if !start {
@@ -132,15 +136,17 @@ pub fn delete(host: &Host, vm: &Arc<Vm>) -> Result<(), Refusal> {
 
 impl Vm {
     /// A VM that has had no life yet.
-    fn new(spec: VmSpec, macs: Vec<Mac>) -> Arc<Self> {
+    fn new(spec: VmSpec, macs: Vec<Mac>) -> Result<Arc<Self>, Refusal> {
+        let reservation = Reservation::admit(spec.reserved.bytes())?;
         let devices = Mutex::new(Devices::new(&spec, macs));
         let limits = Mutex::new(spec.limits);
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             spec,
             console: Mutex::new(ConsoleBuffer::new()),
             devices,
             limits,
+            reservation,
             variables: Mutex::new(None),
             variables_place: Mutex::new(None),
             life: Mutex::new(Life::Created),
@@ -148,7 +154,7 @@ impl Vm {
             is_restoring: AtomicBool::new(false),
             moved_to: Once::new(),
             resets_in_a_row: AtomicU32::new(0),
-        })
+        }))
     }
 
     /// Its name.
@@ -341,7 +347,7 @@ impl Vm {
     /// Everything that a life needs, with its disks claimed.
     fn build(self: &Arc<Self>, host: &'static Host, disks: &[Lent], origin: Origin) -> Result<Arc<Running>, Refusal> {
         let no_memory = |_| ("there is no memory for page tables".to_string(), "stop another VM first".to_string());
-        let frames = Arc::new(GuestFrames::take(self.spec.memory.bytes())?);
+        let frames = Arc::new(GuestFrames::take(self.spec.memory.bytes(), &self.reservation)?);
         let mut devices: Vec<_> = disks.iter().map(|&lent| host.storage.lock().source(lent)).collect();
         devices.sort();
         devices.dedup();

@@ -40,6 +40,9 @@ pub struct Offer {
     /// Missing from a host that knows none.
     #[n(9)]
     limits: Option<state::Limits>,
+    /// Memory that is kept for it, in bytes.
+    #[n(10)]
+    reserved_bytes: Option<u64>,
 }
 
 #[derive(Encode, Decode)]
@@ -71,6 +74,7 @@ impl Offer {
             weight: *weight,
             cpu_profile: cpu_profile.as_ref().map(ToString::to_string),
             limits: Some(limits::to_travel(&running.vm.limits())),
+            reserved_bytes: Some(running.vm.reservation.bytes()),
         }
     }
 
@@ -88,13 +92,15 @@ impl Offer {
 
     /// The VM's definition here, its addresses, and what its machine is made of.
     pub fn spec(self, host: &Host) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
-        let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile, limits } = self;
+        let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile, .. } = self;
+        let (limits, reserved_bytes) = (self.limits, self.reserved_bytes);
         let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
             let mut spec = VmSpec::new(name.parse()?, Some(kernel));
             spec.initrd = initrd;
             spec.set_command_line(command_line)?;
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;
+            spec.set_reserved(Size::from_bytes(reserved_bytes.unwrap_or(0)))?;
             spec.set_vcpus(plan.vcpus().into())?;
             spec.set_weight(weight.into())?;
             spec.limits = limits::from_travel(limits.unwrap_or_default())?;

@@ -22,7 +22,7 @@ pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -
     }
     let unlike = |unlike: machine::Unlike| (unlike.to_string(), "move it to a host like its own".to_string());
     let profile = plan.profile_on(&super::profile(host, spec.vcpus.into())).map_err(unlike)?;
-    let vm = Vm::new(spec, macs);
+    let vm = Vm::new(spec, macs)?;
     *vm.baseline.lock() = Some(Baseline::of(&profile));
     let mut disks = Vec::new();
     let running = claim_disks(host, &vm.disks(), &mut disks).and_then(|()| {

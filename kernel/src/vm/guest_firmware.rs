@@ -56,7 +56,8 @@ pub fn prepare(host: &Host, vm: &Vm, frames: &Arc<GuestFrames>) -> Result<Prepar
     let mut memory = frames.memory_below(layout::LOW_MEMORY_END_FIRMWARE)?;
     let start = Gpa::new(layout::FLASH_END.as_u64() - code_bytes);
     memory.add_rom(start, place(files.code), code_bytes);
-    let flash_frames = Arc::new(GuestFrames::take((files.variables.len() as u64).next_multiple_of(LARGE_PAGE_BYTES))?);
+    let flash_bytes = (files.variables.len() as u64).next_multiple_of(LARGE_PAGE_BYTES);
+    let flash_frames = Arc::new(GuestFrames::take(flash_bytes, &Arc::default())?);
     let flash = flash_frames.memory()?;
     let kept = vm.variables.lock();
     let content = kept.as_deref().unwrap_or(files.variables);

@@ -6,6 +6,7 @@
 //! uses that memory again it gets another ([`Supply`]).
 
 use super::Refusal;
+use super::reservation::Reservation;
 use crate::backend::SecondStage;
 use crate::confinement::{self, Grant};
 use addr::{Gpa, HUGE_PAGE_BYTES, Hpa, LARGE_PAGE_BYTES};
@@ -20,7 +21,7 @@ use nested::{OutOfMemory, PageSize};
 use spin::Mutex;
 
 /// Free memory that a start leaves for everybody else: page tables, the heap, the devices' queues.
-const RESERVE_BYTES: u64 = 8 << 20;
+pub const RESERVE_BYTES: u64 = 8 << 20;
 /// More of it that guests leave which use again what they gave up: their devices find room there, as they cannot wait.
 const DEVICES_BYTES: u64 = 16 << 20;
 
@@ -34,6 +35,8 @@ pub struct GuestFrames {
 }
 
 struct Held {
+    /// Of the VM whose they are.
+    reservation: Arc<Reservation>,
     /// None where the guest gave the memory up.
     frames: Vec<Option<Hpa>>,
     /// What was taken from the guest, and a vCPU may still use.
@@ -57,6 +60,7 @@ impl Held {
 
     /// Frees frames, once no device reaches them.
     fn give_back(&self, frames: &[Hpa]) {
+        self.reservation.gave(frames.len() as u64 * LARGE_PAGE_BYTES);
         let runs = runs_of(frames);
         // All devices, even when one's unit does not answer.
         let stuck =
@@ -83,11 +87,15 @@ impl Held {
 
 impl Supply for GuestFrames {
     fn supply(&self, number: usize, at_once: bool) -> Option<Hpa> {
-        let left_bytes = if at_once { RESERVE_BYTES } else { RESERVE_BYTES + DEVICES_BYTES };
+        let reservation = self.held.lock().reservation.clone();
         let frame = {
             let mut frames = FRAMES.lock();
+            let is_promised = reservation.open_bytes() > 0;
+            let devices_bytes = if at_once || is_promised { 0 } else { DEVICES_BYTES };
+            let left_bytes = RESERVE_BYTES + devices_bytes + reservation.others_bytes();
             (frames.free_bytes() >= left_bytes + LARGE_PAGE_BYTES).then(|| frames.take_large()).flatten()?
         };
+        reservation.got(LARGE_PAGE_BYTES);
         HostFrames.zero(frame, LARGE_PAGE_BYTES);
         let mut held = self.held.lock();
         if !held.grant(frame) {
@@ -99,15 +107,17 @@ impl Supply for GuestFrames {
 }
 
 impl GuestFrames {
-    /// Frames for `bytes` bytes of memory, or in one line why there are none.
-    pub fn take(bytes: u64) -> Result<Self, Refusal> {
-        let free_bytes = free_bytes();
+    /// Frames for `bytes` bytes of memory of a VM's, or in one line why there are none.
+    pub fn take(bytes: u64, reservation: &Arc<Reservation>) -> Result<Self, Refusal> {
+        let free_bytes = reservation.free_bytes();
         if bytes > free_bytes {
             return Err(too_much(bytes, free_bytes));
         }
         let count = (bytes / LARGE_PAGE_BYTES) as usize;
-        let mut held = Held { frames: list_of(count, bytes, free_bytes)?, aside: Vec::new(), grants: Vec::new() };
+        let frames = list_of(count, bytes, free_bytes)?;
+        let mut held = Held { reservation: reservation.clone(), frames, aside: Vec::new(), grants: Vec::new() };
         let is_enough = held.fill(count);
+        reservation.got(held.frames.len() as u64 * LARGE_PAGE_BYTES);
         let taken = Self { count, held: Mutex::new(held) };
         if is_enough { Ok(taken) } else { Err(too_much(bytes, free_bytes)) }
     }
@@ -212,11 +222,6 @@ fn runs_of(frames: &[Hpa]) -> Vec<(Hpa, u64)> {
         }
     }
     runs
-}
-
-/// What guests can have of the host's memory.
-pub fn free_bytes() -> u64 {
-    FRAMES.lock().free_bytes().saturating_sub(RESERVE_BYTES)
 }
 
 /// Whether the processor has pages of 1 GiB.

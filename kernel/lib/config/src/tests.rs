@@ -38,6 +38,7 @@ fn reads_everything() {
         initrd = "initrd.img"
         command_line = "root=/dev/vda1 console=ttyS0"
         memory = "1G"
+        reserved = "512M"
         vcpus = 2
         weight = 200
         cpu_limit = 150
@@ -72,6 +73,7 @@ fn reads_everything() {
         initrd: Some("initrd.img".into()),
         command_line: "root=/dev/vda1 console=ttyS0".into(),
         memory: Size::from_mib(1024),
+        reserved: Size::from_mib(512),
         vcpus: 2,
         weight: 200,
         limits: Limits { cpu_percent: Some(150), iops: Some(500), disk_rate: Some(Size::from_mib(20)), net_rate: None },
@@ -149,6 +151,7 @@ fn bad_values_of_a_vm_are_refused() {
         ("memory = \"1X\"", "`1X` is not a size"),
         ("memory = \"1M\"", "a VM cannot have 1M of memory: give 16M to 4T"),
         ("memory = \"5T\"", "a VM cannot have 5T of memory"),
+        ("reserved = \"257M\"", "257M cannot be reserved for a VM of 256M: give a multiple of 2M up to its memory"),
         ("memory = \"17M\"", "a VM cannot have 17M of memory: give a multiple of 2M"),
         ("vcpus = 0", "a VM cannot have 0 vCPUs: give 1 to 64"),
         ("vcpus = 65", "a VM cannot have 65 vCPUs"),

@@ -40,6 +40,8 @@ pub struct VmSpec {
     pub command_line: String,
     /// Its memory: [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of 2 MiB.
     pub memory: Size,
+    /// How much of that is kept for it, whether its guest has it now or not; a multiple of 2 MiB.
+    pub reserved: Size,
     /// How many vCPUs it has, 1 to [`VCPUS_MAX`].
     pub vcpus: u16,
     /// The weight of its vCPUs, [`WEIGHT_MIN`] to [`WEIGHT_MAX`]: time on a CPU that several want is shared by it.
@@ -75,6 +77,7 @@ pub(crate) const KEYS: &[&str] = &[
     "initrd",
     "command_line",
     "memory",
+    "reserved",
     "vcpus",
     "weight",
     "cpu_limit",
@@ -98,6 +101,7 @@ impl VmSpec {
             initrd: None,
             command_line: String::new(),
             memory: Size::from_mib(256),
+            reserved: Size::default(),
             vcpus: 1,
             weight: WEIGHT_DEFAULT,
             limits: Limits::default(),
@@ -125,6 +129,20 @@ impl VmSpec {
             return Err(Invalid::new(format!("a VM cannot have {memory} of memory"), remedy));
         }
         self.memory = memory;
+        Ok(())
+    }
+
+    /// Sets how much of its memory is kept for it; the memory is set before.
+    ///
+    /// # Errors
+    /// When it is more than that, or in parts of a page.
+    pub fn set_reserved(&mut self, reserved: Size) -> Result<(), Invalid> {
+        if reserved > self.memory || !reserved.bytes().is_multiple_of(MEMORY_STEP.bytes()) {
+            let remedy = format!("give a multiple of {MEMORY_STEP} up to its memory");
+            let message = format!("{reserved} cannot be reserved for a VM of {}", self.memory);
+            return Err(Invalid::new(message, remedy));
+        }
+        self.reserved = reserved;
         Ok(())
     }
 
@@ -257,6 +275,9 @@ impl VmSpec {
         let at = |key: &'static str| move |cause| section.error_at(key, cause);
         if let Some(memory) = section.parsed("memory")? {
             vm.set_memory(memory).map_err(at("memory"))?;
+        }
+        if let Some(reserved) = section.parsed("reserved")? {
+            vm.set_reserved(reserved).map_err(at("reserved"))?;
         }
         if let Some(vcpus) = section.integer("vcpus")? {
             vm.set_vcpus(vcpus).map_err(at("vcpus"))?;

@@ -118,6 +118,7 @@ pub(crate) const CATALOG: &[Spec] = &[
             option("--initrd", "MODULE", Value::Module, "its initial RAM disk, or Multiboot module"),
             option("--cmdline", "TEXT", Value::Free, "its kernel's command line, in quotes"),
             option("--memory", "SIZE", Value::Free, "its memory, 256M when not given"),
+            option("--reserved", "SIZE", Value::Free, "how much of that is always kept for it; else none"),
             option("--vcpus", "N", Value::Free, "how many vCPUs it has, 1 when not given"),
             option("--weight", "N", Value::Free, "its share of busy CPUs, 100 when not given"),
             CPU_LIMIT,
@@ -482,6 +483,9 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
     }
     if let Some(size) = arguments.value("--memory") {
         vm.set_memory(size.parse::<Size>()?)?;
+    }
+    if let Some(size) = arguments.value("--reserved") {
+        vm.set_reserved(size.parse::<Size>()?)?;
     }
     if let Some(vcpus) = arguments.value("--vcpus") {
         vm.set_vcpus(number(vcpus, 1, config::VCPUS_MAX.into(), "a number of vCPUs")?)?;

@@ -181,6 +181,7 @@ pub(crate) mod tests {
             "--initrd",
             "--cmdline",
             "--memory",
+            "--reserved",
             "--vcpus",
             "--weight",
             "--cpu-limit",

@@ -133,9 +133,14 @@ fn render_host(report: &HostReport) -> String {
     facts.row([
         "memory".into(),
         format!(
-            "{}: {} free, {} Pollux, {} guests",
+            "{}: {} free{}, {} Pollux, {} guests",
             bytes(memory.total_bytes),
             bytes(memory.free_bytes),
+            if memory.promised_bytes > 0 {
+                format!(" ({} of it kept for VMs)", bytes(memory.promised_bytes))
+            } else {
+                String::new()
+            },
             bytes(memory.own_bytes),
             bytes(memory.guests_bytes)
         ),
@@ -254,7 +259,8 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["state".into(), state(&vm.summary.state)]);
     facts.row(["up".into(), duration(vm.summary.uptime_ns)]);
     facts.row(["vCPUs".into(), count(vm.summary.vcpus.into())]);
-    facts.row(["memory".into(), format!("{}, {} held", bytes(vm.summary.memory_bytes), bytes(vm.summary.held_bytes))]);
+    let (all, held) = (bytes(vm.summary.memory_bytes), bytes(vm.summary.held_bytes));
+    facts.row(["memory".into(), format!("{all}, {held} held, {} reserved", bytes(vm.reserved_bytes))]);
     if let Some(balloon) = &vm.balloon {
         facts.row(["balloon".into(), render_balloon(balloon)]);
     }

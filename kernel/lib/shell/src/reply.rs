@@ -193,6 +193,8 @@ pub struct Memory {
     pub total_bytes: u64,
     /// In nobody's hands.
     pub free_bytes: u64,
+    /// How much of that is kept for VMs.
+    pub promised_bytes: u64,
     /// Pollux's own: image, heap, stacks, page tables.
     pub own_bytes: u64,
     /// The RAM of guests.
@@ -311,6 +313,8 @@ pub struct VmDetail {
     pub initrd: Option<String>,
     /// The kernel's command line.
     pub command_line: String,
+    /// How much of its memory is kept for it.
+    pub reserved_bytes: u64,
     /// What it may use at most.
     pub limits: LimitsInfo,
     /// Its disks, by name.

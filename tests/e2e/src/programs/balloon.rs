@@ -20,10 +20,13 @@ const SUM_OF_FILL: &str = "3d3be108b6b902c41404da7adff4a8da";
 /// A guest's memory comes and goes.
 pub fn balloon(artifacts: &Artifacts) -> Result<()> {
     let mut host = artifacts.boot(&artifacts.fast("balloon")?)?;
+    reservations(&mut host)?;
     let free_bytes = free(&mut host)?;
-    tiny::create(&mut host, "t", "shell=yes", "--memory 512M")?;
+    tiny::create(&mut host, "t", "shell=yes", "--memory 512M --reserved 128M")?;
     let refusal = host.refusal("vm balloon t 1G")?;
     ensure!(refusal.contains("t cannot keep 1024 MiB of its 512 MiB"), "{refusal}");
+    let refusal = host.refusal("vm balloon t 126M")?;
+    ensure!(refusal.contains("t cannot keep 126 MiB of its 512 MiB"), "{refusal}");
     let mut console = host.attach("t")?;
     console.login("root", TINY_PASSWORD)?;
     console.leave()?;
@@ -49,6 +52,42 @@ pub fn balloon(artifacts: &Artifacts) -> Result<()> {
     console.leave()?;
     host.wait_state("t", "stopped", GUEST_BOOT_LIMIT)?;
     host.power_off()
+}
+
+/// What is reserved is kept for VMs that do not run, and one that finds no room is refused.
+fn reservations(host: &mut Host) -> Result<()> {
+    let free_bytes = free(host)?;
+    let mib = free_bytes / MIB / 2;
+    let half = mib - mib % 2;
+    let create = |name: &str, options: &str| format!("vm create {name} --kernel linux {options}");
+    host.ask(&create("a", &format!("--memory {half}M --reserved {half}M")))?;
+    ensure!(host.ask("host")?["memory"]["promised_bytes"] == half * MIB, "nothing is kept");
+    for options in
+        [format!("--memory {half}M --reserved {half}M"), format!("--memory {}M --reserved 2M --start", half + 2)]
+    {
+        let refusal = host.refusal(&create("b", &options))?;
+        ensure!(refusal.contains("MiB of memory and") && refusal.contains("MiB are free"), "{refusal}");
+        ensure!(host.state("b")?.is_none(), "a VM that was refused is listed");
+    }
+    let refusal = host.refusal(&create("b", "--memory 64M --reserved 66M"))?;
+    ensure!(refusal.contains("66M cannot be reserved for a VM of 64M"), "{refusal}");
+    ensure!(host.ask("host")?["memory"]["promised_bytes"] == half * MIB, "a mistake changed what is kept");
+    host.ask("vm start a")?;
+    wait_kept(host, 0)?;
+    host.ask("vm kill a")?;
+    wait_kept(host, half * MIB)?;
+    host.ask("vm delete a")?;
+    wait_kept(host, 0)
+}
+
+/// Waits until so much of the free memory is kept for VMs.
+fn wait_kept(host: &mut Host, bytes: u64) -> Result<()> {
+    let until = host.emulator().elapsed() + GIVE_UP_LIMIT;
+    while host.ask("host")?["memory"]["promised_bytes"] != bytes {
+        ensure!(host.emulator().elapsed() < until, host.emulator().failure("another amount is kept"));
+        sleep(Duration::from_millis(200));
+    }
+    Ok(())
 }
 
 /// Runs a command in the guest's shell and gives what it printed, a word. The console shows first what it printed before:

@@ -170,13 +170,15 @@ pub fn check_after(host: &mut Host, last: u64) -> Result<u64> {
 /// There, back, and there again; then the guest is told to stay where it is by a host that does not know the caller.
 pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate")?;
-    start(&mut pair.hosts[0], "")?;
+    start(&mut pair.hosts[0], "--reserved 32M")?;
     pair.hosts[0].ask("vm set g --cpu-limit 90 --net-rate 1G")?;
     let mut last = EVERY;
     for from in [0, 1, 0] {
         let moved = pair.migrate(from, "g")?;
         eprintln!("        {moved}");
-        let limits = pair.hosts[1 - from].ask("vm show g")?["limits"].clone();
+        let shown = pair.hosts[1 - from].ask("vm show g")?;
+        let limits = &shown["limits"];
+        ensure!(shown["reserved_bytes"] == 32 << 20, "what is reserved stayed: {shown}");
         ensure!(limits["cpu_percent"] == 90 && limits["net_bytes_per_s"] == 1 << 30, "its limits stayed: {limits}");
         last = check(&mut pair.hosts[1 - from], last)?;
     }

@@ -244,6 +244,10 @@ fn bad_values_say_what_is_allowed() {
     for (line, message) in [
         ("vm start Web", "`Web` is not a name: use 1 to 32 of a-z, 0-9 and -, such as web-1"),
         ("vm create a --kernel k --memory lots", "`lots` is not a size: write a number with K, M or G, such as 256M"),
+        (
+            "vm create a --kernel k --reserved 1M",
+            "1M cannot be reserved for a VM of 256M: give a multiple of 2M up to its memory",
+        ),
         ("vm create a --kernel k --memory 1M", "a VM cannot have 1M of memory: give 16M to 4T, such as 256M"),
         ("vm create a --kernel k --vcpus 0", "`0` is not a number of vCPUs: give 1 to 64"),
         ("vm create a --kernel k --weight 9", "`9` is not a weight: give 10 to 1000"),

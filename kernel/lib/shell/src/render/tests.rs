@@ -38,7 +38,13 @@ fn host(backend: Backend) -> Reply {
                 Weakness { name: "retbleed".into(), status: WeaknessStatus::Exposed { reason: "no barrier".into() } },
             ],
         },
-        memory: Memory { total_bytes: 4 << 30, free_bytes: 3 << 30, own_bytes: 10 << 20, guests_bytes: 1014 << 20 },
+        memory: Memory {
+            total_bytes: 4 << 30,
+            free_bytes: 3 << 30,
+            promised_bytes: 1 << 30,
+            own_bytes: 10 << 20,
+            guests_bytes: 1014 << 20,
+        },
         dma: Dma {
             confined: true,
             interrupts_confined: true,
@@ -84,7 +90,7 @@ fn the_host_for_people() {
          CPUs        4\n\
          guests      AMD-V (SVM), ready\n\
          key         3b6a\n\
-         memory      4 GiB: 3 GiB free, 10 MiB Pollux, 1014 MiB guests\n\
+         memory      4 GiB: 3 GiB free (1 GiB of it kept for VMs), 10 MiB Pollux, 1014 MiB guests\n\
          DMA         AMD-Vi: 2 devices reach what they were given, 3 accesses stopped\n\
          management  10.0.2.15/24\n\
          features\n  nested paging  ready\n  NRIP save      not supported\n\
@@ -158,6 +164,7 @@ fn one_vm_in_full() {
         kernel: Some("vmlinuz".into()),
         initrd: None,
         command_line: String::new(),
+        reserved_bytes: 256 << 20,
         limits: LimitsInfo { cpu_percent: Some(50), iops: Some(2000), ..LimitsInfo::default() },
         disks: vec!["a".into(), "b".into()],
         nics: vec![mac()],
@@ -170,6 +177,7 @@ fn one_vm_in_full() {
     let text = render(&reply, false);
     for line in [
         "initrd        none\n",
+        ", 256 MiB reserved\n",
         "limits        50 % of a CPU, 2,000 disk requests/s\n",
         "disks         a, b\n",
         "NICs          02:00:00:00:00:07\n",
