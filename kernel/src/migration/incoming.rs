@@ -402,9 +402,14 @@ impl Incoming {
             zero_pages: 0,
             raw_pages: 0,
             lz4_pages: 0,
+            delta_pages: 0,
             bytes: self.received.bytes,
             bytes_per_s: 0,
             dirty_pages_per_s: 0,
+            looks: 0,
+            looked_pages: 0,
+            looking_ns: 0,
+            page_ns: 0,
             running_percent: 100,
             expected_downtime_ns: 0,
             downtime_ns: None,
@@ -491,6 +496,12 @@ fn store(target: &mut Target, running: &Running, page: &mut [u8; PAGE], records:
             Record::Lz4(number, packed) => {
                 unpack(packed, page).map_err(|_| BAD)?;
                 put(target, number, Some(page))?;
+            }
+            Record::Delta(number, delta) => {
+                target.changed(number)?;
+                let at = |offset: usize| Gpa::new(number * PAGE_BYTES + offset as u64);
+                let memory = running.machine.memory();
+                delta.runs().try_for_each(|(offset, bytes)| memory.write(at(offset), bytes)).map_err(|_| OUTSIDE)?;
             }
         }
     }

@@ -56,6 +56,8 @@ pub struct Outgoing {
     /// When that was collected last, and how fast the guest writes by that.
     looked_ns: u64,
     dirty_pages_per_s: u64,
+    /// What all looks cost and found.
+    looks: Looks,
     is_stopping: bool,
     /// The disks whose writes are being made stable; none before the guest stands still.
     flushing: Option<Vec<Lent>>,
@@ -72,6 +74,16 @@ pub struct Outgoing {
     /// Tables that no vCPU walks any more, soon.
     retired: Option<Retired>,
     message: Vec<u8>,
+}
+
+/// The looks at what the guest wrote, together.
+#[derive(Default)]
+struct Looks {
+    count: u64,
+    pages: u64,
+    ns: u64,
+    /// When the last one began.
+    began_ns: u64,
 }
 
 impl Outgoing {
@@ -105,6 +117,7 @@ impl Outgoing {
                 look: None,
                 looked_ns: now_ns,
                 dirty_pages_per_s: 0,
+                looks: Looks::default(),
                 is_stopping: false,
                 flushing: None,
                 started_ns: now_ns,
@@ -318,6 +331,10 @@ impl Outgoing {
             let since_ns = now_ns.saturating_sub(self.looked_ns).max(1);
             self.dirty_pages_per_s = written.count().saturating_mul(1_000_000_000) / since_ns;
             self.looked_ns = now_ns;
+            self.looks.count += 1;
+            self.looks.pages += written.count();
+            self.looks.ns += now_ns.saturating_sub(self.looks.began_ns);
+            self.pace.looked(&self.source, &written);
             self.source.looked(&written, self.pace.page_ns(), REST_NS, now_ns);
         }
         if machine.invalidated()
@@ -430,6 +447,7 @@ impl Outgoing {
         let Some(mut written) = PageSet::new(self.running.machine.memory().pages_end()) else {
             return self.source.fail("there is no memory to keep track of its pages");
         };
+        self.looks.began_ns = host.clock.now_ns();
         tracking::look(host, &self.running, &mut written);
         self.look = Some(written);
         self.pace.interrupt();
@@ -560,7 +578,7 @@ impl Outgoing {
     fn summary(&self) -> String {
         let info = self.info(self.ended_ns.unwrap_or(self.started_ns));
         format!(
-            "{} moved to {}: {} ms in all, {} ms down, {} KiB, pages: {} zero, {} compressed, {} plain",
+            "{} moved to {}: {} ms in all, {} ms down, {} KiB, pages: {} zero, {} compressed, {} plain, {} changes",
             info.vm,
             info.peer,
             info.total_ns / 1_000_000,
@@ -568,7 +586,8 @@ impl Outgoing {
             info.bytes >> 10,
             info.zero_pages,
             info.lz4_pages,
-            info.raw_pages
+            info.raw_pages,
+            info.delta_pages
         )
     }
 
@@ -598,9 +617,14 @@ impl Outgoing {
             zero_pages: counts.zero,
             raw_pages: counts.raw,
             lz4_pages: counts.lz4,
+            delta_pages: counts.delta,
             bytes: counts.bytes,
             bytes_per_s: self.pace.bytes_per_s(),
             dirty_pages_per_s: self.dirty_pages_per_s,
+            looks: self.looks.count,
+            looked_pages: self.looks.pages,
+            looking_ns: self.looks.ns,
+            page_ns: self.pace.page_ns(),
             running_percent: self.source.running_percent(),
             expected_downtime_ns: self.source.expected_ns(),
             downtime_ns: self.stopped_ns.map(|ns| self.runs_there_ns.unwrap_or(end_ns).saturating_sub(ns)),

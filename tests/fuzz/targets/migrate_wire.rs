@@ -90,6 +90,10 @@ fn hear(target: &mut Target, message: Message<'_>, page: &mut [u8; PAGE]) {
                 let _ = unpack(packed, page);
                 target.arrived(number).map(drop)
             }
+            Ok(Record::Delta(number, delta)) => {
+                delta.runs().for_each(|(offset, bytes)| page[offset..][..bytes.len()].copy_from_slice(bytes));
+                target.changed(number)
+            }
             Err(_) => Ok(()),
         }),
         Message::Missing { runs } => runs.iter().try_for_each(|(first, count)| target.left_behind(first, count)),

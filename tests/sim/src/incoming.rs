@@ -112,6 +112,13 @@ impl Incoming {
                     unpack(packed, &mut unpacked).expect("what was packed");
                     put(&mut self.target, vm, page, Some(&unpacked))?;
                 }
+                Record::Delta(page, delta) => {
+                    self.target.changed(page)?;
+                    for (offset, bytes) in delta.runs() {
+                        let at = Gpa::new(page * PAGE_BYTES + offset as u64);
+                        vm.machine.memory().write(at, bytes).map_err(|_| Breach("a page outside"))?;
+                    }
+                }
             }
         }
         Ok(())

@@ -2,14 +2,13 @@
 
 use crate::host::{Net, Vm};
 use crate::stream::News;
-use addr::{Gpa, PAGE_BYTES};
 use guestmem::PageSet;
 use machine::Moment;
 use migrate::clock::Comparison;
 use migrate::pace::Pace;
-use migrate::pages::{self, PAGE};
+use migrate::pages::each_runs;
 use migrate::source::{Effect, Outcome, Phase, Word};
-use migrate::wire::{Message, PAGES_KIND, VERSION};
+use migrate::wire::{Message, VERSION};
 use migrate::{Id, Settings, Source};
 
 /// How long until a host is called again.
@@ -170,6 +169,7 @@ impl Outgoing {
         if net.random.one_in(2)
             && let Some(written) = self.look.take()
         {
+            self.pace.looked(&self.source, &written);
             self.source.looked(&written, 20_000, 1_000_000, now_ns);
         }
         if let Some(link) = self.link.filter(|_| (Phase::Copying..Phase::Finished).contains(&self.source.phase()))
@@ -225,7 +225,7 @@ impl Outgoing {
         let message = match word {
             Word::Offer => Message::Offer { id, version: VERSION, description: &[] },
             Word::Missing => {
-                return pages::each_runs(self.source.pages_to_send(), RUNS_MAX, |runs| {
+                return each_runs(self.source.pages_to_send(), RUNS_MAX, |runs| {
                     net.say(link, 0, &Message::Missing { runs });
                 });
             }
@@ -261,31 +261,17 @@ impl Outgoing {
         self.source.state_sent();
     }
 
-    /// Sends a few pages: as the kernel does, or one by one, so that more can happen between them.
+    /// Sends a few pages: as the kernel does, or a few only, so that more can happen between them.
     fn send_pages(&mut self, vm: &Vm, net: &mut Net, now_ns: u64) {
         let Some(link) = self.link.filter(|_| self.clocks.is_known() && self.source.wants_pages()) else { return };
         let memory = vm.machine.memory();
         let mut message = Vec::new();
-        if net.random.one_in(3) {
-            self.pace.fill(&mut self.source, memory, &|| now_ns, &mut message).expect("its memory is there");
-        } else {
-            message.push(PAGES_KIND);
-            for _ in 0..1 + net.random.below(60) {
-                let Some(page) = self.source.take_page() else { break };
-                let mut bytes = [0; PAGE];
-                memory.read(Gpa::new(page * PAGE_BYTES), &mut bytes).expect("its memory is there");
-                if pages::is_zero(&bytes) {
-                    pages::encode_zero(&mut message, page, None);
-                } else if message.len() + pages::RECORD_BYTES_MAX < migrate::wire::MESSAGE_BYTES_MAX {
-                    pages::encode_raw(&mut message, page, &bytes);
-                } else {
-                    net.send(link, 0, &message);
-                    message.truncate(1);
-                    pages::encode_raw(&mut message, page, &bytes);
-                }
-            }
-            self.source.advance();
-        }
+        // Memory that follows a guest takes its time, so that the guest waits and links break meanwhile.
+        let follows = self.source.phase() == Phase::Serving;
+        let all = !follows && net.random.one_in(3);
+        let pages_max = if all { usize::MAX } else { 1 + net.random.below(if follows { 12 } else { 60 }) as usize };
+        let filled = self.pace.fill_at_most(pages_max, &mut self.source, memory, &|| now_ns, &mut message);
+        filled.expect("its memory is there");
         net.send(link, 0, &message);
     }
 }

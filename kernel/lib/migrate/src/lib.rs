@@ -20,6 +20,7 @@
 extern crate alloc;
 
 pub mod clock;
+pub mod delta;
 pub mod pace;
 pub mod pages;
 pub mod source;

@@ -3,13 +3,14 @@
 //! [`Pace`] measures, it does not guess: what a page takes to send decides when the guest stops, and a page is compressed
 //! as long as the time that saves on the link is more than the time that it takes.
 
+use crate::delta::Copies;
 use crate::pages::{self, PAGE, RECORD_BYTES_MAX};
-use crate::source::Source;
+use crate::source::{Phase, Source};
 use crate::wire::{MESSAGE_BYTES_MAX, PAGES_KIND};
 use addr::{Gpa, PAGE_BYTES};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use guestmem::{GuestMemory, Outside};
+use guestmem::{GuestMemory, Outside, PageSet};
 
 /// How long pages are counted for one measurement.
 const WINDOW_NS: u64 = 20_000_000;
@@ -29,6 +30,8 @@ pub struct Counts {
     pub raw: u64,
     /// Pages compressed.
     pub lz4: u64,
+    /// Pages of which only what changed was sent.
+    pub delta: u64,
     /// Bytes of all batches.
     pub bytes: u64,
 }
@@ -44,6 +47,10 @@ pub struct Pace {
     packing_ns: u64,
     packed_bytes: u64,
     untried: u64,
+    /// Pages that the guest wrote to since the move began: most will be written again.
+    written: PageSet,
+    /// Those of them that were sent, as they were then. None before the first look.
+    copies: Copies,
     page: Box<[u8; PAGE]>,
     packed: Vec<u8>,
 }
@@ -67,6 +74,8 @@ impl Pace {
             packing_ns: 0,
             packed_bytes: 0,
             untried: 0,
+            written: PageSet::default(),
+            copies: Copies::none(),
             page: Box::new([0; PAGE]),
             packed: alloc::vec![0; pages::packed_bytes_max()],
         }
@@ -87,6 +96,19 @@ impl Pace {
         self.bytes_per_s
     }
 
+    /// A look is done: this was written since the last.
+    pub fn looked(&mut self, source: &Source, written: &PageSet) {
+        if self.written.end() == 0
+            && let Some(none) = PageSet::new(written.end())
+        {
+            self.written = none;
+            self.copies = Copies::new(source.pages());
+        }
+        if self.written.end() == written.end() {
+            self.written.merge(written);
+        }
+    }
+
     /// Appends a message with the next pages to `out`, and nothing where there is none to send. `now` is the clock.
     pub fn fill(
         &mut self,
@@ -95,11 +117,27 @@ impl Pace {
         now: &dyn Fn() -> u64,
         out: &mut Vec<u8>,
     ) -> Result<(), Outside> {
+        self.fill_at_most(BATCH_PAGES_MAX, source, memory, now, out)
+    }
+
+    /// The same with so many pages at most.
+    pub fn fill_at_most(
+        &mut self,
+        pages_max: usize,
+        source: &mut Source,
+        memory: &GuestMemory,
+        now: &dyn Fn() -> u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Outside> {
+        if source.phase() == Phase::Serving {
+            // The target's old pages are gone.
+            self.copies = Copies::none();
+        }
         let start = out.len();
         let window = *self.window.get_or_insert_with(|| Window { start_ns: now(), before: self.counts, packing_ns: 0 });
         let mut packing_ns = window.packing_ns;
         let mut last_zero = None;
-        for _ in 0..BATCH_PAGES_MAX {
+        for _ in 0..pages_max.min(BATCH_PAGES_MAX) {
             if out.len() - start + RECORD_BYTES_MAX > MESSAGE_BYTES_MAX {
                 break;
             }
@@ -111,8 +149,14 @@ impl Pace {
             if pages::is_zero(&self.page) {
                 last_zero = Some(pages::encode_zero(out, page, last_zero));
                 self.counts.zero += 1;
+                self.copies.sent(page, &self.page, false);
+            } else if let Some(copy) = self.copies.of(page)
+                && pages::encode_delta(out, page, copy, &self.page)
+            {
+                self.counts.delta += 1;
             } else {
                 packing_ns += self.encode(page, now, out);
+                self.copies.sent(page, &self.page, self.written.contains(page));
             }
         }
         self.counts.bytes += (out.len() - start) as u64;
@@ -156,15 +200,16 @@ impl Pace {
             return;
         }
         let (before, after) = (window.before, self.counts);
-        let data = after.raw + after.lz4 - before.raw - before.lz4;
-        let pages = data + (after.zero - before.zero) / ZEROES_A_PAGE;
+        let (data, delta) = (after.raw + after.lz4 - before.raw - before.lz4, after.delta - before.delta);
+        let pages = data + delta + (after.zero - before.zero) / ZEROES_A_PAGE;
         let bytes = after.bytes - before.bytes;
         if let Some(page_ns) = elapsed_ns.checked_div(pages) {
             self.page_ns = smooth(self.page_ns, page_ns);
         }
         // What the link takes: the time in which pages were compressed is not its own.
         let link_ns = elapsed_ns.saturating_sub(window.packing_ns).max(1);
-        if data > 0 {
+        // Deltas fill no link.
+        if data > delta {
             self.bytes_per_s = smooth(self.bytes_per_s, bytes.saturating_mul(1_000_000_000) / link_ns);
         }
         self.window = Some(Window { start_ns: now_ns, before: after, packing_ns: 0 });
@@ -214,9 +259,31 @@ mod tests {
             assert!(out.len() <= MESSAGE_BYTES_MAX && out[0] == PAGES_KIND);
             batches += 1;
         }
-        let Counts { zero, raw, lz4, bytes } = pace.counts();
-        assert_eq!((zero, raw + lz4), (412, 100));
+        let Counts { zero, raw, lz4, delta, bytes } = pace.counts();
+        assert_eq!((zero, raw + lz4, delta), (412, 100, 0));
         assert!(batches >= 1 && bytes < 100 * 4096);
+    }
+
+    #[test]
+    fn a_page_that_is_written_again_is_sent_as_what_changed() {
+        let memory = guest_memory(addr::LARGE_PAGE_BYTES);
+        let mut written = PageSet::new(memory.pages_end()).unwrap();
+        written.insert(20, 8);
+        let (mut source, mut pace) = (source(&memory), Pace::new());
+        let mut round = |fill: u8| {
+            (18..28).for_each(|page| memory.write(Gpa::new(page * 4096 + 77), &[fill]).unwrap());
+            let (before, number) = (pace.counts(), source.round());
+            while source.round() == number {
+                pace.fill(&mut source, &memory, &|| 0, &mut Vec::new()).unwrap();
+                pace.looked(&source, &written);
+                // Nothing fits the downtime: there is another round.
+                source.looked(&written, u64::MAX, 0, 0);
+            }
+            let after = pace.counts();
+            (after.raw + after.lz4 - before.raw - before.lz4, after.delta - before.delta)
+        };
+        // The first batch is all of it; a page is kept once it is known to be written.
+        assert_eq!([round(1), round(2), round(3)], [(10, 0), (8, 0), (0, 8)]);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Pages as records: what a batch of guest memory looks like on the wire.
 //!
 //! [`encode`] appends one record for a page; neighbouring pages of zeroes become one. [`Records`] reads a batch and checks
-//! each record before it is used. A record is eight bytes (the page's number in bits 39:0, its [`Kind`] in 47:40, a count
+//! each record before it is used; what changed of a page is [`crate::delta`]'s. A record is eight bytes (the page's number in bits 39:0, its [`Kind`] in 47:40, a count
 //! or length in 63:48), then the page's bytes, if it has any. [`Runs`] are pages by their numbers alone.
 
+use crate::delta::{self, Delta};
 use addr::PAGE_BYTES;
 use alloc::vec::Vec;
 use guestmem::PageSet;
@@ -28,6 +29,8 @@ pub enum Kind {
     Raw,
     /// An LZ4 block of that length.
     Lz4,
+    /// What changed since it was sent last, of that length; it may be nothing.
+    Delta,
 }
 
 impl Kind {
@@ -36,6 +39,7 @@ impl Kind {
             0 => Some(Self::Zero),
             1 => Some(Self::Raw),
             2 => Some(Self::Lz4),
+            3 => Some(Self::Delta),
             _ => None,
         }
     }
@@ -86,6 +90,19 @@ pub fn encode_lz4(out: &mut Vec<u8>, page: u64, bytes: &[u8; PAGE], packed: &mut
     }
 }
 
+/// Appends what changed of a page since `old` was sent, which becomes what it is now; says whether it did.
+pub fn encode_delta(out: &mut Vec<u8>, page: u64, old: &mut [u8; PAGE], bytes: &[u8; PAGE]) -> bool {
+    let at = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    if !delta::encode(out, old, bytes) {
+        out.truncate(at);
+        return false;
+    }
+    let length = out.len() - at - HEADER_BYTES;
+    out[at..at + HEADER_BYTES].copy_from_slice(&header_of(page, Kind::Delta, length as u16));
+    true
+}
+
 /// How much room [`encode_lz4`] wants to work in.
 pub fn packed_bytes_max() -> usize {
     lz4_flex::block::get_maximum_output_size(PAGE)
@@ -109,6 +126,8 @@ pub enum Record<'a> {
     Raw(u64, &'a [u8; PAGE]),
     /// A page's bytes, to be unpacked by [`unpack`].
     Lz4(u64, &'a [u8]),
+    /// What changed of a page that was sent before.
+    Delta(u64, Delta<'a>),
 }
 
 /// A batch that does not consist of records.
@@ -136,6 +155,7 @@ impl<'a> Records<'a> {
             Kind::Raw if usize::from(length) != PAGE => return Err(BadRecord),
             Kind::Raw => Record::Raw(page, rest.first_chunk().ok_or(BadRecord)?),
             Kind::Lz4 => Record::Lz4(page, rest.get(..length.into()).ok_or(BadRecord)?),
+            Kind::Delta => Record::Delta(page, Delta::new(rest.get(..length.into()).ok_or(BadRecord)?)?),
         };
         self.0 = &rest[length.into()..];
         Ok(record)
@@ -259,6 +279,21 @@ mod tests {
             (seed >> 56) as u8
         });
         assert!(!encode_lz4(&mut out, 78, &noise, &mut packed));
+    }
+
+    #[test]
+    fn what_changed_is_a_record_and_nothing_is_one_too() {
+        let (mut old, mut new) = ([3; PAGE], [3; PAGE]);
+        let mut out = Vec::new();
+        assert!(encode_delta(&mut out, 4, &mut old, &new));
+        new[17] = 4;
+        assert!(encode_delta(&mut out, 5, &mut old, &new));
+        assert!(!encode_delta(&mut out, 6, &mut old, &[9; PAGE]));
+        assert_eq!(out.len(), 2 * HEADER_BYTES + 10);
+        let records: Vec<_> = Records::new(&out).map(Result::unwrap).collect();
+        let [Record::Delta(4, none), Record::Delta(5, word)] = records[..] else { panic!("{records:?}") };
+        assert_eq!(none.runs().count(), 0);
+        assert_eq!(word.runs().collect::<Vec<_>>(), [(16, &new[16..24])]);
     }
 
     #[test]

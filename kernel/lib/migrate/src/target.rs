@@ -182,6 +182,15 @@ impl Target {
         }
     }
 
+    /// What changed of a page arrives: it is to be changed.
+    pub fn changed(&self, page: u64) -> Result<(), Breach> {
+        match self.phase {
+            Phase::Receiving if !self.missing.contains(page) => Ok(()),
+            Phase::Receiving => Err(Breach("it changes memory that it never sent")),
+            _ => Err(Breach("it sends memory out of turn")),
+        }
+    }
+
     /// The source says that it will send the `count` pages from `first` on after the guest.
     pub fn left_behind(&mut self, first: u64, count: u64) -> Result<(), Breach> {
         if self.phase != Phase::Receiving {

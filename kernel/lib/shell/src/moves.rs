@@ -44,12 +44,23 @@ pub struct MoveInfo {
     pub raw_pages: u64,
     /// Pages sent compressed.
     pub lz4_pages: u64,
+    /// Pages of which only what changed was sent.
+    pub delta_pages: u64,
     /// Bytes of pages that were sent.
     pub bytes: u64,
     /// Bytes a second, as last measured.
     pub bytes_per_s: u64,
     /// Pages a second that the guest wrote, as of the last look.
     pub dirty_pages_per_s: u64,
+    /// How often it was looked what the guest wrote, and how many pages that found; one that several found counts as
+    /// often.
+    pub looks: u64,
+    /// See [`looks`](Self::looks).
+    pub looked_pages: u64,
+    /// How long the looks took, until every vCPU had forgotten its translations.
+    pub looking_ns: u64,
+    /// What a page takes to send, as last measured.
+    pub page_ns: u64,
     /// What of its time the guest has, while it is throttled.
     pub running_percent: u8,
     /// The downtime that is expected if it stopped now.
@@ -132,9 +143,14 @@ mod tests {
             zero_pages: 1,
             raw_pages: 2,
             lz4_pages: 3,
+            delta_pages: 4,
             bytes: 96 << 20,
             bytes_per_s: 40 << 20,
             dirty_pages_per_s: 256,
+            looks: 3,
+            looked_pages: 99,
+            looking_ns: 1_000_000,
+            page_ns: 30_000,
             running_percent: 60,
             expected_downtime_ns: 30_000_000,
             downtime_ns: None,
