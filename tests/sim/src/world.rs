@@ -204,6 +204,7 @@ impl World {
         let link = outgoing.and_then(Outgoing::link);
         // While memory follows the guest, what can be survived is worth more.
         let is_split = outgoing.is_some_and(|outgoing| outgoing.source.phase() == Phase::Serving);
+        let is_open = outgoing.is_some_and(|outgoing| outgoing.source.phase() > Phase::Offering);
         match self.random.below(if is_split { 5 } else { 8 }) {
             0..3 => {
                 if let Some(stream) = link.and_then(|link| self.net.streams.get_mut(&link)) {
@@ -211,6 +212,8 @@ impl World {
                     stream.cut(self.now_ns, &mut self.random);
                 }
             }
+            // A handshake whose lengths grow waits for the caller's time to pass, which is not played here.
+            3 if !is_open => {}
             3 => {
                 let after = self.random.below(40_000);
                 if let Some(stream) = link.and_then(|link| self.net.streams.get_mut(&link)) {
@@ -248,10 +251,14 @@ impl World {
             .outgoing
             .as_ref()
             .is_some_and(|outgoing| [Phase::Committed, Phase::Serving].contains(&outgoing.source.phase()));
-        // Who runs it, or has memory that it still needs.
+        // Who runs it, or has memory that it still needs: also where the word that gives it away is under way.
         let is_torn =
             host.outgoing.is_some() && self.hosts.iter().flat_map(|host| &host.incoming).any(Incoming::needs_source);
-        self.is_dead |= is_torn || host.vm.is_some() && !gave_away;
+        let takes_half = host
+            .outgoing
+            .as_ref()
+            .is_some_and(|outgoing| outgoing.source.phase() == Phase::Committed && outgoing.source.is_postcopy());
+        self.is_dead |= is_torn || takes_half || host.vm.is_some() && !gave_away;
         self.tally.lost = u32::from(self.is_dead);
         self.hosts[index] = Host::new(index, self.now_ns, &mut self.random);
         self.net.hosts[index].1 = false;
