@@ -104,6 +104,7 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
     if host.vm(&spec.name).is_some() {
         return Err((format!("there is a VM {} already", spec.name), "choose another name, or delete it".into()));
     }
+    check_fits(host, &spec)?;
     for name in [&spec.kernel, &spec.initrd].into_iter().flatten() {
         module(host, name)?;
     }
@@ -355,10 +356,6 @@ impl Vm {
         let (memory, firmware, flash) = guest_firmware::prepare(host, self, &frames)?;
         let mut second_stage = host.backend.second_stage().map_err(no_memory)?;
         let vcpu = |cpu| host.backend.vcpu(&second_stage).map(|vcpu| (vcpu, cpu));
-        if let Some(cpu) = self.spec.pin.iter().find(|&&cpu| usize::from(cpu) >= host.cpus.count()) {
-            let remedy = format!("pin it to CPUs below {}", host.cpus.count());
-            return Err((format!("it is pinned to CPU {cpu}, which is not there"), remedy));
-        }
         let cpus = host.cpus.choose(self.spec.vcpus.into(), &self.spec.pin);
         let vcpus = cpus.into_iter().map(vcpu).collect::<Result<Vec<_>, _>>();
         let vcpus = vcpus.map_err(|why| (why, "see \"host\"".to_string()))?;
@@ -519,6 +516,20 @@ fn check_room(host: &Host) -> Result<(), Refusal> {
     let idle_bytes = Heap::usage().idle_bytes() as u64;
     if idle_bytes + FRAMES.lock().free_bytes() < RESERVE_BYTES {
         return Err(("Pollux has no memory left for another VM".into(), "stop or delete one first".into()));
+    }
+    Ok(())
+}
+
+/// Refuses what this host can never run, whatever else runs on it.
+fn check_fits(host: &Host, spec: &VmSpec) -> Result<(), Refusal> {
+    let (needed_bytes, host_bytes) = (spec.memory.bytes(), host.memory_bytes());
+    if needed_bytes > host_bytes {
+        let message = format!("it needs {} MiB of memory and the host has {}", needed_bytes >> 20, host_bytes >> 20);
+        return Err((message, "give it less memory".into()));
+    }
+    if let Some(cpu) = spec.pin.iter().find(|&&cpu| usize::from(cpu) >= host.cpus.count()) {
+        let remedy = format!("pin it to CPUs below {}", host.cpus.count());
+        return Err((format!("it is pinned to CPU {cpu}, which is not there"), remedy));
     }
     Ok(())
 }

@@ -89,6 +89,8 @@ fn with_a_guest(host: &mut Host) -> Result<()> {
     for (command, why) in [
         ("vm create web --kernel linux", "there is a VM web already"),
         ("vm create t --kernel linux --memory 3T --start", "it needs 3145728 MiB of memory"),
+        ("vm create t --kernel linux --memory 3T", "it needs 3145728 MiB of memory and the host has"),
+        ("vm create t --kernel linux --memory 2000M --start", "it needs 2000 MiB of memory"),
         ("vm create t --kernel linux --memory 5T --start", "5T"),
         ("vm create t --kernel linux --memory 1K", "1K"),
         ("vm create t --kernel linux --memory 3M", "3M"),
@@ -102,7 +104,7 @@ fn with_a_guest(host: &mut Host) -> Result<()> {
         ("vm create t --kernel linux --vcpus 65", "`65` is not a number of vCPUs"),
         ("vm create t --kernel linux --vcpus 0", "`0` is not a number of vCPUs"),
         ("vm create t --kernel linux --pin 99 --start", "99"),
-        ("vm create t --kernel linux --pin 7 --start", "it is pinned to CPU 7, which is not there"),
+        ("vm create t --kernel linux --pin 7", "it is pinned to CPU 7, which is not there"),
         ("vm create t --kernel linux --initrd nothing --start", "there is no boot module nothing"),
         ("vm create a/b --kernel linux", "a/b"),
         ("vm create t --kernel linux --memroy 128M", "unknown option --memroy"),
@@ -116,6 +118,33 @@ fn with_a_guest(host: &mut Host) -> Result<()> {
         ("vm balloon web", "NAME SIZE"),
         ("vm balloon nobody 64M", "nobody"),
         ("vm migrate web to nowhere", "nowhere"),
+        ("vm set web", "no limit is named"),
+        ("vm set web --iops 0", "`0` is not a number of requests"),
+        ("vm set web --cpu-limit 1.5", "`1.5` is not a percentage"),
+        ("vm set web --net-rate none --disk-rate 1K", "a VM cannot be limited to 1K a second"),
+        ("vm set nobody --iops 5", "nobody"),
+        ("vm create t --kernel linux --cpu-limit 0", "`0` is not a percentage"),
+        ("vm create t --kernel linux --reserved 512M", "512M cannot be reserved for a VM of 256M"),
+        ("vm create t --kernel linux --memory 2000M --reserved 2000M", "it reserves 2000 MiB of memory"),
+        ("vm create t --kernel linux --cpu-profile nothing", "nothing"),
+        ("vm create t", "the VM has nothing to boot"),
+        ("vm create t --disk scratch --initrd linux", "go with a kernel"),
+        ("vm add web", "no disk and no NIC is named"),
+        ("vm add web --disk scratch", "web has disk scratch already"),
+        ("vm add web --disk nothing", "there is no disk nothing"),
+        ("vm add web --nic mac=02:00:00:00:00:07", "02:00:00:00:00:07"),
+        ("vm add nobody --nic", "nobody"),
+        ("vm remove web --disk nothing", "web has no disk nothing"),
+        ("vm remove web --nic mac=02:00:00:00:00:08", "02:00:00:00:00:08"),
+        ("vm restore web --from scratch", "web is running already"),
+        ("vm restore nobody --from scratch", "nobody"),
+        ("vm erase-variables web", "web has a kernel, and so no UEFI variables"),
+        ("vm measure nobody", "nobody"),
+        ("disk measure nothing", "nothing"),
+        ("migrate cancel web", "web is not on its way"),
+        ("peer remove nobody", "nobody"),
+        ("cpu profile show nothing", "nothing"),
+        ("stat nobody", "nobody"),
         ("trace --cpu 17", "there are 2 CPUs"),
     ] {
         let refusal = host.refusal(command)?;
@@ -128,9 +157,11 @@ fn with_a_guest(host: &mut Host) -> Result<()> {
     Ok(())
 }
 
-/// What no mistake changes: disks with their owners, and the host's memory in guests' hands.
+/// What no mistake changes: disks with their owners, what the VM has and may use, and what memory is kept.
 fn unchanging(host: &mut Host) -> Result<String> {
     let disks = host.ask("disk list")?;
     let report = host.ask("vm show web")?;
-    Ok(format!("{disks} {} {}", report["memory_bytes"], report["disks"]))
+    let has = ["memory_bytes", "reserved_bytes", "limits", "disks", "nics"].map(|part| report[part].to_string());
+    let kept = host.ask("host")?["memory"]["promised_bytes"].clone();
+    Ok(format!("{disks} {has:?} {kept}"))
 }
