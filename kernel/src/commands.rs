@@ -20,7 +20,7 @@ use block::Health;
 use config::{Limits, Name, NicSpec, Size, VmSpec};
 use shell::{
     BalloonInfo, CardCounts, CardInfo, Command, CpuProfileCommand, DiskInfo, DiskIo, DiskState, ExitStat, HostReport,
-    Invocation, LimitChanges, LimitsInfo, LogLine, Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink,
+    Idle, Invocation, LimitChanges, LimitsInfo, LogLine, Memory, MigrateOptions, ModuleInfo, NicIo, PortInfo, PortLink,
     Reply, TraceLine, VmAction, VmDetail, VmPart, VmStat, VmSummary,
 };
 
@@ -364,6 +364,7 @@ fn no_such_vm(host: &Host, name: &str) -> Reply {
 fn host_report(host: &Host) -> HostReport {
     // Commands are carried out by CPU 0; the others' banks are as they last saw them.
     processor::look(0);
+    let now_ns = host.clock.now_ns();
     let guests_bytes = running(host).iter().map(|running| running.held_bytes()).sum();
     // What the heap holds idle is Pollux's own: this number then moves with guests only.
     let (free_bytes, total_bytes) = {
@@ -376,6 +377,7 @@ fn host_report(host: &Host) -> HostReport {
         version: env!("CARGO_PKG_VERSION").into(),
         cpu_model: probe::cpu_model(),
         cpus: host.cpus.count() as u32,
+        idle: host.cpus.sleeps(now_ns).map(|(sleeps, idle_ns)| Idle { sleeps, idle_ns }).collect(),
         tsc_hz: host.clock.tsc_khz() * 1000,
         backend: probe::backend(host),
         features: probe::features(host),
@@ -393,7 +395,7 @@ fn host_report(host: &Host) -> HostReport {
         nics: probe::nics(),
         management_address: management::address(),
         key: host.migrations.lock().key().to_string(),
-        uptime_ns: host.clock.now_ns(),
+        uptime_ns: now_ns,
     }
 }
 

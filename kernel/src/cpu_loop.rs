@@ -268,9 +268,12 @@ impl CpuLoop {
         }
         let has_work = self.index == 0 && services::has_work();
         if !has_work && !percpu::current().any_arrived() {
-            self.host.cpus.set_idle(self.index, self.trades);
+            let cpus = &self.host.cpus;
+            cpus.set_idle(self.index, self.trades);
+            cpus.begin_sleep(self.index, self.host.clock.now_ns());
             cpu::wait_for_interrupt();
-            self.host.cpus.set_idle(self.index, false);
+            cpus.end_sleep(self.index, self.host.clock.now_ns());
+            cpus.set_idle(self.index, false);
         }
     }
 }

@@ -148,6 +148,10 @@ pub struct Cpu {
     started_tsc: AtomicU64,
     /// It has nothing to do, and could run a vCPU of another's.
     is_idle: AtomicBool,
+    /// How often it slept, how long until its last sleep, and since when it sleeps; 0: it is awake.
+    sleeps: AtomicU64,
+    slept_ns: AtomicU64,
+    asleep_since_ns: AtomicU64,
     /// What runs here.
     queue: Mutex<Vec<Queued>>,
 }
@@ -222,6 +226,30 @@ impl Cpus {
     /// Says of CPU `index`, which calls, whether it has nothing to do.
     pub fn set_idle(&self, index: usize, is_idle: bool) {
         self.cpus[index].is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    /// Notes that CPU `index`, which calls, sleeps from `now_ns` on.
+    pub fn begin_sleep(&self, index: usize, now_ns: u64) {
+        self.cpus[index].asleep_since_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Notes that it is awake again.
+    pub fn end_sleep(&self, index: usize, now_ns: u64) {
+        let Cpu { sleeps, slept_ns, asleep_since_ns, .. } = &self.cpus[index];
+        let since_ns = asleep_since_ns.swap(0, Ordering::Relaxed);
+        // Nobody else writes these.
+        sleeps.store(sleeps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let slept = slept_ns.load(Ordering::Relaxed) + now_ns.saturating_sub(since_ns);
+        slept_ns.store(slept, Ordering::Relaxed);
+    }
+
+    /// How often each CPU slept, and how long in all.
+    pub fn sleeps(&self, now_ns: u64) -> impl Iterator<Item = (u64, u64)> {
+        self.cpus[..self.count()].iter().map(move |cpu| {
+            let since_ns = cpu.asleep_since_ns.load(Ordering::Relaxed);
+            let present_ns = if since_ns == 0 { 0 } else { now_ns.saturating_sub(since_ns) };
+            (cpu.sleeps.load(Ordering::Relaxed), cpu.slept_ns.load(Ordering::Relaxed) + present_ns)
+        })
     }
 
     /// A CPU that has nothing to do, for the one who asks: the first CPU, which serves, after others.

@@ -22,8 +22,10 @@ const SHOWN_BYTES: usize = 4096;
 const LINE_NS: u64 = 1_000_000;
 /// Leaves a command that takes long.
 const CTRL_C: u8 = 3;
-/// How often the keyboard is asked for where its interrupt does not come.
+/// How often the keyboard is asked for where its interrupt does not come, and the rest looked at.
 const KEYBOARD_NS: u64 = 20_000_000;
+/// The same at a prompt where a key has come by interrupt before: an idle host sleeps.
+const PROMPT_NS: u64 = 1_000_000_000;
 
 /// The console of the host.
 pub struct HostConsole {
@@ -35,6 +37,8 @@ pub struct HostConsole {
     output: Vec<u8>,
     /// When the line is asked for keys next.
     keys_due_ns: u64,
+    /// Keys have come by interrupt.
+    calls: bool,
 }
 
 enum Mode {
@@ -83,6 +87,7 @@ impl HostConsole {
             mode: Mode::Prompt,
             output: Vec::new(),
             keys_due_ns: 0,
+            calls: false,
         };
         console.print_log();
         console.editor.show(&mut console.output);
@@ -103,7 +108,7 @@ impl HostConsole {
         }
         self.show_guest();
         let now_ns = host.clock.now_ns();
-        let line_due_ns = if self.send() { LINE_NS } else { KEYBOARD_NS };
+        let line_due_ns = if self.send() { LINE_NS } else { self.rest_ns() };
         Some(now_ns + line_due_ns)
     }
 
@@ -118,7 +123,13 @@ impl HostConsole {
         for &key in &keys[..count] {
             self.key(host, key);
         }
-        self.keys_due_ns = if count > 0 { now_ns } else { now_ns + KEYBOARD_NS };
+        self.calls |= is_called && count > 0;
+        self.keys_due_ns = if count > 0 { now_ns } else { now_ns + self.rest_ns() };
+    }
+
+    /// How long nobody needs to look.
+    fn rest_ns(&self) -> u64 {
+        if self.calls && matches!(self.mode, Mode::Prompt) { PROMPT_NS } else { KEYBOARD_NS }
     }
 
     fn key(&mut self, host: &'static Host, key: u8) {

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the same guest under Pollux, directly in the emulator, and under Linux KVM + QEMU nested in the
 //! emulator; alternating, in one run, so that all three meet the same machine. Each figure is a median.
 
+mod idle;
 mod kvm_host;
 mod migrate;
 mod rig;
@@ -40,7 +41,7 @@ struct Bench {
     run: fn(&Rig, System) -> Result<Figures>,
 }
 
-const BENCHES: [Bench; 16] = [
+const BENCHES: [Bench; 17] = [
     Bench { name: "boot", run: |rig, system| rig.linux(system, "boot", 1) },
     Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false, 1) },
     Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true, 1) },
@@ -48,6 +49,7 @@ const BENCHES: [Bench; 16] = [
     Bench { name: "disk", run: |rig, system| rig.linux(system, "exits,disk", 1) },
     Bench { name: "net", run: |rig, system| rig.linux(system, "net", 1) },
     Bench { name: "smp", run: smp },
+    Bench { name: "idle", run: idle::run },
     Bench { name: "vmx", run: Rig::vmx },
     Bench { name: "virtio-blk", run: |rig, system| rig.controller(system, DiskBus::Virtio) },
     Bench { name: "nvme", run: |rig, system| rig.controller(system, DiskBus::Nvme) },
@@ -103,8 +105,8 @@ pub fn command(options: &Options) -> Result<()> {
 /// Runs a measurement under each system in turn, several times over.
 fn measure(rig: &Rig, bench: &Bench, runs: usize) -> Result<Vec<Row>> {
     let mut samples: BTreeMap<(String, System), Vec<f64>> = BTreeMap::new();
-    // Bochs' runs are the same to the instruction.
-    let runs = if bench.name == "vmx" { 1 } else { runs };
+    // Runs that count instructions are the same to the instruction, or almost.
+    let runs = if matches!(bench.name, "vmx" | "idle") { 1 } else { runs };
     for run in 1..=runs {
         for system in System::ALL {
             eprintln!("{}: run {run} of {runs}, {}", bench.name, system.name());
@@ -141,7 +143,9 @@ fn median(values: &[f64]) -> Option<f64> {
 /// The unit of a figure: its name ends in it, and the bare guests count cycles of the time stamp counter, which are
 /// instructions where virtual time counts them.
 fn unit(bench: &str, figure: &str) -> &'static str {
-    const UNITS: [(&str, &str); 8] = [
+    const UNITS: [(&str, &str); 10] = [
+        ("_per_s", "1/s"),
+        ("_percent", "%"),
         ("_per_page", "cycles/page"),
         ("_cycles", "cycles"),
         ("_MBps", "MB/s"),
@@ -152,7 +156,7 @@ fn unit(bench: &str, figure: &str) -> &'static str {
         ("_s", "s"),
     ];
     let by_name = UNITS.iter().find(|(ending, _)| figure.ends_with(ending)).map(|(_, unit)| *unit);
-    by_name.unwrap_or(if matches!(bench, "instructions" | "vmx") { "instructions" } else { "cycles" })
+    by_name.unwrap_or(if matches!(bench, "instructions" | "vmx" | "idle") { "instructions" } else { "cycles" })
 }
 
 fn print(rows: &[Row], json: bool) -> Result<()> {
@@ -192,6 +196,7 @@ mod tests {
     fn units_follow_names() {
         assert_eq!(unit("disk", "disk_read_1M_MBps"), "MB/s");
         assert_eq!(unit("boot", "boot_to_user_s"), "s");
+        assert_eq!(unit("idle", "guests_wakes_per_s"), "1/s");
         assert_eq!(unit("exits", "cpuid"), "cycles");
         assert_eq!(unit("instructions", "cpuid"), "instructions");
         assert_eq!(unit("vmx", "boot_to_user"), "instructions");

@@ -127,7 +127,7 @@ fn render_host(report: &HostReport) -> String {
     facts.row(["version".into(), format!("Pollux {}", report.version)]);
     facts.row(["up".into(), duration(report.uptime_ns)]);
     facts.row(["processor".into(), format!("{}, TSC {}", report.cpu_model, hertz(report.tsc_hz))]);
-    facts.row(["CPUs".into(), count(report.cpus.into())]);
+    facts.row(["CPUs".into(), format!("{}, {} % idle", count(report.cpus.into()), idle_percent(report))]);
     facts.row(["guests".into(), backend]);
     facts.row(["key".into(), report.key.clone()]);
     facts.row([
@@ -161,6 +161,13 @@ fn render_host(report: &HostReport) -> String {
     text += &render_errors(&report.errors);
     text += &render_speculation(&report.speculation);
     text + &render_devices("disks", &report.disks) + &render_devices("NICs", &report.nics)
+}
+
+/// How much of all CPUs' time since the start they slept.
+fn idle_percent(report: &HostReport) -> u64 {
+    let idle_ns: u64 = report.idle.iter().map(|cpu| cpu.idle_ns).sum();
+    let all_ns = u128::from(report.uptime_ns) * report.idle.len() as u128;
+    (u128::from(idle_ns) * 100 / all_ns.max(1)) as u64
 }
 
 /// What went wrong in the hardware, if anything did.

@@ -80,6 +80,8 @@ pub struct HostReport {
     pub cpu_model: String,
     /// How many CPUs were started.
     pub cpus: u32,
+    /// What each of them did not do.
+    pub idle: Vec<Idle>,
     /// The rate of the time stamp counter.
     pub tsc_hz: u64,
     /// What runs the guests.
@@ -105,6 +107,15 @@ pub struct HostReport {
     pub key: String,
     /// Since the kernel started.
     pub uptime_ns: u64,
+}
+
+/// When a CPU had nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Idle {
+    /// How often it slept.
+    pub sleeps: u64,
+    /// How long, in all.
+    pub idle_ns: u64,
 }
 
 /// Errors that processors and memory reported.

@@ -288,7 +288,8 @@ impl Rig {
         Ok(figures)
     }
 
-    fn pollux(&self, name: &str, accel: Accel, modules: &[(&Path, &str)]) -> Result<Launch> {
+    /// Pollux with the small Linux guest and these modules.
+    pub(super) fn pollux(&self, name: &str, accel: Accel, modules: &[(&Path, &str)]) -> Result<Launch> {
         let mut all = vec![(self.artifacts.linux.clone(), e2e::LINUX.to_owned())];
         all.push((self.artifacts.tiny_initrd.clone(), TINY_INITRD.to_owned()));
         all.extend(modules.iter().map(|(path, name)| (path.to_path_buf(), (*name).to_owned())));

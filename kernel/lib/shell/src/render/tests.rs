@@ -4,8 +4,8 @@ use config::{Mac, Name};
 
 use super::*;
 use crate::{
-    BalloonInfo, CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, MeasuredLoad, Memory, NicIo, Speculation,
-    Weakness, WeaknessStatus, Writes, help, parse,
+    BalloonInfo, CardCounts, CardInfo, DiskIo, Dma, Feature, HardwareErrors, Idle, MeasuredLoad, Memory, NicIo,
+    Speculation, Weakness, WeaknessStatus, Writes, help, parse,
 };
 
 fn name(text: &str) -> Name {
@@ -22,6 +22,7 @@ fn host(backend: Backend) -> Reply {
         version: "0.1.0".into(),
         cpu_model: "AMD EPYC 7763".into(),
         cpus: 4,
+        idle: vec![Idle { sleeps: 9, idle_ns: 100_000_000_000 }; 4],
         tsc_hz: 2_450_000_000,
         backend,
         features: vec![
@@ -87,7 +88,7 @@ fn the_host_for_people() {
          version     Pollux 0.1.0\n\
          up          2 min 5 s\n\
          processor   AMD EPYC 7763, TSC 2.4 GHz\n\
-         CPUs        4\n\
+         CPUs        4, 80 % idle\n\
          guests      AMD-V (SVM), ready\n\
          key         3b6a\n\
          memory      4 GiB: 3 GiB free (1 GiB of it kept for VMs), 10 MiB Pollux, 1014 MiB guests\n\
