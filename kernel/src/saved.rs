@@ -59,7 +59,6 @@ pub struct Begun {
 
 /// Begins to save a running or paused VM to a partition.
 pub fn save(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Begun, Refusal> {
-    vm.must_have_kernel("saved")?;
     let save = Save::begin(host, vm, partition)?;
     let begun = Begun { outcome: save.outcome(), life: save.life() };
     BEGUN.lock().push(Job::Save(save));
@@ -68,7 +67,6 @@ pub fn save(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Begun,
 
 /// Begins to restore a VM from a partition.
 pub fn restore(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Begun, Refusal> {
-    vm.must_have_kernel("restored")?;
     if vm.running().is_some() {
         return Err((format!("{} is running already", vm.name()), "see \"vm list\"".into()));
     }

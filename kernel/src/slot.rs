@@ -2,7 +2,7 @@
 
 use crate::host::Host;
 use crate::services;
-use crate::storage::{Lent, Storage};
+use crate::storage::{Identity, Lent, Storage};
 use crate::vm::{GuestFrames, Refusal, Running};
 use addr::{Gpa, LARGE_PAGE_BYTES};
 use alloc::format;
@@ -77,6 +77,11 @@ impl Slot {
     /// What and where the device behind it is, for people.
     pub fn device_name(&self, host: &Host) -> String {
         host.storage.lock().device_name(self.lent)
+    }
+
+    /// Which partition it is.
+    pub fn identity(&self, host: &Host) -> Identity {
+        host.storage.lock().identity(self.lent)
     }
 
     /// Its size.

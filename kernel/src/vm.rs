@@ -177,17 +177,6 @@ impl Vm {
         self.running().ok_or_else(|| (format!("{} is not running", self.name()), remedy()))
     }
 
-    /// Refuses what cannot be done yet to a VM with a firmware of its own; `what` says what that is.
-    pub fn must_have_kernel(&self, what: &str) -> Result<(), Refusal> {
-        match self.spec.kernel {
-            Some(_) => Ok(()),
-            None => {
-                let message = format!("{} boots by UEFI, and such a VM cannot be {what} yet", self.name());
-                Err((message, "shut it down instead: its disks have everything".into()))
-            }
-        }
-    }
-
     /// What it is doing.
     pub fn state(&self) -> VmState {
         match &*self.life.lock() {
@@ -454,7 +443,10 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     }
     let vm = &running.vm;
     vm.devices.lock().settle();
-    if let Some(variables) = running.machine.with_variables(|flash| flash.content(0..flash.bytes())) {
+    // What never ran wrote nothing, and what was only half restored is nobody's.
+    if running.has_begun()
+        && let Some(variables) = running.machine.with_variables(|flash| flash.content(0..flash.bytes()))
+    {
         *vm.variables.lock() = Some(variables);
     }
     *vm.life.lock() = match ending {

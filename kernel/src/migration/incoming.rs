@@ -104,9 +104,11 @@ impl Incoming {
             return Err(format!("it speaks version {version} of the protocol, this host version {VERSION}"));
         }
         let line = |(message, remedy)| format!("{message}; {remedy}");
-        let (spec, macs, plan) = Offer::parse(description).and_then(|offer| offer.spec(host)).map_err(line)?;
+        let offer = Offer::parse(description).map_err(line)?;
+        let variables = offer.variables();
+        let (spec, macs, plan) = offer.spec(host).map_err(line)?;
         self.vm = spec.name.to_string();
-        let running = arrival::prepare(host, spec, macs, &plan).map_err(line)?;
+        let running = arrival::prepare(host, spec, macs, &plan, variables.as_ref()).map_err(line)?;
         let Ok(pages) = running.machine.memory().all_pages() else {
             arrival::discard(host, &running);
             return Err("there is no memory to keep track of its pages".to_string());
@@ -264,7 +266,7 @@ impl Incoming {
             Effect::Restore => {
                 let restored = match &self.received.running {
                     Some(running) => absent_first(&self.target, running)
-                        .and_then(|()| running.restore(host, self.target.state(), self.received.ahead_ns)),
+                        .and_then(|()| put_together(host, running, self.target.state(), self.received.ahead_ns)),
                     None => Err("there is no machine".to_string()),
                 };
                 match &restored {
@@ -471,6 +473,12 @@ impl Received {
 /// Takes away what follows the guest, before anything is put together that could reach it.
 fn absent_first(target: &Target, running: &Running) -> Result<(), String> {
     if target.is_postcopy() { absent::start(running, target.missing_pages()) } else { Ok(()) }
+}
+
+/// Has it ready to run.
+fn put_together(host: &Host, running: &Running, state: &[u8], ahead_ns: i64) -> Result<(), String> {
+    running.begin(running.restore(host, state, ahead_ns).map_err(|error| error.to_string())?);
+    Ok(())
 }
 
 const OUTSIDE: Breach = Breach("it sends memory that the VM does not have");

@@ -19,7 +19,8 @@ pub struct Offer {
     #[n(0)]
     name: String,
     #[n(1)]
-    kernel: String,
+    /// Missing where it boots by UEFI.
+    kernel: Option<String>,
     #[n(2)]
     initrd: Option<String>,
     #[n(3)]
@@ -43,8 +44,13 @@ pub struct Offer {
     /// Memory that is kept for it, in bytes.
     #[n(10)]
     reserved_bytes: Option<u64>,
+    /// Where what its firmware keeps is; missing where that is nowhere. This host is the only one that writes there until
+    /// the VM is given away.
+    #[n(11)]
+    variables: Option<Partition>,
 }
 
+/// A partition that both hosts see.
 #[derive(Encode, Decode)]
 struct Partition {
     #[cbor(n(0), with = "minicbor::bytes")]
@@ -57,15 +63,12 @@ impl Offer {
     /// Of a VM that runs.
     pub fn new(host: &Host, running: &Running) -> Self {
         let VmSpec { name, kernel, initrd, command_line, weight, cpu_profile, .. } = &running.vm.spec;
+        let variables = running.variables_identity(host).map(Partition::from);
         let storage = host.storage.lock();
-        let partitions = running.lents().into_iter().map(|lent| {
-            let Identity { guid, disk_serial } = storage.identity(lent);
-            Partition { guid: guid.0, disk_serial }
-        });
+        let partitions = running.lents().into_iter().map(|lent| storage.identity(lent).into());
         Self {
             name: name.to_string(),
-            // A VM without one is not offered.
-            kernel: kernel.clone().unwrap_or_default(),
+            kernel: kernel.clone(),
             initrd: initrd.clone(),
             command_line: command_line.clone(),
             disks: running.vm.disks(),
@@ -75,6 +78,7 @@ impl Offer {
             cpu_profile: cpu_profile.as_ref().map(ToString::to_string),
             limits: Some(limits::to_travel(&running.vm.limits())),
             reserved_bytes: Some(running.vm.reservation.bytes()),
+            variables,
         }
     }
 
@@ -90,13 +94,18 @@ impl Offer {
             .map_err(|_| ("the VM's description cannot be read".to_string(), "update the host".to_string()))
     }
 
+    /// Where what its firmware keeps is, and is to be kept from now on.
+    pub fn variables(&self) -> Option<Identity> {
+        self.variables.as_ref().map(Partition::identity)
+    }
+
     /// The VM's definition here, its addresses, and what its machine is made of.
     pub fn spec(self, host: &Host) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
         let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile, .. } = self;
         let (limits, reserved_bytes) = (self.limits, self.reserved_bytes);
         let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
-            let mut spec = VmSpec::new(name.parse()?, Some(kernel));
+            let mut spec = VmSpec::new(name.parse()?, kernel);
             spec.initrd = initrd;
             spec.set_command_line(command_line)?;
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;
@@ -123,6 +132,18 @@ impl Offer {
     }
 }
 
+impl Partition {
+    fn identity(&self) -> Identity {
+        Identity { guid: Guid(self.guid), disk_serial: self.disk_serial.clone() }
+    }
+}
+
+impl From<Identity> for Partition {
+    fn from(Identity { guid, disk_serial }: Identity) -> Self {
+        Self { guid: guid.0, disk_serial }
+    }
+}
+
 /// What the disks are called here.
 fn names_here(host: &Host, disks: &[String], partitions: Vec<Partition>) -> Result<Vec<String>, Refusal> {
     if disks.len() != partitions.len() {
@@ -130,8 +151,7 @@ fn names_here(host: &Host, disks: &[String], partitions: Vec<Partition>) -> Resu
     }
     let storage = host.storage.lock();
     let name = |(disk, partition): (&String, Partition)| {
-        let identity = Identity { guid: Guid(partition.guid), disk_serial: partition.disk_serial };
-        storage.name_of(&identity, disk).map_err(|(message, remedy)| (message, remedy.to_string()))
+        storage.name_of(&partition.identity(), disk).map_err(|(message, remedy)| (message, remedy.to_string()))
     };
     disks.iter().zip(partitions).map(name).collect()
 }

@@ -6,6 +6,7 @@ use super::withdrawal::Withdrawal;
 use super::{CALL_AGAIN_NS, PORT, SOON_NS};
 use crate::host::Host;
 use crate::management::Management;
+use crate::services;
 use crate::storage::Lent;
 use crate::vm::tracking;
 use crate::vm::{Away, Ending, Order, Refusal, Running};
@@ -94,7 +95,6 @@ impl Outgoing {
         peer: PeerSpec,
         settings: Settings,
     ) -> Result<Self, Refusal> {
-        running.vm.must_have_kernel("moved")?;
         if !running.hold() {
             return Err((format!("{} is being saved", running.vm.name()), "wait for that".to_string()));
         }
@@ -309,13 +309,13 @@ impl Outgoing {
     }
 
     /// Looks after what others were asked to do.
-    fn watch(&mut self, host: &Host) {
+    fn watch(&mut self, host: &'static Host) {
         let running = self.running.clone();
         let machine = &running.machine;
         self.is_tracked |= machine.invalidated();
         if self.is_stopping && self.running.is_quiescent() {
             machine.close();
-            if machine.busy().is_none() && self.has_flushed(host) {
+            if machine.busy().is_none() && self.has_flushed(host) && running.keep_last(host) {
                 self.is_stopping = false;
                 self.stand();
             }
@@ -408,6 +408,7 @@ impl Outgoing {
                 running.set_running_percent(100);
                 running.machine.open();
                 running.command(host, CPU, Order::Run);
+                services::note_variables(host, CPU);
             }
             Effect::Connect => {
                 self.call_at_ns.get_or_insert(host.clock.now_ns() + CALL_AGAIN_NS);

@@ -209,7 +209,7 @@ impl Restore {
 
     fn restore_machine(&mut self, host: &'static Host) -> Result<(), Refusal> {
         let (Some(contents), Some(running)) = (&self.contents, &self.running) else { unreachable!("they were built") };
-        let threads = running.machine.restore(&contents.machine, running.take_vcpus(), host.clock.now(), 0);
+        let threads = running.restore(host, &contents.machine, 0);
         self.threads = threads.map_err(|error| self.unlike(&format!("{error}")))?;
         self.vm.console.lock().push(&contents.console);
         Ok(())

@@ -3,6 +3,7 @@
 
 use super::Next;
 use crate::host::Host;
+use crate::services;
 use crate::slot::{Full, Slot, Staging, io_error, push_runs};
 use crate::vm::{Ending, Order, Refusal, Running, Start, Vm, limits, tracking};
 use addr::{Gpa, Hpa, LARGE_PAGE_BYTES};
@@ -152,8 +153,14 @@ impl Save {
         }
     }
 
-    /// Waits until no CPU and no disk works for the VM, then saves all of it but its memory.
+    /// Waits until no CPU and no disk works for the VM and what its firmware wrote is kept, then saves all of it but its
+    /// memory.
     fn rest(&mut self, host: &'static Host, now_ns: u64) -> Result<Next, Refusal> {
+        let is_late = now_ns - self.began_ns > REST_NS;
+        if !self.running.is_quiescent() || !self.running.keep_last(host) {
+            let message = format!("{} does not come to rest", self.running.vm.name());
+            return if is_late { Err((message, "see \"disk list\"".into())) } else { Ok(Next::At(now_ns + LOOK_NS)) };
+        }
         let machine = &self.running.machine;
         let now = host.clock.now();
         let saved = self.running.with_threads(|threads| {
@@ -169,7 +176,7 @@ impl Save {
                 self.step = Step::Clear;
                 Ok(Next::At(now_ns))
             }
-            Some(Err(busy)) if now_ns - self.began_ns > REST_NS => {
+            Some(Err(busy)) if is_late => {
                 Err((format!("{} cannot be saved: {busy}", self.running.vm.name()), "see \"disk list\"".into()))
             }
             Some(Err(_)) | None => Ok(Next::At(now_ns + LOOK_NS)),
@@ -278,6 +285,7 @@ impl Save {
         if !self.was_paused {
             self.running.command(host, SERVICE_CPU, Order::Run);
         }
+        services::note_variables(host, SERVICE_CPU);
         log::warn!("{} is not saved: {message}", self.running.vm.name());
         self.outcome.settle(Err((message, remedy)));
         Next::Over

@@ -6,6 +6,7 @@
 use super::{Ending, Life, Origin, Refusal, Running, Vm, claim_disks, forget};
 use crate::host::Host;
 use crate::services;
+use crate::storage::Identity;
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -13,8 +14,15 @@ use alloc::vec::Vec;
 use config::{Mac, VmSpec};
 use machine::{Baseline, Plan};
 
-/// Makes a machine by `plan` for a VM of this definition, or says in one line why this host cannot take it.
-pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -> Result<Arc<Running>, Refusal> {
+/// Makes a machine by `plan` for a VM of this definition, or says in one line why this host cannot take it. What its
+/// firmware keeps is on the partition `variables`, and must not be kept less here.
+pub fn prepare(
+    host: &'static Host,
+    spec: VmSpec,
+    macs: Vec<Mac>,
+    plan: &Plan,
+    variables: Option<&Identity>,
+) -> Result<Arc<Running>, Refusal> {
     super::check_room(host)?;
     if host.vm(&spec.name).is_some() {
         let message = alloc::format!("there is a VM {} already", spec.name);
@@ -36,7 +44,13 @@ pub fn prepare(host: &'static Host, spec: VmSpec, macs: Vec<Mac>, plan: &Plan) -
     })?;
     running.set_arriving(true);
     vm.live(host, &running);
-    host.vms.lock().push(vm);
+    host.vms.lock().push(vm.clone());
+    if variables.is_some() && running.variables_identity(host).as_ref() != variables {
+        let place = vm.variables_place().unwrap_or_else(|| "not kept".to_string());
+        discard(host, &running);
+        let message = alloc::format!("here its UEFI variables would be {place}");
+        return Err((message, "give both hosts the same disks, with the partition for them".to_string()));
+    }
     Ok(running)
 }
 

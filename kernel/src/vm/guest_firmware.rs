@@ -11,12 +11,19 @@ use alloc::sync::Arc;
 use firmware::layout;
 use guestmem::GuestMemory;
 use machine::FirmwareConfig;
+use spin::Once;
 
 /// The boot modules' names.
 const CODE: &str = "ovmf-code";
 const VARIABLES: &str = "ovmf-vars";
 /// How much code and variables may be together: what PC firmware has below 4 GiB, above the local APICs.
 const FLASH_BYTES_MAX: u64 = 8 << 20;
+
+/// What the code is told by from another one: accidents, not intent, make two hosts' differ.
+const CHECKSUM: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_XZ);
+
+/// The code's, which is made once: it takes milliseconds.
+static CODE_CHECKSUM: Once<u64> = Once::new();
 
 /// The firmware's files.
 pub struct Files {
@@ -62,7 +69,8 @@ pub fn prepare(host: &Host, vm: &Vm, frames: &Arc<GuestFrames>) -> Result<Prepar
     let kept = vm.variables.lock();
     let content = kept.as_deref().unwrap_or(files.variables);
     flash.write(Gpa::new(0), content).expect("it was made for them");
-    let firmware = FirmwareConfig { code_bytes, variables: flash, variables_bytes: content.len() };
+    let code_checksum = *CODE_CHECKSUM.call_once(|| CHECKSUM.checksum(files.code));
+    let firmware = FirmwareConfig { code_bytes, code_checksum, variables: flash, variables_bytes: content.len() };
     Ok((memory, Some(firmware), Some(flash_frames)))
 }
 

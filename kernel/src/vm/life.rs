@@ -22,7 +22,7 @@ use config::{Limits, Name, Size};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use iommu::Source;
 use limit::Limit;
-use machine::{End, ExitCounters, IoLimits, Kernel, Machine, Module, Thread};
+use machine::{End, ExitCounters, IoLimits, Kernel, Machine, Module, RestoreError, Thread};
 use nested::OutOfMemory;
 use spin::{Mutex, MutexGuard};
 use switch::PortId;
@@ -249,11 +249,6 @@ impl Running {
         self.frames.zero(index)
     }
 
-    /// Takes the vCPUs out of a life that is restored instead of prepared.
-    pub fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>> {
-        self.vcpus.iter().filter_map(Place::take_vcpu).collect()
-    }
-
     /// Gives it the threads that were restored, in the order of its vCPUs. An order to run is due.
     pub fn begin(&self, threads: Vec<Thread>) {
         self.vcpus.iter().zip(threads).for_each(|(place, thread)| place.put(Box::new(thread)));
@@ -295,6 +290,11 @@ impl Running {
     /// Whether its guest has got to its first instruction, and its life is not over.
     pub fn has_started(&self) -> bool {
         self.is_prepared.load(Ordering::Acquire) && !self.is_over()
+    }
+
+    /// Whether there were threads to run its guest, at whatever moment of its life.
+    pub fn has_begun(&self) -> bool {
+        self.is_prepared.load(Ordering::Acquire)
     }
 
     /// Whether a paused VM has come to rest: no CPU runs a vCPU of it or holds any of its state. It was told to pause
@@ -414,12 +414,16 @@ impl Running {
         Some(ending)
     }
 
-    /// Puts together what arrived from another host: `saved` is the machine's state, its memory is there already. This
-    /// host's clock on the wall is `ahead_ns` ahead of the other's.
-    pub fn restore(&self, host: &Host, saved: &[u8], ahead_ns: i64) -> Result<(), String> {
-        let threads = self.machine.restore(saved, self.take_vcpus(), host.clock.now(), ahead_ns);
-        self.begin(threads.map_err(|error| error.to_string())?);
-        Ok(())
+    /// Puts together what was saved, here or on another host: `saved` is the machine's state, its memory is there already.
+    /// This host's clock on the wall is `ahead_ns` ahead of the other's. Gives the threads to [`begin`](Self::begin) with.
+    pub fn restore(&self, host: &Host, saved: &[u8], ahead_ns: i64) -> Result<Vec<Thread>, RestoreError> {
+        let vcpus = self.vcpus.iter().filter_map(Place::take_vcpu).collect();
+        let threads = self.machine.restore(saved, vcpus, host.clock.now(), ahead_ns)?;
+        let mut second_stage = self.second_stage();
+        for page in self.machine.hidden_pages() {
+            second_stage.unmap(page).expect("the tables for it are there from the start");
+        }
+        Ok(threads)
     }
 
     /// Its second-stage tables.

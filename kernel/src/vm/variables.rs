@@ -9,13 +9,14 @@ mod keeper;
 
 use super::{Ending, Refusal, Running, Vm};
 use crate::host::Host;
+use crate::storage::Identity;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 pub use erase::Erase;
-use keeper::Keeper;
+use keeper::{Keeper, Task};
 use spin::Mutex;
 
 /// How the partition is called: as the disk, and this.
@@ -96,16 +97,29 @@ impl Running {
 
     /// Goes on with keeping what its firmware wrote.
     fn keep_variables(&self, host: &'static Host) -> Next {
-        self.keeping.keeper.lock().as_mut().map_or(Next::Nothing, |keeper| keeper.poll(host, self, false))
+        self.keeping.keeper.lock().as_mut().map_or(Next::Nothing, |keeper| keeper.poll(host, self, Task::Follow))
+    }
+
+    /// Writes the last of what its firmware wrote while its guest stands still; says whether that is done. From then on
+    /// its place has all of it and nothing is under way there, until the guest runs on.
+    pub fn keep_last(&self, host: &'static Host) -> bool {
+        self.keeping.keeper.lock().as_mut().is_none_or(|keeper| keeper.poll(host, self, Task::Finish) == Next::Nothing)
+    }
+
+    /// The partition on which what its firmware writes is kept.
+    pub fn variables_identity(&self, host: &Host) -> Option<Identity> {
+        self.keeping.keeper.lock().as_ref().and_then(|keeper| keeper.identity(host))
     }
 
     /// Writes the last of what its firmware wrote, and gives the place back; says whether that is done. The life has ended.
     pub(super) fn finish_keeping(&self, host: &'static Host, ending: &Ending) -> bool {
         let mut keeper = self.keeping.keeper.lock();
-        let is_done = keeper.as_mut().is_none_or(|keeper| {
+        let is_done = keeper.as_mut().is_none_or(|keeper| match ending {
             // What another host has is that host's to keep.
-            let is_idle = *ending == Ending::Moved && keeper.is_idle();
-            is_idle || keeper.poll(host, self, true) == Next::Nothing
+            Ending::Moved => keeper.is_idle(host),
+            Ending::Ended(_) | Ending::NotStarted(_) | Ending::Saved => {
+                keeper.poll(host, self, Task::End) == Next::Nothing
+            }
         });
         if is_done && let Some(keeper) = keeper.take() {
             keeper.release(host);

@@ -81,6 +81,7 @@ pub static PROGRAMS: &[Program] = &[
     full("pvh_guest", multiboot::pvh),
     full("uefi_guest", uefi::guest),
     full("uefi_variables", uefi::variables),
+    full("uefi_moves", uefi::moves),
     full("guests_side_by_side", uefi::side_by_side),
     full("malformed_kernel", tiny::malformed_kernel),
     full("remains", guests::remains),

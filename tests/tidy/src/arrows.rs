@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pci", &["addr", "state"]),
     ("insn", &["addr", "vcpu", "guestmem"]),
     ("chipset", &["addr", "vcpu", "guestmem", "state"]),
-    ("firmware", &["addr", "guestmem"]),
+    ("firmware", &["addr", "guestmem", "state"]),
     ("virtio", &["addr", "guestmem", "pci", "state"]),
     ("loader", &["addr", "guestmem", "vcpu"]),
     ("block", &["addr", "guestmem"]),

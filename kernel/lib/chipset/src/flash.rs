@@ -6,6 +6,10 @@
 //! and QEMU's `pflash_cfi01` differ is QEMU's, which OVMF was written against: programming sets bits as well as clearing
 //! them, and the status register reads 0 once it was cleared.
 
+mod saved;
+
+pub use saved::Saved;
+
 use addr::Gpa;
 use alloc::vec::Vec;
 use core::ops::Range;

@@ -1,11 +1,13 @@
 //! The saved form of the board and of a local APIC: plain data with numbered fields, apart from the types that run.
 //!
-//! [`Board`] is [`Chipset::save`](crate::Chipset::save)'s and [`LocalApic`] is [`Lapic::save`](crate::Lapic::save)'s; each
+//! [`Board`] is [`Chipset::save`](crate::Chipset::save)'s, [`LocalApic`] is [`Lapic::save`](crate::Lapic::save)'s and
+//! [`Flash`] is [`Flash::save`](crate::Flash::save)'s; each
 //! device's part stands beside the device. Times are machine time and guest TSC: they go on where they were, wherever the
 //! machine is restored. A device that is missing takes its state after reset.
 
 use minicbor::{Decode, Encode};
 
+pub use crate::flash::Saved as Flash;
 pub use crate::hotplug::Saved as Hotplug;
 pub use crate::i8042::Saved as I8042;
 pub use crate::ioapic::Saved as IoApic;

@@ -3,6 +3,10 @@
 //! [`FwCfg`] is the device: items by number, files by name in a directory, read byte by byte or by DMA. `machine` gives it
 //! its ports and has [`FwCfg::transfer`] carry out what the guest asked for; [`crate::describe`] makes the items.
 
+mod saved;
+
+pub use saved::Saved;
+
 use addr::Gpa;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -112,12 +116,14 @@ impl FwCfg {
         true
     }
 
-    /// Carries out the transfer that was asked for. To the guest it is done when its OUT is.
+    /// Carries out the transfer that was asked for. To the guest it is done when its OUT is, but where memory for it is
+    /// still on its way here: then it waits for the control word, and the transfer for the next call.
     pub fn transfer(&mut self, memory: &GuestMemory) {
-        let Some(at) = self.pending.take() else { return };
+        let Some(at) = self.pending.filter(|&at| memory.is_here(at, DMA_BYTES as u64)) else { return };
         let mut structure = [0; DMA_BYTES];
         if memory.read(at, &mut structure).is_err() {
             // There is no place for an error either.
+            self.pending = None;
             return;
         }
         let word = |offset: usize| {
@@ -125,6 +131,11 @@ impl FwCfg {
             u32::from_be_bytes(bytes)
         };
         let address = Gpa::new(u64::from(word(8)) << 32 | u64::from(word(12)));
+        let into_bytes = if word(0) & control::READ != 0 { word(4).min(TRANSFER_BYTES_MAX) } else { 0 };
+        if !memory.is_here(address, into_bytes.into()) {
+            return;
+        }
+        self.pending = None;
         let result = match self.carry_out(memory, word(0), word(4), address) {
             Ok(()) => 0,
             Err(Refused) => control::ERROR,
@@ -261,6 +272,45 @@ mod tests {
         device.port_write(DMA_HIGH_PORT, 4, u32::MAX);
         device.port_write(DMA_LOW_PORT, 4, u32::MAX);
         device.transfer(&memory);
+    }
+
+    #[test]
+    fn a_transfer_waits_for_memory_that_is_on_its_way() {
+        let (mut device, memory) = (device(), guest_memory(LARGE_PAGE_BYTES));
+        let mut absent = guestmem::PageSet::new(memory.pages_end()).unwrap();
+        absent.insert(1, 2);
+        // What has not come: the structure's page and the one that the item goes to.
+        assert_eq!(dma(&mut device, &memory, 0x20 << 16 | 10, 5, 0x2000), 0);
+        memory.zero(Gpa::new(0x2000), 5).unwrap();
+        memory.start_waiting(&absent).unwrap();
+        device.port_write(DMA_HIGH_PORT, 4, 0);
+        device.port_write(DMA_LOW_PORT, 4, 0x1000_u32.to_be());
+        let mut page = [0; 4096];
+        page[..4].copy_from_slice(&(0x20_u32 << 16 | 10).to_be_bytes());
+        page[4..8].copy_from_slice(&5_u32.to_be_bytes());
+        page[14] = 0x20;
+        for (number, content, word) in [(1, Some(&page), 0x20 << 16 | 10), (2, None, 0)] {
+            device.transfer(&memory);
+            assert_eq!(memory.put(number, content), Ok(true), "it is wanted");
+            assert_eq!(memory.is_here(Gpa::new(0x1000), 16) && number == 1, number == 1);
+            device.transfer(&memory);
+            assert_eq!(memory.load(Gpa::new(0x1000), 4).unwrap(), u64::from(u32::to_be(word)));
+        }
+        assert_eq!(memory.load(Gpa::new(0x2000), 4).unwrap().to_le_bytes()[..4], *b"hell");
+        device.transfer(&memory);
+        assert_eq!(device.port_read(DATA_PORT, 1), Some(0), "it was carried out once");
+    }
+
+    #[test]
+    fn it_goes_on_where_it_was_read() {
+        let mut device = device();
+        read(&mut device, 0x20, 2);
+        device.port_write(DMA_HIGH_PORT, 4, 7);
+        let saved = device.save();
+        let mut copy = FwCfg::restore(&saved).unwrap();
+        assert_eq!(copy.save(), saved);
+        assert_eq!([0; 3].map(|_| copy.port_read(DATA_PORT, 1).unwrap() as u8), *b"llo");
+        assert_eq!(read(&mut copy, 0x21, 2), [7, 7]);
     }
 
     #[test]

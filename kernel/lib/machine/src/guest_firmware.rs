@@ -3,8 +3,11 @@
 //! [`FirmwareConfig`] says what to make and [`Firmware`] is it; `board` finds the devices by address, and the firmware's
 //! code is read-only memory that the host added to the machine's. The pieces are those of QEMU's q35 that OVMF looks for.
 
+mod saved;
+
 use crate::board::{Board, Slot};
 use crate::mail::Mail;
+use crate::saved::plan;
 use crate::{Host, Machine, Outbox, Thread};
 use addr::{Gpa, GpaRange, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::vec::Vec;
@@ -19,6 +22,8 @@ use vcpu::VcpuState;
 pub struct FirmwareConfig {
     /// How long its code is; it ends at [`layout::FLASH_END`] and the variables right before it.
     pub code_bytes: u64,
+    /// By which two firmwares' code is told apart.
+    pub code_checksum: u64,
     /// Memory of its own for the flash with its variables, which it holds from address 0 on.
     pub variables: GuestMemory,
     /// How much of that is flash: whole pages.
@@ -27,6 +32,7 @@ pub struct FirmwareConfig {
 
 /// The devices that such a firmware needs.
 pub struct Firmware {
+    pub(crate) plan: plan::Firmware,
     flash: Flash,
     window: GpaRange,
     /// Whether the guest reads it without an exit now.
@@ -51,6 +57,14 @@ impl Machine {
     /// maps them, read-only, before the machine first runs.
     pub fn variable_pages(&self) -> Vec<(Gpa, Hpa)> {
         self.board.lock().firmware.as_ref().map_or(Vec::new(), |firmware| firmware.pages().collect())
+    }
+
+    /// Those of them that the guest of a restored machine must not read without an exit, for its flash was amid a command.
+    /// The host takes them away before the machine runs.
+    pub fn hidden_pages(&self) -> Vec<Gpa> {
+        let board = self.board.lock();
+        let hidden = board.firmware.as_ref().filter(|firmware| !firmware.is_mapped);
+        hidden.map_or(Vec::new(), |firmware| firmware.pages().map(|(gpa, _)| gpa).collect())
     }
 
     /// Sees to what a guest's access asked of its firmware's devices.
@@ -95,7 +109,7 @@ impl Board {
     /// # Panics
     /// Where code and variables do not fit below [`layout::FLASH_END`]: the host checks the files.
     pub fn add_firmware(&mut self, config: FirmwareConfig, memory: &GuestMemory, vcpus: u32) {
-        let FirmwareConfig { code_bytes, variables, variables_bytes } = config;
+        let FirmwareConfig { code_bytes, code_checksum, variables, variables_bytes } = config;
         let flash = Flash::new(variables, variables_bytes);
         let bytes = variables_bytes as u64;
         let start = layout::FLASH_END.as_u64().checked_sub(code_bytes + bytes).expect("the flash fits below 4 GiB");
@@ -113,7 +127,8 @@ impl Board {
         let fw_cfg = firmware::describe(memory, &board, disks.into_iter()).expect("a board of constants is described");
         self.bridge = pci::host_bridge_for_firmware();
         let lpc = pci::lpc_bridge(layout::PM1_EVENT_PORT);
-        self.firmware = Some(Firmware { flash, window, is_mapped: true, fw_cfg, lpc });
+        let plan = plan::Firmware { code_bytes, code_checksum, variables_bytes: bytes };
+        self.firmware = Some(Firmware { plan, flash, window, is_mapped: true, fw_cfg, lpc });
     }
 
     /// The flash for variables and the offset into it, where it is at this address.

@@ -35,6 +35,7 @@ mod kind {
     pub const LAPIC: Kind = Kind { number: 9, name: "local APIC", version: 1 };
     pub const BALLOON: Kind = Kind { number: 11, name: "balloon", version: 1 };
     pub const EXTENDED: Kind = Kind { number: 10, name: "extended state of vCPU", version: 1 };
+    pub const FIRMWARE: Kind = Kind { number: 12, name: "firmware's devices", version: 1 };
 }
 
 /// Times that no machine gets to: sums of two do not overflow.
@@ -151,6 +152,9 @@ impl Machine {
             writer.unit(kind::CARD, index, &card.save());
         }
         writer.unit(kind::BALLOON, 0, &board.balloon.save());
+        if let Some(firmware) = &board.firmware {
+            writer.unit(kind::FIRMWARE, 0, &firmware.save());
+        }
         for (index, vcpu) in (0..).zip(vcpus) {
             writer.unit(kind::VCPU, index, &vcpu.thread);
             writer.unit(kind::LAPIC, index, &vcpu.lapic);
@@ -218,6 +222,11 @@ impl Machine {
             unit(reader, kind::CARD, index, |saved| card.restore(saved))?;
         }
         unit(reader, kind::BALLOON, 0, |saved| board.balloon.restore(saved, &self.memory))?;
+        if let Some(firmware) = &mut board.firmware {
+            // As after power-up it would be no machine that ever ran: its guest has read from it.
+            let saved = reader.must_take(kind::FIRMWARE, 0)?;
+            firmware.restore(&saved).map_err(|what| what.within(kind::FIRMWARE, 0))?;
+        }
         // Writes that were done and wait for their flush.
         for disk in board.disks.numbers() {
             if board.disks[disk].has_unflushed() {

@@ -10,6 +10,7 @@ mod cpuid;
 mod debug;
 mod driver;
 mod ends;
+mod firmware;
 mod hostile;
 mod hotplug;
 mod inputs;

@@ -135,9 +135,12 @@ impl Store {
         }
     }
 
-    /// The flash holds something else throughout.
-    pub fn note_all(&mut self) {
-        self.copies.iter_mut().for_each(|copy| copy.stale.fill(true));
+    /// The flash holds `flash` and not `kept`, which was read as the content; both are as long as it is.
+    pub fn note_differences(&mut self, kept: &[u8], flash: &[u8]) {
+        let blocks = kept.chunks(BLOCK_BYTES).zip(flash.chunks(BLOCK_BYTES));
+        for (at, (_, block)) in (0..).step_by(BLOCK_BYTES).zip(blocks).filter(|(_, (kept, flash))| kept != flash) {
+            self.note(at..at + block.len());
+        }
     }
 
     /// What to write so that the disk holds what the flash does; `None` where it does.

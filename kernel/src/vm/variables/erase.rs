@@ -6,6 +6,7 @@ use crate::vm::{Refusal, Start, Vm};
 use alloc::format;
 use alloc::sync::Arc;
 use block::Op;
+use shell::VmState;
 use state::variables::{BLOCK_BYTES, COPY_BYTES, STORE_BYTES};
 
 /// The order on its way.
@@ -34,6 +35,10 @@ impl Erase {
         }
         if vm.running().is_some() {
             return Err((format!("{name} is running"), format!("stop it first: vm stop {name}")));
+        }
+        if vm.state() == VmState::Saved {
+            let remedy = format!("let it go on by \"vm restore\", or give that up: vm delete {name}");
+            return Err((format!("{name} is saved, and its UEFI variables with it"), remedy));
         }
         let Some(place) = vm.place(host) else {
             return Err((format!("{name}'s UEFI variables are kept nowhere"), vm.no_place()));

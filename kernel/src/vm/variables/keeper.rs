@@ -3,6 +3,7 @@
 use super::Next;
 use crate::host::Host;
 use crate::slot::{Full, Slot, Staging, io_error};
+use crate::storage::Identity;
 use crate::vm::{Order, Refusal, Running};
 use alloc::format;
 use alloc::string::String;
@@ -29,6 +30,17 @@ pub struct Keeper {
     /// What the flash holds comes from elsewhere: the life was restored, or moved here.
     has_state: bool,
     step: Step,
+}
+
+/// What a keeper is called for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Task {
+    /// To write what the firmware wrote, soon after.
+    Follow,
+    /// To write all of it, at once: the guest stands still, and goes on from there here or elsewhere.
+    Finish,
+    /// The same, and nothing comes after it: the guest runs no more.
+    End,
 }
 
 /// What comes next. Each step begins when the transfer of the one before has ended.
@@ -68,8 +80,14 @@ impl Keeper {
         self.slot.name()
     }
 
+    /// Which partition that is, while it serves.
+    pub fn identity(&self, host: &Host) -> Option<Identity> {
+        (!matches!(self.step, Step::Over)).then(|| self.slot.identity(host))
+    }
+
     /// Whether nothing is under way on its partition.
-    pub fn is_idle(&self) -> bool {
+    pub fn is_idle(&mut self, host: &Host) -> bool {
+        while self.slot.ended(host).is_some() {}
         self.slot.is_idle()
     }
 
@@ -78,11 +96,13 @@ impl Keeper {
         self.slot.release(host);
     }
 
-    /// Goes on. `is_last`: the guest runs no more, so that nothing comes after this.
-    pub fn poll(&mut self, host: &'static Host, running: &Running, is_last: bool) -> Next {
-        while self.slot.ended(host).is_some() {}
+    /// Goes on.
+    pub fn poll(&mut self, host: &'static Host, running: &Running, task: Task) -> Next {
+        let is_at_once = task != Task::Follow;
+        // What came from elsewhere and went on here is written however short its life was.
+        let is_over = task == Task::End && !(self.has_state && running.has_begun());
         loop {
-            if !self.slot.is_idle() {
+            if !self.is_idle(host) {
                 return Next::Transfer;
             }
             if self.slot.has_failed() && !matches!(self.step, Step::Over) {
@@ -91,25 +111,24 @@ impl Keeper {
             let now_ns = host.clock.now_ns();
             let taken = match core::mem::replace(&mut self.step, Step::Over) {
                 Step::Over => return Next::Nothing,
-                Step::Wait | Step::Read if is_last => return Next::Nothing,
-                Step::Wait if !may_write(running) => {
-                    self.step = Step::Wait;
+                Step::Wait | Step::Read | Step::Take if is_over => return Next::Nothing,
+                step @ (Step::Wait | Step::Rest | Step::Settle(_)) if !is_at_once && !may_write(running) => {
+                    self.step = step;
                     return Next::Nothing;
                 }
                 Step::Wait => Ok(Step::Read),
-                Step::Read => self.read(host, running),
-                Step::Take if is_last => return Next::Nothing,
+                Step::Read => self.read(host, running, task),
                 Step::Take => Ok(self.take(running)),
-                Step::Rest if !self.has_work(running) || !(may_write(running) || is_last) => {
+                Step::Rest if !self.has_work(running) => {
                     self.step = Step::Rest;
                     return Next::Nothing;
                 }
-                Step::Rest => Ok(Step::Settle(if is_last { now_ns } else { now_ns + SETTLE_NS })),
-                Step::Settle(until_ns) if now_ns < until_ns && !is_last => {
+                Step::Rest => Ok(Step::Settle(now_ns + SETTLE_NS)),
+                Step::Settle(until_ns) if now_ns < until_ns && !is_at_once => {
                     self.step = Step::Settle(until_ns);
                     return Next::At(until_ns);
                 }
-                Step::Settle(_) => self.begin_write(running),
+                Step::Settle(_) => self.begin_write(running, task),
                 Step::Blocks(write) => self.write_blocks(host, write),
                 Step::Header(write) => self.write_header(host, write),
                 Step::Flush(write) => match self.slot.flush(host) {
@@ -128,10 +147,10 @@ impl Keeper {
         }
     }
 
-    fn read(&mut self, host: &Host, running: &Running) -> Result<Step, (Step, u64)> {
+    fn read(&mut self, host: &Host, running: &Running, task: Task) -> Result<Step, (Step, u64)> {
         let staging = match Staging::new(&self.slot, STORE_BYTES as u64) {
             Ok(staging) => staging,
-            Err(_) if self.has_state => return Err((Step::Read, MEMORY_NS)),
+            Err(_) if self.has_state => return self.without_memory(running, Step::Read, task),
             Err(refusal) => return Ok(refuse(running, refusal)),
         };
         let runs = staging.runs(STORE_BYTES as u64);
@@ -176,7 +195,12 @@ impl Keeper {
             None => {}
         }
         if self.has_state {
-            store.note_all();
+            // What was saved counts, and mostly is what is there.
+            if let Some(kept) = content
+                && let Some(flash) = running.machine.with_variables(|flash| flash.content(0..kept.len()))
+            {
+                store.note_differences(&kept, &flash);
+            }
         } else if let Some(content) = content {
             running.machine.with_variables(|flash| flash.load(&content));
         }
@@ -191,10 +215,21 @@ impl Keeper {
         is_behind || running.machine.with_variables(|flash| flash.has_written()) == Some(true)
     }
 
+    /// There is no memory to transfer from or to: a life that ends does not wait for some, which it may have itself.
+    fn without_memory(&self, running: &Running, step: Step, task: Task) -> Result<Step, (Step, u64)> {
+        if task != Task::End {
+            return Err((step, MEMORY_NS));
+        }
+        log::error!("{}: there is no memory to write the last of its UEFI variables", running.vm.name());
+        Ok(Step::Over)
+    }
+
     /// Takes what is to be written out of the flash.
-    fn begin_write(&mut self, running: &Running) -> Result<Step, (Step, u64)> {
+    fn begin_write(&mut self, running: &Running, task: Task) -> Result<Step, (Step, u64)> {
+        let Ok(staging) = Staging::new(&self.slot, COPY_BYTES as u64) else {
+            return self.without_memory(running, Step::Rest, task);
+        };
         let Some(store) = &mut self.store else { return Ok(Step::Over) };
-        let Ok(staging) = Staging::new(&self.slot, COPY_BYTES as u64) else { return Err((Step::Rest, MEMORY_NS)) };
         let taken = running.machine.with_variables(|flash| {
             while let Some(range) = flash.take_written() {
                 store.note(range);

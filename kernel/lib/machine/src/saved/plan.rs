@@ -30,6 +30,21 @@ pub struct Plan {
     /// Missing where there are none.
     #[n(5)]
     debug: Option<Ports>,
+    /// Missing where it has none of its own.
+    #[n(6)]
+    firmware: Option<Firmware>,
+}
+
+/// The firmware of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Firmware {
+    #[n(0)]
+    pub code_bytes: u64,
+    /// By which two firmwares' code is told apart.
+    #[n(1)]
+    pub code_checksum: u64,
+    #[n(2)]
+    pub variables_bytes: u64,
 }
 
 /// Its debug ports.
@@ -80,6 +95,8 @@ pub enum Unlike {
     Vendor(&'static str, &'static str),
     /// The processor lacks these features, which the guest was offered.
     Features(Vec<String>),
+    /// A firmware that one of them lacks, or another one.
+    Firmware,
     /// Debug ports that one of them lacks.
     DebugPorts,
     /// CPUID differs though the features are there.
@@ -105,6 +122,7 @@ impl Machine {
             nics: board.cards.iter().map(|card| card.plan()).collect(),
             profile: self.profile.save(),
             debug: (debug != DebugPorts::default()).then_some(Ports { exit: debug.exit, console: debug.console }),
+            firmware: board.firmware.as_ref().map(|firmware| firmware.plan),
         }
     }
 }
@@ -146,6 +164,7 @@ impl Plan {
         let check = |same, unlike| if same { Ok(()) } else { Err(unlike) };
         check(self.vcpus == here.vcpus, Unlike::Vcpus(self.vcpus, here.vcpus))?;
         check(self.memory_bytes == here.memory_bytes, Unlike::Memory(self.memory_bytes, here.memory_bytes))?;
+        check(self.firmware == here.firmware, Unlike::Firmware)?;
         let (saved, own) = (self.disks.len(), here.disks.len());
         check(saved == own, Unlike::DiskCount(saved, own))?;
         for (index, (saved, here)) in self.disks.iter().zip(&here.disks).enumerate() {
@@ -185,6 +204,7 @@ impl fmt::Display for Unlike {
             Self::Nic(index, how) => write!(out, "network card {index} {how}"),
             Self::Vendor(saved, here) => write!(out, "it was saved on {saved}, and this is {here}"),
             Self::Features(missing) => write!(out, "this processor lacks {}", listed(missing)),
+            Self::Firmware => write!(out, "its firmware is another than this VM's"),
             Self::DebugPorts => write!(out, "its debug ports are others than this VM's"),
             Self::Profile => write!(out, "its CPUID is another than this VM's"),
             Self::TscRate { saved_khz, here_khz } => write!(

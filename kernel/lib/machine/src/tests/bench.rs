@@ -35,6 +35,8 @@ pub struct TestHost {
     /// Whether there is memory for what a guest touches, and for what it touched.
     pub has_memory: bool,
     pub backed: Vec<Gpa>,
+    /// How many pages were shown, or hidden, at a time.
+    pub shown: Vec<(usize, bool)>,
     /// The most that one flush had: console bytes, transfers, runs, frames.
     pub flush_max: [usize; 4],
 }
@@ -43,9 +45,23 @@ impl TestHost {
     /// A host that was told nothing. `time` is in nanoseconds.
     pub fn new(time: Arc<AtomicU64>) -> Self {
         let (kicks, armed, console, transfers, frames) = (vec![], vec![], vec![], vec![], vec![]);
-        let (given_up, has_memory, backed) = (0, false, vec![]);
+        let (given_up, has_memory, backed, shown) = (0, false, vec![], vec![]);
         let (ways, steal_ns, flush_max) = (vec![], 0, [0; 4]);
-        Self { time, kicks, ways, steal_ns, armed, console, transfers, frames, given_up, has_memory, backed, flush_max }
+        Self {
+            time,
+            kicks,
+            ways,
+            steal_ns,
+            armed,
+            console,
+            transfers,
+            frames,
+            given_up,
+            has_memory,
+            backed,
+            shown,
+            flush_max,
+        }
     }
 }
 
@@ -70,6 +86,10 @@ impl Host for TestHost {
     fn back(&mut self, gpa: Gpa) -> bool {
         self.backed.push(gpa);
         self.has_memory
+    }
+
+    fn show_pages(&mut self, pages: &mut dyn Iterator<Item = (Gpa, addr::Hpa)>, readable: bool) {
+        self.shown.push((pages.count(), readable));
     }
 
     fn steal_ns(&self) -> u64 {
@@ -175,18 +195,24 @@ impl Bench {
         nics: Vec<NicConfig>,
         debug: DebugPorts,
     ) -> Self {
-        let (time, shared) = (Arc::new(AtomicU64::new(1_000)), Arc::new(StdMutex::new(Shared::default())));
-        let machine = Arc::new(Machine::new(MachineConfig {
+        Self::of(MachineConfig {
             id: 1,
             vcpus: 1,
             memory: guest_memory(MEMORY_BYTES),
             profile: CpuProfile::new(host_leaf, 1, TSC_KHZ),
-            disks: disks.clone(),
-            nics: nics.clone(),
+            disks,
+            nics,
             debug,
             firmware: None,
             wall_unix_ns: WALL_UNIX_NS,
-        }));
+        })
+    }
+
+    /// Any machine with one vCPU.
+    pub fn of(config: MachineConfig) -> Self {
+        let (time, shared) = (Arc::new(AtomicU64::new(1_000)), Arc::new(StdMutex::new(Shared::default())));
+        let (disks, nics) = (config.disks.clone(), config.nics.clone());
+        let machine = Arc::new(Machine::new(config));
         let vcpu = MockVcpu::new(shared.clone());
         let host = TestHost::new(time.clone());
         let offset = host_tsc(1_000).wrapping_neg();

@@ -294,7 +294,7 @@ fn every_vcpu_keeps_what_it_does() {
 }
 
 /// With the checksum made right again.
-fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+pub(super) fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes.len() - 4;
     let checksum = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(&bytes[..end - 12]);
     bytes[end..].copy_from_slice(&checksum.to_le_bytes());

@@ -82,6 +82,24 @@ fn a_store_that_was_read_goes_on_where_it_was() {
     assert_eq!(disk.read().unwrap().content.as_ref(), Some(&disk.flash));
 }
 
+#[test]
+fn what_was_saved_is_written_where_it_differs() {
+    let mut disk = Disk::new();
+    let mut store = disk.read().unwrap().store;
+    for byte in [1, 2] {
+        disk.change(&mut store, 0, byte);
+        disk.write(&mut store);
+    }
+    let Found { mut store, content, .. } = disk.read().unwrap();
+    store.note_differences(&content.unwrap(), &disk.flash);
+    assert!(store.next().is_none(), "it is what is there");
+    disk.flash[3 * BLOCK_BYTES + 1] ^= 1;
+    let Found { mut store, content, .. } = disk.read().unwrap();
+    store.note_differences(&content.unwrap(), &disk.flash);
+    disk.write(&mut store);
+    assert_eq!(disk.read().unwrap().content.as_ref(), Some(&disk.flash));
+}
+
 /// The power fails after each number of sectors, blocks first or header first: what was there, or what was to be.
 #[test]
 fn a_write_cut_short_costs_that_write_alone() {

@@ -1,0 +1,50 @@
+//! The saved form of fw_cfg: its items too, which another version of the host might make differently while a firmware is
+//! reading them.
+
+use super::FwCfg;
+use alloc::vec::Vec;
+use minicbor::{Decode, Encode};
+use state::Invalid;
+
+/// The items and how far the guest has read. A machine at rest has no transfer that waits.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Saved {
+    /// In the order of their numbers.
+    #[n(0)]
+    items: Vec<Item>,
+    #[n(1)]
+    selected: u16,
+    #[n(2)]
+    offset: u32,
+    #[n(3)]
+    dma_high: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+struct Item {
+    #[n(0)]
+    number: u16,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    content: Vec<u8>,
+}
+
+impl FwCfg {
+    /// What restores it.
+    pub fn save(&self) -> Saved {
+        let Self { items, selected, offset, dma_high, pending: _ } = self;
+        let items = items.iter().map(|(number, content)| Item { number: *number, content: content.clone() }).collect();
+        Saved { items, selected: *selected, offset: *offset, dma_high: *dma_high }
+    }
+
+    /// A device that goes on where the saved one was.
+    ///
+    /// # Errors
+    /// Where no device can have been there.
+    pub fn restore(saved: &Saved) -> Result<Self, Invalid> {
+        let Saved { items, selected, offset, dma_high } = saved;
+        let each_once = items.is_sorted_by(|one, next| one.number < next.number);
+        Invalid::unless(each_once, "the items of fw_cfg")?;
+        let items = items.iter().map(|item| (item.number, item.content.clone())).collect();
+        Ok(Self { items, selected: *selected, offset: *offset, dma_high: *dma_high, pending: None })
+    }
+}
