@@ -127,10 +127,10 @@ impl Artifacts {
     ///
     /// # Errors
     /// As [`Artifacts::boot_bochs`].
-    pub fn boot_bochs_keeping(&self, name: &str, model: Model, disk: &Path) -> Result<Host> {
+    pub fn boot_bochs_keeping(&self, name: &str, model: Model, cpus: u32, disk: &Path) -> Result<Host> {
         let image = self.test_image.clone();
         let disk = Some(disk.to_path_buf());
-        self.boot_pc(&Pc { name: name.to_owned(), model, cpus: 1, image, disk, keeps_disk: true })
+        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: true })
     }
 
     fn boot_pc(&self, pc: &Pc) -> Result<Host> {

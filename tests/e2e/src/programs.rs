@@ -112,6 +112,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_guests", bochs::vmx_guests),
     full("bochs_svm_guests", bochs::svm_guests),
     full("bochs_vmx_smp", bochs::vmx_smp),
+    full("bochs_vmx_saved", bochs::vmx_saved),
     full("bochs_vmx_writes", bochs::vmx_writes),
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),

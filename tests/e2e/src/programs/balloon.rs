@@ -12,7 +12,8 @@ use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, TINY_PASSWORD};
 
 /// For a guest to give memory up: it reports free pages bit by bit, some seconds apart.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(180);
-const MIB: u64 = 1 << 20;
+/// Bytes of a mebibyte.
+pub const MIB: u64 = 1 << 20;
 /// Writes so much into a file and says its checksum, which is known.
 const FILL: &str = "dd if=/dev/zero of=/fill bs=1M count=150 2>/dev/null; md5sum /fill | cut -c1-32";
 const SUM_OF_FILL: &str = "3d3be108b6b902c41404da7adff4a8da";
@@ -92,7 +93,7 @@ fn wait_kept(host: &mut Host, bytes: u64) -> Result<()> {
 
 /// Runs a command in the guest's shell and gives what it printed, a word. The console shows first what it printed before:
 /// each `number` is used once.
-fn run(host: &mut Host, number: u32, command: &str) -> Result<String> {
+pub fn run(host: &mut Host, number: u32, command: &str) -> Result<String> {
     let mut console = host.attach("t")?;
     console.send(&format!("printf '<%s:%s>\\n' \"$({command})\" {number}\r"))?;
     let output = console.expect(&format!(":{number}>"), GUEST_BOOT_LIMIT)?;
@@ -101,7 +102,7 @@ fn run(host: &mut Host, number: u32, command: &str) -> Result<String> {
 }
 
 /// Waits until the guest has more than `above` bytes of the host's memory and at most `most`.
-fn wait_held(host: &mut Host, above: u64, most: u64) -> Result<()> {
+pub fn wait_held(host: &mut Host, above: u64, most: u64) -> Result<()> {
     wait(host, |vm| vm["held_bytes"].as_u64().is_some_and(|held| held > above && held <= most))
 }
 

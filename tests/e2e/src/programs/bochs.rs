@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{guests, host, tiny};
-use crate::{Artifacts, COMMAND_LIMIT, Host, Model, SCRATCH_DISK};
+use super::balloon::{self, MIB};
+use super::{guests, host, saved, tiny};
+use crate::{Artifacts, COMMAND_LIMIT, Host, LINUX, Model, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD};
 
 /// What a guest writes again and again, in a fraction of a second, to have its writes found.
 const WRITTEN_MIB: u32 = 2;
@@ -70,6 +71,38 @@ pub fn vmx_smp(artifacts: &Artifacts) -> Result<()> {
     for guest in ["smp", "ipis"] {
         guests::run(&mut host, guest, "", "--vcpus 2").with_context(|| format!("test guest `{guest}`"))?;
     }
+    host.power_off()
+}
+
+/// VT-x: a Linux guest of two vCPUs gives memory back, and is saved and goes on, here and on the host after it restarted.
+pub fn vmx_saved(artifacts: &Artifacts) -> Result<()> {
+    const OPTIONS: &str = "--memory 256M --vcpus 2";
+    const SUM: &str = "md5sum /kept | cut -c1-32";
+    let disk = saved::make_disk(&artifacts.logs, "bochs_vmx_saved")?;
+    let boot = || artifacts.boot_bochs_keeping("bochs_vmx_saved", Model::Intel, 2, &disk);
+    let mut host = boot()?;
+    tiny::create(&mut host, "t", "shell=yes", OPTIONS)?;
+    let mut console = host.attach("t")?;
+    console.login("root", TINY_PASSWORD)?;
+    console.leave()?;
+    let sum = balloon::run(&mut host, 1, &format!("head -c 4000000 /dev/urandom > /kept; {SUM}"))?;
+    host.ask("vm balloon t 128M")?;
+    balloon::wait_held(&mut host, 0, 140 * MIB).context("memory in the balloon")?;
+
+    host.ask("vm save t --to slot")?;
+    host.ask("vm restore t --from slot")?;
+    ensure!(balloon::run(&mut host, 2, SUM)? == sum, "the guest's memory changed");
+    host.ask("vm save t --to slot")?;
+    host.power_off()?;
+    let mut host = boot()?;
+    let words = "--cmdline \"console=ttyS0 quiet shell=yes\"";
+    host.ask(&format!("vm create t --kernel {LINUX} --initrd {TINY_INITRD} {words} {OPTIONS}"))?;
+    host.ask("vm restore t --from slot")?;
+    host.ask("vm balloon t 256M")?;
+    let count = "grep -c ^processor /proc/cpuinfo";
+    ensure!(balloon::run(&mut host, 3, count)? == "2", "it has not both its processors");
+    ensure!(balloon::run(&mut host, 4, SUM)? == sum, "the guest's memory changed when the host restarted");
+    tiny::power_off(&mut host, "t")?;
     host.power_off()
 }
 

@@ -59,7 +59,7 @@ pub fn other_vendor(artifacts: &Artifacts) -> Result<()> {
     };
     let amd = artifacts.boot(&launch("other_vendor_amd")?)?;
     save_spinning(amd, "amd", "slot").context("on AMD-V")?;
-    let mut intel = artifacts.boot_bochs_keeping("other_vendor_intel", Model::Intel, &disk)?;
+    let mut intel = artifacts.boot_bochs_keeping("other_vendor_intel", Model::Intel, 1, &disk)?;
     refuse_vendor(&mut intel, "amd", "slot", "it was saved on AMD (SVM), and this is Intel (VT-x)")?;
     save_spinning(intel, "intel", "other").context("on VT-x")?;
     let mut amd = artifacts.boot(&launch("other_vendor_back")?)?;

@@ -76,6 +76,13 @@ pub fn log_in_and_shut_down(host: &mut Host, vm: &str) -> Result<()> {
     ensure!(console.run("id -un")? == "root", "another user was logged in");
     ensure!(console.run("uname -sm")? == "Linux x86_64", "another kernel answers");
     console.run("test -d /proc/1 && test -c /dev/console")?;
+    console.leave()?;
+    power_off(host, vm)
+}
+
+/// Has a guest with a shell at its console switch itself off.
+pub fn power_off(host: &mut Host, vm: &str) -> Result<()> {
+    let mut console = host.attach(vm)?;
     console.send("poweroff -f\r")?;
     console.expect("Power down", GUEST_BOOT_LIMIT)?;
     console.leave()?;
