@@ -41,7 +41,7 @@ struct Bench {
     run: fn(&Rig, System) -> Result<Figures>,
 }
 
-const BENCHES: [Bench; 17] = [
+const BENCHES: [Bench; 18] = [
     Bench { name: "boot", run: |rig, system| rig.linux(system, "boot", 1) },
     Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false, 1) },
     Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true, 1) },
@@ -56,6 +56,7 @@ const BENCHES: [Bench; 17] = [
     Bench { name: "ahci", run: |rig, system| rig.controller(system, DiskBus::Ahci) },
     Bench { name: "ata", run: |rig, system| rig.controller(system, DiskBus::Ata) },
     Bench { name: "migrate", run: migrate::run },
+    Bench { name: "migrate-cost", run: migrate::cost },
     Bench { name: "e1000", run: |rig, system| rig.card(system, NicModel::E1000) },
     Bench { name: "e1000e", run: |rig, system| rig.card(system, NicModel::E1000e) },
     Bench { name: "igb", run: |rig, system| rig.card(system, NicModel::Igb) },
@@ -143,7 +144,7 @@ fn median(values: &[f64]) -> Option<f64> {
 /// The unit of a figure: its name ends in it, and the bare guests count cycles of the time stamp counter, which are
 /// instructions where virtual time counts them.
 fn unit(bench: &str, figure: &str) -> &'static str {
-    const UNITS: [(&str, &str); 10] = [
+    const UNITS: [(&str, &str); 12] = [
         ("_per_s", "1/s"),
         ("_percent", "%"),
         ("_per_page", "cycles/page"),
@@ -151,6 +152,8 @@ fn unit(bench: &str, figure: &str) -> &'static str {
         ("_MBps", "MB/s"),
         ("_iops", "IOPS"),
         ("_us", "us"),
+        ("_rounds", "rounds"),
+        ("_pages_of_a_look", "pages"),
         ("_ms", "ms"),
         ("_MiB", "MiB"),
         ("_s", "s"),

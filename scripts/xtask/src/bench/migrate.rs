@@ -28,6 +28,8 @@ const LOADS: [u32; 3] = [0, 10, 100];
 /// The guest's memory, and its host's.
 const GUEST_MIB: u32 = 256;
 const HOST_MIB: u32 = 1024;
+/// The guest's memory where a move's growth with it is measured.
+const SIZES_MIB: [u32; 3] = [256, 512, 1024];
 /// For a guest to be moved, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(150);
 /// How long the guest works before it moves, and how long its ticks are watched afterwards.
@@ -54,6 +56,61 @@ pub fn run(rig: &Rig, system: System) -> Result<Figures> {
     Ok(figures)
 }
 
+/// What a move costs under Pollux: how much less its guest gets done, and how it grows from 256 MiB to 1 GiB.
+pub fn cost(rig: &Rig, system: System) -> Result<Figures> {
+    let mut figures = Figures::new();
+    if system != System::Pollux {
+        return Ok(figures);
+    }
+    slowdown(rig, &mut figures)?;
+    let mut hosts = pair(rig, &rig.artifacts.kernel32, "bench-migrate-size-pollux", SIZES_MIB[2] + HOST_MIB)?;
+    for size_mib in SIZES_MIB {
+        let vm = format!("size{size_mib}");
+        start(&mut hosts[0], &vm, "0", size_mib)?;
+        let (moved, _) = move_watched(rig, &mut hosts, &vm, "size-")?;
+        note(&moved, &vm, &mut figures)?;
+        end(&mut hosts[1], &vm)?;
+    }
+    Ok(figures)
+}
+
+/// How much less a guest gets done while its writes are tracked and its memory leaves slowly.
+fn slowdown(rig: &Rig, figures: &mut Figures) -> Result<()> {
+    let name = "bench-migrate-slowdown";
+    let [mut source, _target] = pair(rig, &rig.artifacts.kernel32, name, HOST_MIB)?;
+    start(&mut source, "busy", "busy", GUEST_MIB)?;
+    let watch = Watch::start(["a", "b"].map(|side| rig.artifacts.logs.join(format!("{name}-{side}.log"))));
+    let free = ticks_a_second(&mut source, &watch)?;
+    source.ask("vm migrate busy to b --bandwidth 4 --timeout 600")?;
+    let until = Instant::now() + LIMIT;
+    // The first look finds pages too large to count; from then on they are small.
+    while source.ask("migrate status")?[0]["looks"].as_u64().is_none_or(|looks| looks == 0) {
+        ensure!(Instant::now() < until, source.emulator().failure("nobody looks what the guest writes"));
+        thread::sleep(Duration::from_millis(100));
+    }
+    let tracked = ticks_a_second(&mut source, &watch)?;
+    let status = source.ask("migrate status")?[0].clone();
+    ensure!(status["phase"] == "copying", source.emulator().failure(&format!("it moved meanwhile: {status}")));
+    source.ask("migrate cancel busy")?;
+    figures.insert("tracked_slowdown_percent".into(), (1.0 - tracked / free) * 100.0);
+    Ok(())
+}
+
+/// How fast the guest called `busy` works, by its ticks.
+fn ticks_a_second(host: &mut Host, watch: &Watch) -> Result<f64> {
+    host.emulator().send("vm console busy\r")?;
+    // What the console has kept comes first.
+    thread::sleep(BEFORE / 3);
+    let (start, count) = (Instant::now(), watch.count());
+    thread::sleep(BEFORE * 2);
+    let (elapsed, count) = (start.elapsed(), watch.count() - count);
+    host.emulator().send("\u{1d}")?;
+    thread::sleep(BEFORE / 6);
+    host.emulator().skip();
+    ensure!(count > 0, host.emulator().failure("the guest does not tick"));
+    Ok(count as f64 / elapsed.as_secs_f64())
+}
+
 /// What the guest is called, and its figures.
 fn name_of(load: u32) -> String {
     if load == 0 { "idle".to_owned() } else { format!("load{load}") }
@@ -72,34 +129,55 @@ fn wired(launch: Launch, index: usize, port: u16) -> Launch {
 }
 
 fn under_pollux(rig: &Rig, kernel: &Path, prefix: &str, figures: &mut Figures) -> Result<()> {
-    let mut hosts = pair(rig, kernel, &format!("bench-migrate-{prefix}pollux"))?;
+    let mut hosts = pair(rig, kernel, &format!("bench-migrate-{prefix}pollux"), HOST_MIB)?;
     for load in LOADS {
         let vm = name_of(load);
-        hosts[0].ask(&format!(
-            "vm create {vm} --kernel linux --initrd {TINY_INITRD} --cmdline \"console=ttyS0 quiet dirty={load}\" --memory {GUEST_MIB}M --start"
-        ))?;
-        let mut console = hosts[0].attach(&vm)?;
-        console.expect("DIRTY ready", LIMIT)?;
-        thread::sleep(BEFORE);
-        console.leave()?;
+        start(&mut hosts[0], &vm, &load.to_string(), GUEST_MIB)?;
         let (moved, gap) = move_watched(rig, &mut hosts, &vm, prefix)?;
-        let mut figure = |name: &str, field: &str, divisor: f64| -> Result<()> {
-            let value = moved[field].as_f64().with_context(|| format!("{moved} has no {field}"))?;
-            figures.insert(format!("{prefix}{vm}_{name}"), value / divisor);
-            Ok(())
-        };
-        figure("total_ms", "total_ns", 1e6)?;
-        figure("source_downtime_ms", "downtime_ns", 1e6)?;
-        figure("sent_MiB", "bytes", 1_048_576.0)?;
-        figures.insert(format!("{prefix}{vm}_longest_gap_ms"), gap.as_secs_f64() * 1e3);
-        eprintln!("        {moved}");
-        hosts[1].ask(&format!("vm kill {vm}"))?;
-        hosts[1].ask(&format!("vm delete {vm}"))?;
+        let figure = format!("{prefix}{vm}");
+        note(&moved, &figure, figures)?;
+        figures.insert(format!("{figure}_longest_gap_ms"), gap.as_secs_f64() * 1e3);
+        end(&mut hosts[1], &vm)?;
     }
     Ok(())
 }
 
-fn pair(rig: &Rig, kernel: &Path, name: &str) -> Result<[Host; 2]> {
+/// Starts a guest that writes so much, and lets it work for a while.
+fn start(host: &mut Host, vm: &str, load: &str, memory_mib: u32) -> Result<()> {
+    host.ask(&format!(
+        "vm create {vm} --kernel linux --initrd {TINY_INITRD} --cmdline \"console=ttyS0 quiet dirty={load}\" --memory {memory_mib}M --start"
+    ))?;
+    let mut console = host.attach(vm)?;
+    console.expect("DIRTY ready", LIMIT)?;
+    thread::sleep(BEFORE);
+    console.leave()
+}
+
+fn end(host: &mut Host, vm: &str) -> Result<()> {
+    host.ask(&format!("vm kill {vm}"))?;
+    host.ask(&format!("vm delete {vm}")).map(drop)
+}
+
+/// Takes the figures out of what the source says of a move.
+fn note(moved: &Value, name: &str, figures: &mut Figures) -> Result<()> {
+    let value = |field: &str| moved[field].as_f64().with_context(|| format!("{moved} has no {field}"));
+    let looks = value("looks")?.max(1.0);
+    for (figure, value) in [
+        ("total_ms", value("total_ns")? / 1e6),
+        ("source_downtime_ms", value("downtime_ns")? / 1e6),
+        ("sent_MiB", value("bytes")? / 1_048_576.0),
+        ("rounds", value("round")?),
+        ("look_us", value("looking_ns")? / looks / 1e3),
+        ("pages_of_a_look", value("looked_pages")? / looks),
+        ("last_page_us", value("page_ns")? / 1e3),
+    ] {
+        figures.insert(format!("{name}_{figure}"), value);
+    }
+    eprintln!("        {moved}");
+    Ok(())
+}
+
+fn pair(rig: &Rig, kernel: &Path, name: &str, memory_mib: u32) -> Result<[Host; 2]> {
     let port = free_port()?;
     let boot = |index: usize| -> Result<Host> {
         let side = ["a", "b"][index];
@@ -112,7 +190,7 @@ fn pair(rig: &Rig, kernel: &Path, name: &str) -> Result<[Host; 2]> {
             (rig.artifacts.tiny_initrd.clone(), TINY_INITRD.to_owned()),
             (configuration, "pollux.toml".to_owned()),
         ];
-        let launch = Launch::new(&format!("{name}-{side}")).accel(Accel::Tcg).memory_mib(HOST_MIB);
+        let launch = Launch::new(&format!("{name}-{side}")).accel(Accel::Tcg).memory_mib(memory_mib);
         rig.artifacts.boot(&wired(launch.multiboot(kernel, "", &modules)?, index, port))
     };
     let mut hosts = [boot(0)?, boot(1)?];
@@ -215,14 +293,18 @@ impl Watch {
             while !ends.load(Ordering::Relaxed) {
                 for file in &mut files {
                     let count = file.read(&mut bytes).unwrap_or(0);
-                    if bytes[..count].contains(&b'~') {
-                        noted.lock().expect("nobody panics with it").push(Instant::now());
-                    }
+                    let (count, now) = (bytes[..count].iter().filter(|&&byte| byte == b'~').count(), Instant::now());
+                    noted.lock().expect("nobody panics with it").extend(std::iter::repeat_n(now, count));
                 }
                 thread::sleep(Duration::from_millis(1));
             }
         });
         Self { ticks, is_over, thread: Some(thread) }
+    }
+
+    /// How many there have been.
+    fn count(&self) -> usize {
+        self.ticks.lock().expect("nobody panics with it").len()
     }
 
     /// The longest time between two ticks that begins after `start`.
