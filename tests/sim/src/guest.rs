@@ -242,6 +242,10 @@ impl Vcpu for Processor {
         true
     }
 
+    fn pkru(&self) -> u32 {
+        0
+    }
+
     fn set_xcr0(&mut self, value: u64) {
         self.state.xcr0 = value;
     }

@@ -20,6 +20,8 @@ const AREA_BYTES: usize = 2816;
 const LEGACY_BYTES: usize = 512;
 const HEADER_BYTES: usize = 64;
 const MXCSR: usize = 24;
+/// The component that is PKRU.
+const PKRU: usize = 9;
 /// The bits of MXCSR that every processor with virtualisation has.
 const MXCSR_BITS: u32 = 0xffff;
 
@@ -64,6 +66,14 @@ impl Area {
         unsafe { asm!("xsave64 [{}]", in(reg) self, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack)) }
     }
 
+    /// PKRU as it is here, not in the processor; zero where there is none.
+    pub fn pkru(&self) -> u32 {
+        let present = self.0[LEGACY_BYTES + PKRU / 8] & 1 << (PKRU % 8) != 0;
+        let at = cpuid(0xd, PKRU as u32).ebx as usize;
+        let bytes = self.0.get(at..).and_then(<[u8]>::first_chunk).filter(|_| present);
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+
     /// Puts the state into the processor, and sets the guest's XCR0.
     pub fn restore(&self, xcr0: u64) {
         set_xcr0(components());
@@ -71,6 +81,16 @@ impl Area {
         unsafe { asm!("xrstor64 [{}]", in(reg) self, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack)) }
         set_xcr0(xcr0);
     }
+}
+
+/// PKRU as it is in the processor, whose XCR0 is `xcr0`; zero where there is none. RDPKRU would need the host's CR4.PKE.
+pub fn pkru(xcr0: u64) -> u32 {
+    let mut area = Area([0; AREA_BYTES]);
+    set_xcr0(components());
+    // SAFETY: as in `save`; of the one component that is asked for.
+    unsafe { asm!("xsave64 [{}]", in(reg) &mut area, in("eax") 1 << PKRU, in("edx") 0, options(nostack)) }
+    set_xcr0(xcr0);
+    area.pkru()
 }
 
 /// Lets this processor run the XSAVE instructions.

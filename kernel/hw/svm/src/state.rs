@@ -269,6 +269,10 @@ impl Vcpu for Svm {
         is_allowed
     }
 
+    fn pkru(&self) -> u32 {
+        if self.fpu_loaded { fpu::pkru(self.xcr0) } else { self.fpu.pkru() }
+    }
+
     fn set_xcr0(&mut self, value: u64) {
         self.xcr0 = value;
         if self.fpu_loaded {

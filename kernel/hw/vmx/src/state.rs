@@ -209,6 +209,10 @@ impl Vcpu for Vmx {
         self.change_cr4(value).is_ok()
     }
 
+    fn pkru(&self) -> u32 {
+        if self.loaded { fpu::pkru(self.xcr0) } else { self.fpu.pkru() }
+    }
+
     fn set_xcr0(&mut self, value: u64) {
         self.xcr0 = value;
         if self.loaded {

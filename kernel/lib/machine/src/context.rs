@@ -80,6 +80,10 @@ impl Context for Cpu<'_> {
         self.vcpu.paging()
     }
 
+    fn pkru(&self) -> u32 {
+        self.vcpu.pkru()
+    }
+
     fn physical_address_bits(&self) -> u32 {
         self.machine.profile.physical_address_bits()
     }

@@ -108,14 +108,16 @@ const FEATURES_7_EBX: u32 = 1 << 0
     | 1 << 29
     | 1 << 30
     | 1 << 31;
-/// Leaf 7 ECX: VBMI, UMIP, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID.
+/// Leaf 7 ECX: VBMI, UMIP, PKU, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID.
 const FEATURES_7_ECX: u32 =
-    1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+    1 << 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+/// Leaf 7 ECX: CR4.PKE is set.
+const OSPKE: u32 = 1 << 4;
 /// Leaf 7 EDX: fast short REP MOV.
 const FEATURES_7_EDX: u32 = 1 << 4;
 
-/// Components of XCR0: x87, SSE, AVX, and the three of AVX-512.
-const XCR0_COMPONENTS: u32 = 0xe7;
+/// Components of XCR0: x87, SSE, AVX, the three of AVX-512, and PKRU.
+const XCR0_COMPONENTS: u32 = 0x2e7;
 /// Leaf 0Dh, subleaf 1: XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES: there is no IA32_XSS.
 const XSAVE_INSTRUCTIONS: u32 = 0x7;
 /// Bytes of the legacy area and the header.
@@ -207,6 +209,7 @@ impl CpuProfile {
             1 => self.leaf_1(id, paging),
             4 => self.caches.get(subleaf as usize).copied().unwrap_or_default(),
             7 if subleaf != 0 => Leaf::default(),
+            7 => self.leaf_7(paging),
             0xb => self.topology(subleaf, id),
             0xd if subleaf == 0 => Leaf { ebx: self.xsave_bytes(xcr0), ..self.xsave[0] },
             0xd if subleaf == 1 => Leaf { ebx: self.xsave_compacted_bytes(xcr0), ..self.xsave[1] },
@@ -298,6 +301,11 @@ impl CpuProfile {
         Leaf { ebx: leaf.ebx & 0xff00 | self.vcpus.min(0xff) << 16 | id << 24, ecx: leaf.ecx | osxsave, ..leaf }
     }
 
+    fn leaf_7(&self, paging: &Paging) -> Leaf {
+        let leaf = self.basic[7];
+        Leaf { ecx: leaf.ecx | if paging.cr4 & cr4::PKE != 0 { OSPKE } else { 0 }, ..leaf }
+    }
+
     /// Leaf 0Bh: no threads, and every vCPU a core of one package.
     fn topology(&self, subleaf: u32, id: u32) -> Leaf {
         match subleaf {
@@ -357,7 +365,7 @@ fn xsave_leaf(host: &impl Fn(u32, u32) -> Leaf, index: u32) -> Leaf {
             Leaf { eax, ebx: 0, ecx: ends.max().unwrap_or(0).max(XSAVE_BASE_BYTES), edx: 0 }
         }
         1 => Leaf { eax: host(0xd, 1).eax & XSAVE_INSTRUCTIONS, ..Leaf::default() },
-        _ if XCR0_COMPONENTS & 1 << index != 0 => host(0xd, index),
+        _ if host(0xd, 0).eax & XCR0_COMPONENTS & 1 << index != 0 => host(0xd, index),
         _ => Leaf::default(),
     }
 }

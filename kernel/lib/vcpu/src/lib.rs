@@ -129,6 +129,9 @@ pub trait Vcpu: Send {
     /// Carries out a MOV to CR4 but for RIP; false where it raises #GP(0), and nothing changed.
     fn write_cr4(&mut self, value: u64) -> bool;
 
+    /// PKRU: what the guest's protection keys deny.
+    fn pkru(&self) -> u32;
+
     /// Sets XCR0, already checked against what the guest was offered.
     fn set_xcr0(&mut self, value: u64);
 

@@ -37,6 +37,9 @@ impl Ending {
 /// runs this guest on both vendors' models.
 const ABORTS_QEMU: &str = "cr8";
 
+/// A processor with protection keys, too.
+const WITH_KEYS: &str = "EPYC,+svm,+npt,+x2apic,+pku";
+
 /// Where bare guests run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Where {
@@ -111,7 +114,7 @@ pub fn vectors(artifacts: &Artifacts) -> Result<()> {
 pub fn all(artifacts: &Artifacts) -> Result<()> {
     let modules: Vec<(&Path, &str)> =
         artifacts.guests.iter().map(|(name, path)| (path.as_path(), name.as_str())).collect();
-    let mut host = artifacts.boot(&artifacts.fast_with("bare_guests", &modules)?)?;
+    let mut host = artifacts.boot(&artifacts.fast_with("bare_guests", &modules)?.cpu(WITH_KEYS))?;
     all_on(&mut host, artifacts, Where::Qemu)?;
     host.power_off()
 }

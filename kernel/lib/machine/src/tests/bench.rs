@@ -137,8 +137,9 @@ pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
         (0, _) => vendor(0x20, b"AuthenticAMD"),
         (0x8000_0000, _) => vendor(0x8000_001e, b"AuthenticAMD"),
         (0x8000_0008, _) => Leaf { eax: 0x3030_3028, ..all },
-        (7, _) => Leaf { ebx: !(1 << 1), ..all },
-        (0xd, 0) => Leaf { eax: 0x2e7, ebx: 0, ecx: 0, edx: u32::MAX },
+        // No protection keys, which the first version did not offer.
+        (7, _) => Leaf { ebx: !(1 << 1), ecx: !(1 << 3), ..all },
+        (0xd, 0) => Leaf { eax: 0xe7, ebx: 0, ecx: 0, edx: u32::MAX },
         (0xd, 1) => all,
         (0xd, 2) => component(256, 576, 0),
         // The standard form has a hole before these; the compacted one aligns the last.

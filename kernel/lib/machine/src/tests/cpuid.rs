@@ -149,8 +149,35 @@ fn xsave_sizes_follow_xcr0() {
         assert_eq!(bench.cpuid(0xd, 1).ebx, compacted, "XCR0 {xcr0:#x}, compacted");
     }
     assert_eq!(bench.cpuid(0xd, 7), amd(0xd, 7));
-    assert_eq!(bench.cpuid(0xd, 9), Leaf::default(), "protection keys are not offered");
+    assert_eq!(bench.cpuid(0xd, 9), Leaf::default(), "protection keys, which this host has not");
     assert_eq!(bench.cpuid(0xd, 1000), Leaf::default());
+}
+
+fn with_keys(leaf: u32, subleaf: u32) -> Leaf {
+    let there = amd(leaf, subleaf);
+    match (leaf, subleaf) {
+        (7, 0) => Leaf { ecx: there.ecx | 1 << 3, ..there },
+        (0xd, 0) => Leaf { eax: there.eax | 1 << 9, ..there },
+        _ => there,
+    }
+}
+
+#[test]
+fn protection_keys_are_offered_with_their_state() {
+    let mut bench = Bench::on(with_keys, vec![], vec![]);
+    assert_eq!(bench.cpuid(7, 0).ecx & 0x18, 1 << 3, "PKU, and CR4.PKE is clear");
+    let zero = bench.cpuid(0xd, 0);
+    assert_eq!((zero.eax, zero.ecx), (0x2e7, 2696));
+    assert_eq!(bench.cpuid(0xd, 9), amd(0xd, 9));
+    bench.set_gpr(Gpr::Rcx, cr4::PKE | cr4::OSXSAVE);
+    bench.exit(Exit::Cr4Write { source: Some(Gpr::Rcx) });
+    assert_eq!(bench.cpuid(7, 0).ecx & 0x18, 0x18);
+    for (xcr0, standard, compacted) in [(0x203, 2696, 584), (0x2e7, 2696, 1408 + 1024 + 8)] {
+        bench.exit(Exit::SetXcr { index: 0, value: xcr0 });
+        assert_eq!(bench.taken(), []);
+        assert_eq!((bench.cpuid(0xd, 0).ebx, bench.cpuid(0xd, 1).ebx), (standard, compacted), "XCR0 {xcr0:#x}");
+    }
+    assert!(!CpuProfile::new(amd, 1, TSC_KHZ).allows_xcr0(0x203), "not where the host has none");
 }
 
 #[test]

@@ -234,6 +234,10 @@ impl Vcpu for MockVcpu {
         allowed
     }
 
+    fn pkru(&self) -> u32 {
+        0
+    }
+
     fn set_xcr0(&mut self, value: u64) {
         self.state.xcr0 = value;
     }
