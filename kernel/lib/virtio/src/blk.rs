@@ -182,6 +182,11 @@ impl Blk {
         self.in_flight.iter().filter(|slot| slot.busy).count()
     }
 
+    /// Where requests that were taken and not completed are to be answered.
+    pub fn statuses(&self) -> impl Iterator<Item = Gpa> + '_ {
+        self.in_flight.iter().filter(|slot| slot.busy).map(|slot| slot.status)
+    }
+
     fn config_image(&self) -> [u8; CONFIG_BYTES as usize] {
         let config = &self.config;
         let mut image = [0; CONFIG_BYTES as usize];

@@ -6,7 +6,7 @@ use crate::Pause;
 use addr::Gpa;
 use alloc::vec;
 use guestmem::PageSet;
-use vcpu::{Access, Exit, Gpr, PortAccess, PortDirection};
+use vcpu::{Access, Exit, Gpr, PortAccess, PortDirection, cr0, cr4, efer};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const CODE: u64 = 0x8000;
@@ -101,4 +101,48 @@ fn the_guest_waits_for_what_it_touches_and_registers() {
     let mut essential = PageSet::new(bench.machine.memory().pages_end()).unwrap();
     bench.machine.essential([&bench.thread].into_iter(), &mut essential);
     assert_eq!(essential.iter().collect::<alloc::vec::Vec<_>>(), [0x11]);
+}
+
+/// What a machine at rest cannot do without, but for its rings.
+fn essential(bench: &Bench) -> alloc::vec::Vec<u64> {
+    let mut pages = PageSet::new(bench.machine.memory().pages_end()).unwrap();
+    bench.machine.essential([&bench.thread].into_iter(), &mut pages);
+    pages.iter().collect()
+}
+
+#[test]
+fn a_processor_keeps_the_pointers_of_pae_paging_alone() {
+    let mut bench = Bench::new();
+    let paging = [
+        (cr0::PG, cr4::PAE, 0, vec![0x12]),
+        (0, cr4::PAE, 0, vec![]),
+        (cr0::PG, 0, 0, vec![]),
+        (cr0::PG, cr4::PAE, efer::LMA, vec![]),
+    ];
+    for (cr0, cr4, efer, pages) in paging {
+        bench.then(move |state| {
+            (state.cr0, state.cr3, state.cr4, state.efer) = (cr0 | 1, 0x1_2fe0, cr4, efer);
+            Exit::Pause
+        });
+        bench.run();
+        assert_eq!(essential(&bench), pages);
+    }
+}
+
+#[test]
+fn a_write_that_waits_for_its_flush_is_answered() {
+    const STATUS: u64 = BUFFERS + 0x8000;
+    let mut bench = Bench::with(vec![disk(1000)], vec![]);
+    bench.enable_x2apic();
+    let mut driver = Driver::new(&mut bench, 3, VERSION_1, &[256]);
+    bench.store(BUFFERS, 8, 1);
+    bench.store(BUFFERS + 8, 8, 0);
+    let before = essential(&bench);
+    driver.add(&bench, 0, &[(BUFFERS, 16, false), (DATA, 512, false), (STATUS, 1, true)]);
+    driver.kick(&mut bench, 0);
+    let (transfer, _) = bench.host.transfers.remove(0);
+    bench.machine.disk_done(0, transfer.id, virtio::blk::Outcome::Ok, &mut bench.host);
+    bench.machine.disks_settle(0, &mut bench.host);
+    let with_status: alloc::vec::Vec<_> = essential(&bench).into_iter().filter(|page| !before.contains(page)).collect();
+    assert_eq!(with_status, [STATUS / 4096]);
 }
