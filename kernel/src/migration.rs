@@ -317,7 +317,11 @@ impl Migrations {
                 self.incoming.push(Incoming::new(host, link, key, name, id, version, description));
             }
             Ok(Message::Commit { id } | Message::Abort { id, .. }) => match known(id) {
-                Some(index) => self.incoming[index].relink(link, message),
+                Some(index) => {
+                    if let Some(old) = self.incoming[index].relink(link, message) {
+                        self.dismiss(old, host.clock.now_ns());
+                    }
+                }
                 None => {
                     let mut bytes = Vec::new();
                     Message::Unknown { id }.encode(&mut bytes);

@@ -232,7 +232,7 @@ impl Vm {
         self.is_restoring.store(false, Ordering::Release);
     }
 
-    /// Notes that it runs on another host now.
+    /// Notes that it runs on another host now, or may: it is not started here again.
     pub fn set_moved(&self, to: &str) {
         self.moved_to.call_once(|| to.to_string());
     }
@@ -280,6 +280,11 @@ impl Vm {
     fn start_as(self: &Arc<Self>, host: &'static Host, origin: Origin) -> Result<Arc<Running>, Refusal> {
         if self.running().is_some() {
             return Err((format!("{} is running already", self.name()), "see \"vm list\"".into()));
+        }
+        if let Some(to) = self.moved_to() {
+            // It may run there, on the same disks.
+            let remedy = format!("look there; if it is lost: vm delete {}, and create it anew", self.name());
+            return Err((format!("{} was given to {to}", self.name()), remedy));
         }
         let mut disks = Vec::new();
         let running = claim_disks(host, &self.disks(), &mut disks).and_then(|()| {

@@ -45,6 +45,8 @@ pub struct Incoming {
     reason: Option<String>,
     /// Tables that no vCPU walks any more, soon.
     retired: Option<Retired>,
+    /// It says which pages are missing, and has come to this one.
+    telling: Option<u64>,
 }
 
 /// What has arrived, as far as it is not the target's to keep.
@@ -92,6 +94,7 @@ impl Incoming {
             ended_ns: None,
             reason: None,
             retired: None,
+            telling: None,
         };
         if let Err(reason) = this.prepare(host, version, description) {
             this.target.refuse(&reason);
@@ -113,9 +116,12 @@ impl Incoming {
             arrival::discard(host, &running);
             return Err("there is no memory to keep track of its pages".to_string());
         };
+        if self.target.prepared(pages).is_err() {
+            arrival::discard(host, &running);
+            return Err("there is no memory to keep track of its pages".to_string());
+        }
         log::info!("{} arrives from {}", self.vm, self.peer);
         self.received.running = Some(running);
-        self.target.prepared(pages);
         Ok(())
     }
 
@@ -141,23 +147,29 @@ impl Incoming {
 
     /// Gives it up here; says whether that can still be.
     pub fn cancel(&mut self) -> bool {
-        self.target.cancel("the operator of the other host cancelled it")
+        self.target.cancel("the operator cancelled it at its target")
     }
 
-    /// The source is back on another session, with `message`.
-    pub fn relink(&mut self, link: Link, message: &[u8]) {
-        if let Some(mut old) = self.link.replace(link) {
+    /// The source is back on another session, with `message`. Gives the session before, whose end is to be seen to.
+    #[must_use]
+    pub fn relink(&mut self, link: Link, message: &[u8]) -> Option<Link> {
+        let old = self.link.replace(link).map(|mut old| {
             old.close("there is another session");
             self.target.unlinked("there is another session");
+            old
+        });
+        self.telling = None;
+        if let Err(what) = self.received.hear(&mut self.target, message) {
+            self.hang_up(&what);
         }
-        self.hear_or_close(message);
+        old
     }
 
-    fn hear_or_close(&mut self, message: &[u8]) {
-        if let Err(what) = self.received.hear(&mut self.target, message)
-            && let Some(link) = &mut self.link
-        {
-            link.close(&what);
+    /// The source broke the protocol: its session ends, and where the VM runs here it waits for another.
+    fn hang_up(&mut self, what: &str) {
+        self.target.unlinked(what);
+        if let Some(link) = &mut self.link {
+            link.close(what);
         }
     }
 
@@ -217,7 +229,9 @@ impl Incoming {
             self.received.running = None;
             return;
         }
-        let Some(link) = self.link.as_mut().filter(|link| link.is_open()) else { return };
+        // Of a page that it was not told of the source would not know that it is wanted.
+        let is_told = self.tell();
+        let Some(link) = self.link.as_mut().filter(|link| is_told && link.is_open()) else { return };
         let mut runs = Vec::new();
         let memory = running.machine.memory();
         memory.take_wanted(|page| match memory.is_awaited(page) {
@@ -232,6 +246,22 @@ impl Incoming {
                 link.send(&bytes);
             }
         }
+    }
+
+    /// Goes on with saying which pages are missing, as far as there is room; says whether all is said.
+    fn tell(&mut self) -> bool {
+        let Self { link: Some(link), target, telling, .. } = self else { return false };
+        while let Some(from) = *telling {
+            if !link.has_room() {
+                return false;
+            }
+            *telling = pages::next_runs(target.missing_pages(), from, RUNS_MAX, |runs| {
+                let mut bytes = Vec::new();
+                Message::Missing { runs }.encode(&mut bytes);
+                link.send(&bytes);
+            });
+        }
+        true
     }
 
     fn receive(&mut self, host: &Host, management: &mut Management) {
@@ -250,10 +280,7 @@ impl Incoming {
         }
         if let Some(what) = breach {
             target.cancel(&what);
-            if let Some(link) = &mut self.link {
-                link.close(&what);
-            }
-            return;
+            return self.hang_up(&what);
         }
         if let Some(Event::Ended(end)) = event {
             target.unlinked(&end.to_string());
@@ -347,11 +374,8 @@ impl Incoming {
             Word::Running => Message::Running { id },
             Word::Complete => Message::Complete { id },
             Word::Missing => {
-                return pages::each_runs(self.target.missing_pages(), RUNS_MAX, |runs| {
-                    bytes.clear();
-                    Message::Missing { runs }.encode(&mut bytes);
-                    link.send(&bytes);
-                });
+                self.telling = Some(0);
+                return;
             }
             Word::Abort(reason) => Message::Abort { id, reason },
         };
@@ -426,6 +450,8 @@ impl Received {
         let breach = |Breach(what)| what.to_string();
         let own = target.id();
         match Message::parse(message).map_err(|malformed| malformed.to_string())? {
+            // Its machine ended meanwhile: that is said, and this was on its way before.
+            Message::Pages { .. } if target.is_complete() => Ok(()),
             Message::Pages { records } => {
                 self.bytes += records.len() as u64;
                 let running = self.running.as_deref().ok_or("it sends memory out of turn")?;

@@ -20,7 +20,7 @@ use guestmem::PageSet;
 use machine::End;
 use migrate::clock::Comparison;
 use migrate::pace::Pace;
-use migrate::pages::each_runs;
+use migrate::pages::next_runs;
 use migrate::source::{Effect, Outcome, Phase, Word};
 use migrate::wire::{Message, RUNS_MAX, STATE_BYTES_MAX, VERSION};
 use migrate::{Id, Settings, Source};
@@ -75,6 +75,8 @@ pub struct Outgoing {
     /// Tables that no vCPU walks any more, soon.
     retired: Option<Retired>,
     message: Vec<u8>,
+    /// It says which pages follow, and has come to this one: what else is to be done waits.
+    telling: Option<u64>,
 }
 
 /// The looks at what the guest wrote, together.
@@ -98,14 +100,12 @@ impl Outgoing {
         if !running.hold() {
             return Err((format!("{} is being saved", running.vm.name()), "wait for that".to_string()));
         }
-        Self::track(host, &running).inspect_err(|_| running.let_go()).map(|pages| {
-            let mut id = Id::default();
-            crate::cpu_loop::random(&mut id.0);
-            let now_ns = host.clock.now_ns();
+        let now_ns = host.clock.now_ns();
+        Self::track(host, &running, settings, now_ns).inspect_err(|_| running.let_go()).map(|source| {
             let console = running.vm.console.lock().replay();
             log::info!("{} leaves for {}", running.vm.name(), peer.name);
             Self {
-                source: Source::new(id, settings, pages, now_ns),
+                source,
                 pace: Pace::new(),
                 clocks: Comparison::default(),
                 console,
@@ -129,16 +129,21 @@ impl Outgoing {
                 room_at_ns: 0,
                 retired: None,
                 message: Vec::new(),
+                telling: None,
             }
         })
     }
 
-    /// Begins to note which pages change; gives all that there are.
-    fn track(host: &'static Host, running: &Arc<Running>) -> Result<PageSet, Refusal> {
-        let pages = running.machine.memory().all_pages().map_err(|_| tracking::no_room())?;
+    /// Begins to note which pages change of all that there are.
+    fn track(host: &'static Host, running: &Arc<Running>, settings: Settings, now_ns: u64) -> Result<Source, Refusal> {
+        let mut id = Id::default();
+        crate::cpu_loop::random(&mut id.0);
+        let pages = running.machine.memory().all_pages();
+        let source = pages.and_then(|pages| Source::new(id, settings, pages, now_ns));
+        let source = source.map_err(|_| tracking::no_room())?;
         tracking::start(host, running)?;
         running.set_moving(true);
-        Ok(pages)
+        Ok(source)
     }
 
     /// The VM's name.
@@ -148,7 +153,7 @@ impl Outgoing {
 
     /// Lets it stay; says whether it still can.
     pub fn cancel(&mut self) -> bool {
-        if self.source.phase() == Phase::Serving && self.link.is_none() {
+        if self.source.phase() == Phase::Serving && !self.link.as_ref().is_some_and(Link::is_open) {
             // The other host is gone for good, as far as the operator knows.
             self.source.torn();
             return true;
@@ -382,9 +387,34 @@ impl Outgoing {
     fn carry_out_all(&mut self, host: &'static Host) {
         // The offer is what comes first, and it waits for its session.
         let is_called = self.source.phase() != Phase::Offering || self.link.as_ref().is_some_and(Link::is_open);
-        while is_called && let Some(effect) = self.source.take_effect() {
+        while is_called
+            && self.tell()
+            && let Some(effect) = self.source.take_effect()
+        {
             self.carry_out(host, effect);
         }
+    }
+
+    /// Goes on with saying which pages follow, as far as there is room; says whether all is said.
+    fn tell(&mut self) -> bool {
+        let Self { source, link: Some(link), message, telling, .. } = self else {
+            self.telling = None;
+            return true;
+        };
+        while let Some(from) = *telling
+            && link.is_open()
+        {
+            if !link.has_room() {
+                return false;
+            }
+            *telling = next_runs(source.pages_to_send(), from, RUNS_MAX, |runs| {
+                message.clear();
+                Message::Missing { runs }.encode(message);
+                link.send(message);
+            });
+        }
+        *telling = None;
+        true
     }
 
     fn carry_out(&mut self, host: &'static Host, effect: Effect) {
@@ -424,12 +454,8 @@ impl Outgoing {
         let message = match word {
             Word::Offer => Message::Offer { id, version: VERSION, description: &description },
             Word::Missing => {
-                let Self { source, message, .. } = self;
-                return each_runs(source.pages_to_send(), RUNS_MAX, |runs| {
-                    message.clear();
-                    Message::Missing { runs }.encode(message);
-                    link.send(message);
-                });
+                self.telling = Some(0);
+                return;
             }
             Word::Finish => {
                 let left_behind = self.source.remaining();
@@ -527,19 +553,22 @@ impl Outgoing {
     fn end(&mut self, host: &'static Host, outcome: Outcome) {
         let now_ns = host.clock.now_ns();
         let running = &self.running;
+        if outcome.is_gone() {
+            running.vm.set_moved(&self.peer.name);
+        }
         match &outcome {
-            Outcome::Moved => {
-                running.vm.set_moved(&self.peer.name);
-                running.finish(host, CPU, Ending::Moved);
-            }
+            Outcome::Moved => running.finish(host, CPU, Ending::Moved),
             Outcome::Stayed(reason) => {
                 self.retired = Some(release(host, running));
                 log::warn!("{} stays here: {reason}", running.vm.name());
             }
             Outcome::Torn => {
-                let why =
-                    format!("it ran on {} with memory that was here when one of them lost its half", self.peer.name);
-                log::error!("{} is lost: {why}", running.vm.name());
+                let peer = &self.peer.name;
+                let why = format!("it ran on {peer} with memory that was here when one of them lost its half");
+                log::error!(
+                    "{} is lost, unless all of it had come: look on {peer} before you create it anew",
+                    self.name()
+                );
                 running.finish(host, CPU, Ending::Ended(End::Crash(why)));
             }
             Outcome::Lost => {

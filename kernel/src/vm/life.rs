@@ -266,7 +266,8 @@ impl Running {
         self.is_held.store(false, Ordering::Release);
     }
 
-    /// Whether it is saved or restored just now.
+    /// Whether somebody holds it: who saves, restores, moves or measures it, or changes its devices, or waits until its
+    /// memory is here.
     pub fn is_held(&self) -> bool {
         self.is_held.load(Ordering::Acquire)
     }

@@ -32,7 +32,7 @@ fn messages(mut data: &[u8]) {
     pages.insert(0, 64);
     let mut source = serving(pages.clone());
     let mut target = Target::new(Id::default());
-    target.prepared(pages);
+    target.prepared(pages).unwrap();
     let mut page = [0; PAGE];
     while let Some((length, rest)) = data.split_first_chunk::<2>() {
         let (bytes, rest) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
@@ -55,7 +55,7 @@ fn messages(mut data: &[u8]) {
 /// A source whose guest runs at the target without its memory.
 fn serving(pages: PageSet) -> Source {
     let settings = Settings { timeout_ns: 0, strategy: Strategy::Postcopy, ..Settings::default() };
-    let mut source = Source::new(Id::default(), settings, pages.clone(), 0);
+    let mut source = Source::new(Id::default(), settings, pages.clone(), 0).unwrap();
     source.accepted();
     source.tick(1);
     source.stopped(&PageSet::default());

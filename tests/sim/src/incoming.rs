@@ -19,6 +19,8 @@ pub struct Incoming {
     vm: Option<Vm>,
     asked_ns: Option<u64>,
     ahead_ns: i64,
+    /// It says which pages are missing, and has come to this one.
+    telling: Option<u64>,
     /// The guest stood here for want of its source.
     pub stood: bool,
 }
@@ -28,10 +30,13 @@ impl Incoming {
     pub fn new(id: Id, key: Key, link: usize, room: Option<Vm>) -> Self {
         let mut target = Target::new(id);
         match &room {
-            Some(vm) => target.prepared(vm.machine.memory().all_pages().expect("there is memory")),
+            Some(vm) => {
+                let pages = vm.machine.memory().all_pages().expect("there is memory");
+                target.prepared(pages).expect("there is memory");
+            }
             None => target.refuse("there is no room"),
         }
-        Self { target, key, link: Some(link), vm: room, asked_ns: None, ahead_ns: 0, stood: false }
+        Self { target, key, link: Some(link), vm: room, asked_ns: None, ahead_ns: 0, telling: None, stood: false }
     }
 
     /// Whether this is its stream.
@@ -62,7 +67,7 @@ impl Incoming {
             self.hang_up("there is another session", net, now_ns);
             self.target.unlinked("there is another session");
         }
-        self.link = Some(id);
+        (self.link, self.telling) = (Some(id), None);
         if let Err(what) = self.take(bytes, admitted) {
             self.hang_up(&what, net, now_ns);
         }
@@ -152,7 +157,8 @@ impl Incoming {
                 Effect::Discard(_) => self.vm = None,
             }
         }
-        if let (Some(vm), Some(link), true) = (&admitted, self.link, self.needs_source()) {
+        let is_told = self.tell(net);
+        if let (Some(vm), Some(link), true) = (&admitted, self.link, is_told && self.needs_source()) {
             vm.machine.memory().take_wanted(|page| {
                 let run = pages::run(page, 1);
                 net.say(link, 1, &Message::Want { runs: Runs::new(&run).expect("it is one") });
@@ -161,6 +167,16 @@ impl Incoming {
         if self.target.phase() == Phase::Gone {
             self.hang_up("it is over", net, now_ns);
         }
+    }
+
+    /// Says more of which pages are missing, few at a time; says whether all is said.
+    fn tell(&mut self, net: &mut Net) -> bool {
+        if let (Some(from), Some(link)) = (self.telling, self.link) {
+            self.telling = pages::next_runs(self.target.missing_pages(), from, RUNS_MAX, |runs| {
+                net.say(link, 1, &Message::Missing { runs });
+            });
+        }
+        self.telling.is_none()
     }
 
     /// Whether the guest runs here and lacks memory.
@@ -197,9 +213,8 @@ impl Incoming {
             Word::Running => Message::Running { id },
             Word::Complete => Message::Complete { id },
             Word::Missing => {
-                return pages::each_runs(self.target.missing_pages(), RUNS_MAX, |runs| {
-                    net.say(link, 1, &Message::Missing { runs });
-                });
+                self.telling = Some(0);
+                return;
             }
             Word::Abort(reason) => Message::Abort { id, reason },
         };

@@ -6,7 +6,7 @@ use guestmem::PageSet;
 use machine::Moment;
 use migrate::clock::Comparison;
 use migrate::pace::Pace;
-use migrate::pages::each_runs;
+use migrate::pages::next_runs;
 use migrate::source::{Effect, Outcome, Phase, Word};
 use migrate::wire::{Message, VERSION};
 use migrate::{Id, Settings, Source};
@@ -34,6 +34,10 @@ pub struct Outgoing {
     /// What the last look found, until every vCPU has forgotten its translations.
     look: Option<PageSet>,
     is_stopping: bool,
+    /// It says which pages follow, and has come to this one: what else is to be done waits.
+    telling: Option<u64>,
+    /// The operator gives the other host up as soon as it cannot be reached.
+    pub gives_up: bool,
 }
 
 impl Outgoing {
@@ -44,7 +48,7 @@ impl Outgoing {
         vm.machine.start_tracking().expect("there is memory");
         *vm.dirty.lock().expect("nobody panicked") = PageSet::new(memory.pages_end()).expect("there is memory");
         Self {
-            source: Source::new(id, settings, all, now_ns),
+            source: Source::new(id, settings, all, now_ns).expect("there is memory"),
             outcome: None,
             from,
             to,
@@ -55,6 +59,8 @@ impl Outgoing {
             clocks: Comparison::default(),
             look: None,
             is_stopping: false,
+            telling: None,
+            gives_up: false,
         }
     }
 
@@ -113,6 +119,9 @@ impl Outgoing {
     pub fn poll(&mut self, vm: &mut Option<Vm>, net: &mut Net, now: Moment, now_ns: u64) {
         if self.outcome.is_some() {
             return;
+        }
+        if self.gives_up && self.link.is_none() {
+            self.source.torn();
         }
         self.call(net, now_ns);
         self.source.tick(now_ns);
@@ -181,14 +190,31 @@ impl Outgoing {
 
     fn carry_out_all(&mut self, vm: &mut Option<Vm>, net: &mut Net, now: Moment, now_ns: u64) {
         let is_called = self.source.phase() != Phase::Offering || self.is_open;
-        while is_called && let Some(effect) = self.source.take_effect() {
+        self.tell(net);
+        while is_called
+            && self.telling.is_none()
+            && let Some(effect) = self.source.take_effect()
+        {
             match vm {
                 Some(present) => self.carry_out(effect, present, net, now, now_ns),
                 None => panic!("a VM that is not there was to {effect:?}"),
             }
-            if matches!(self.outcome, Some(Outcome::Moved | Outcome::Torn)) {
+            if self.outcome.as_ref().is_some_and(Outcome::is_gone) {
                 *vm = None;
             }
+        }
+    }
+
+    /// Says more of which pages follow, few at a time.
+    fn tell(&mut self, net: &mut Net) {
+        let Some(link) = self.link else {
+            self.telling = None;
+            return;
+        };
+        if let Some(from) = self.telling {
+            self.telling = next_runs(self.source.pages_to_send(), from, RUNS_MAX, |runs| {
+                net.say(link, 0, &Message::Missing { runs });
+            });
         }
     }
 
@@ -225,9 +251,8 @@ impl Outgoing {
         let message = match word {
             Word::Offer => Message::Offer { id, version: VERSION, description: &[] },
             Word::Missing => {
-                return each_runs(self.source.pages_to_send(), RUNS_MAX, |runs| {
-                    net.say(link, 0, &Message::Missing { runs });
-                });
+                self.telling = Some(0);
+                return;
             }
             Word::Finish => {
                 let left_behind = self.source.remaining();

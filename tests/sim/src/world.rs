@@ -34,6 +34,8 @@ pub struct Tally {
     pub split: u32,
     /// See there.
     pub stood: u32,
+    /// Moves whose target was given up, and had all of the guest.
+    pub whole: u32,
     /// Moves that ended before the target knew, which had all of the guest.
     pub withdrawn: u32,
     /// Links cut.
@@ -124,6 +126,9 @@ impl World {
                 faults -= 1;
                 self.fault(from, to);
             }
+            if goes_wrong && self.is_unheard(from) && self.random.one_in(10) {
+                self.give_up(from);
+            }
             self.tick()?;
             if self.is_dead || self.has_ended(from)? {
                 return Ok(());
@@ -166,32 +171,47 @@ impl World {
             // Its host died: the guest runs elsewhere, or died with it.
             return self.orphaned();
         };
-        match &outgoing.outcome {
-            None => return Ok(false),
-            Some(Outcome::Moved) => {
+        let Some(outcome) = outgoing.outcome.clone() else { return Ok(false) };
+        let arrived = self.arrived(outgoing.source.id());
+        let has = |what: fn(&Incoming) -> bool| u32::from(arrived.is_some_and(what));
+        let is_postcopy = has(|incoming| incoming.target.is_postcopy());
+        let (is_whole, stood) = (has(|incoming| incoming.target.is_complete()), has(|incoming| incoming.stood));
+        match &outcome {
+            Outcome::Moved => {
                 self.tally.moved += 1;
-                self.tally.split += u32::from(outgoing.source.is_postcopy());
-                let is_this = |incoming: &&Incoming| incoming.target.id() == outgoing.source.id();
-                let arrived = self.hosts.iter().flat_map(|host| &host.incoming).find(is_this);
-                self.tally.stood += u32::from(arrived.is_some_and(|incoming| incoming.stood));
+                self.tally.split += is_postcopy;
+                self.tally.stood += stood;
             }
-            Some(Outcome::Stayed(_)) => self.tally.stayed += 1,
-            Some(Outcome::Lost | Outcome::Torn) if self.tally.deaths > 0 => {
+            // It was whole by then, or what it lacks is gone.
+            Outcome::Torn if outgoing.gives_up && is_whole == 1 => self.tally.whole += 1,
+            Outcome::Stayed(_) => self.tally.stayed += 1,
+            Outcome::Lost | Outcome::Torn if self.tally.deaths > 0 || outgoing.gives_up => {
                 self.is_dead = true;
                 self.tally.lost = 1;
             }
-            Some(Outcome::Lost | Outcome::Torn) => return Err("the guest is lost, and no host died".to_string()),
+            Outcome::Lost | Outcome::Torn => return Err("the guest is lost, and no host died".to_string()),
         }
         let host = &mut self.hosts[from];
+        if outcome != Outcome::Lost && !outcome.is_gone() {
+            // What is here the operator may start again.
+            host.vm.iter_mut().for_each(|vm| vm.runs = true);
+        }
         let withdrawn = host.outgoing.take().filter(|outgoing| outgoing.source.phase() == Phase::Withdrawing);
         self.tally.withdrawn += u32::from(withdrawn.is_some());
         host.withdrawn.extend(withdrawn);
         Ok(true)
     }
 
+    /// A migration at its target.
+    fn arrived(&self, id: Id) -> Option<&Incoming> {
+        self.hosts.iter().flat_map(|host| &host.incoming).find(|incoming| incoming.target.id() == id)
+    }
+
     /// The source died: whoever has the guest goes on; a target that waits for the word needs a person.
     fn orphaned(&mut self) -> Result<bool, String> {
-        if self.place().is_none() {
+        // Its last word may have arrived after its death, and memory cannot any more.
+        let is_torn = self.hosts.iter().flat_map(|host| &host.incoming).any(Incoming::needs_source);
+        if is_torn || self.place().is_none() {
             self.is_dead = true;
             self.tally.lost = 1;
         }
@@ -233,6 +253,24 @@ impl World {
                     incoming.target.cancel("the operator cancelled it");
                 }
             }
+        }
+    }
+
+    /// Whether all of the guest is at the target, and its source has not heard that.
+    fn is_unheard(&self, from: usize) -> bool {
+        let source = self.hosts[from].outgoing.as_ref().map(|outgoing| &outgoing.source);
+        source.is_some_and(|source| {
+            let is_complete = self.arrived(source.id()).is_some_and(|incoming| incoming.target.is_complete());
+            source.phase() == Phase::Serving && is_complete
+        })
+    }
+
+    /// The link breaks, and a host's operator gives up the other, which may have all of the guest.
+    fn give_up(&mut self, from: usize) {
+        let Some(outgoing) = &mut self.hosts[from].outgoing else { return };
+        outgoing.gives_up = true;
+        if let Some(stream) = outgoing.link().and_then(|link| self.net.streams.get_mut(&link)) {
+            stream.cut(self.now_ns, &mut self.random);
         }
     }
 

@@ -24,6 +24,14 @@ impl PageSet {
         Some(set)
     }
 
+    /// The same set again; `None` when memory for it ran out.
+    pub fn try_clone(&self) -> Option<Self> {
+        let mut set = Self { words: Vec::new(), end: self.end, count: self.count };
+        set.words.try_reserve_exact(self.words.len()).ok()?;
+        set.words.extend_from_slice(&self.words);
+        Some(set)
+    }
+
     /// The bound: no page of the set has this number or a higher one.
     pub fn end(&self) -> u64 {
         self.end
@@ -42,6 +50,13 @@ impl PageSet {
     /// Whether `page` is in the set.
     pub fn contains(&self, page: u64) -> bool {
         page < self.end && self.words[(page / 64) as usize] & 1 << (page % 64) != 0
+    }
+
+    /// Whether the `count` pages from `first` on all are.
+    pub fn contains_run(&self, first: u64, count: u64) -> bool {
+        let mut is_whole = first.checked_add(count).is_some_and(|end| end <= self.end);
+        each_word(first, count, self.end, |word, bits| is_whole &= self.words[word] & bits == bits);
+        is_whole
     }
 
     /// Adds the `count` pages from `first` on, as far as they lie below the bound.
@@ -73,6 +88,18 @@ impl PageSet {
         Some(index as u64 * 64 + u64::from(word.trailing_zeros()))
     }
 
+    /// The first page that is not in the set and not below `from`.
+    pub fn next_gap_from(&self, from: u64) -> u64 {
+        let first = (from / 64) as usize;
+        let mut words = self.words.iter().enumerate().skip(first);
+        let gap = words.find_map(|(index, word)| {
+            let below = if index == first { !(u64::MAX << (from % 64)) } else { 0 };
+            let gaps = !(word | below);
+            (gaps != 0).then(|| index as u64 * 64 + u64::from(gaps.trailing_zeros()))
+        });
+        gap.unwrap_or(self.end).max(from)
+    }
+
     /// The pages, in order.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         core::iter::successors(self.next_from(0), |&page| self.next_from(page + 1))
@@ -84,6 +111,12 @@ impl PageSet {
         for (index, &bits) in other.words.iter().enumerate() {
             self.merge_word(index, bits);
         }
+    }
+
+    /// Adds those of the `count` pages from `first` on that are in `other`, which has the same bound.
+    pub fn merge_run(&mut self, other: &Self, first: u64, count: u64) {
+        assert_eq!(self.end, other.end, "sets of one guest");
+        each_word(first, count, self.end, |word, bits| self.merge_word(word, other.words[word] & bits));
     }
 
     /// Empties the set.
@@ -125,6 +158,22 @@ mod tests {
         assert_eq!(set.next_from(75), Some(190));
         assert_eq!(set.next_from(200), None);
         assert_eq!(set.iter().count(), 25);
+    }
+
+    #[test]
+    fn runs_are_seen_whole_and_taken_over() {
+        let mut set = PageSet::new(200).unwrap();
+        set.insert(60, 70);
+        set.insert(199, 1);
+        assert!(set.contains_run(60, 70) && set.contains_run(64, 64) && set.contains_run(199, 1));
+        assert!(!set.contains_run(59, 2) && !set.contains_run(100, 31) && !set.contains_run(199, 2));
+        assert!(!set.contains_run(199, u64::MAX));
+        let gaps = [0, 60, 64, 129, 130, 199, 200].map(|from| set.next_gap_from(from));
+        assert_eq!(gaps, [0, 130, 130, 130, 130, 200, 200]);
+        let mut part = PageSet::new(200).unwrap();
+        part.merge_run(&set, 125, u64::MAX);
+        assert_eq!(part.iter().collect::<Vec<_>>(), [125, 126, 127, 128, 129, 199]);
+        assert_eq!((set.try_clone(), part.count()), (Some(set.clone()), 6));
     }
 
     #[test]

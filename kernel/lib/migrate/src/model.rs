@@ -72,6 +72,8 @@ struct State {
     stood: bool,
     /// The target lost its memory, or the operator gave up there.
     forgot: bool,
+    /// The operator of the source gave up the target, which could not be reached.
+    gave_up: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -100,6 +102,8 @@ enum Action {
     SourceDies,
     TargetDies,
     SourceCancels,
+    SourceGivesUp,
+    SourceStarts,
     TargetCancels,
     TimeoutPasses,
 }
@@ -178,7 +182,7 @@ impl State {
                 ToTarget::Word(source::Word::Offer) => {
                     let mut target = Target::new(Id::default());
                     if accept {
-                        target.prepared(all())
+                        target.prepared(all()).unwrap()
                     } else {
                         target.refuse("no room")
                     }
@@ -239,6 +243,12 @@ impl State {
         }
     }
 
+    fn give_up(&mut self) {
+        self.cancels -= 1;
+        (self.gave_up, self.wants_session) = (true, false);
+        self.source.torn();
+    }
+
     fn connect(&mut self) {
         self.wants_session = false;
         if self.target_unaware {
@@ -253,6 +263,11 @@ impl State {
     /// What the guest should find in a page at the target.
     fn truth(&self, page: usize) -> Option<u8> {
         Some(if self.written[page] { WRITTEN } else { self.memory[page] })
+    }
+
+    /// One of the two halves was given up, or is gone.
+    fn is_torn(&self) -> bool {
+        self.forgot || self.gave_up
     }
 
     fn lacks(&self, page: usize) -> bool {
@@ -278,7 +293,7 @@ impl Model for World {
 
     fn init_states(&self) -> Vec<State> {
         let settings = Settings { timeout_ns: 1, strategy: self.strategy, ..Settings::default() };
-        let source = Source::new(Id::default(), settings, all(), 0);
+        let source = Source::new(Id::default(), settings, all(), 0).unwrap();
         vec![State {
             source,
             source_alive: true,
@@ -307,6 +322,7 @@ impl Model for World {
             look: None,
             stood: false,
             forgot: false,
+            gave_up: false,
         }]
     }
 
@@ -335,6 +351,12 @@ impl Model for World {
             }
             if state.cancels > 0 {
                 actions.push(Action::SourceCancels);
+                if source.phase() == source::Phase::Serving && !state.link && !state.source_unaware {
+                    actions.push(Action::SourceGivesUp);
+                }
+            }
+            if state.outcome.as_ref().is_some_and(|outcome| *outcome != Outcome::Lost && !outcome.is_gone()) {
+                actions.push(Action::SourceStarts);
             }
             if source.phase() == source::Phase::Copying {
                 actions.push(Action::TimeoutPasses);
@@ -429,6 +451,8 @@ impl Model for World {
                 state.cancels -= 1;
                 state.source.cancel("the operator said so");
             }
+            Action::SourceGivesUp => state.give_up(),
+            Action::SourceStarts => state.source_runs = true,
             Action::TargetCancels => {
                 state.cancels -= 1;
                 state.target.as_mut().unwrap().cancel("the operator said so");
@@ -459,7 +483,9 @@ impl Model for World {
                     Some(Outcome::Stayed(_)) => state.source_runs || !state.source_alive,
                     Some(Outcome::Moved) => !state.source_runs && (state.target_runs || state.forgot),
                     Some(Outcome::Lost) => state.forgot && !state.source_runs,
-                    Some(Outcome::Torn) => state.forgot && !state.source_runs && world.strategy == Strategy::Postcopy,
+                    Some(Outcome::Torn) => {
+                        state.is_torn() && !state.source_runs && world.strategy == Strategy::Postcopy
+                    }
                 }
             }),
             Property::always("where all is quiet nobody waits", |world: &World, state: &State| {
@@ -467,7 +493,11 @@ impl Model for World {
                 world.actions(state, &mut actions);
                 let is_done = state.source.phase() == source::Phase::Done && !state.target_stands;
                 let is_complete = !state.target_runs || state.missing() == 0;
-                !actions.is_empty() || !state.source_alive || state.forgot || is_done && is_complete
+                !actions.is_empty() || !state.source_alive || state.is_torn() || is_done && is_complete
+            }),
+            Property::sometimes("it is whole at a target that was given up", |world: &World, state: &State| {
+                let may_be = world.strategy == Strategy::Postcopy && world.cancels > 0 && world.breaks > 0;
+                !may_be || state.target_whole && state.outcome == Some(Outcome::Torn)
             }),
             Property::sometimes("it moves in two halves", |world: &World, state: &State| {
                 world.strategy != Strategy::Postcopy || state.target_whole && state.outcome == Some(Outcome::Moved)
@@ -520,6 +550,11 @@ fn operators_cancel_and_time_runs_out() {
 #[test]
 fn links_break_in_post_copy() {
     check(World { writes: 1, breaks: 2, deaths: 0, cancels: 0, strategy: Strategy::Postcopy });
+}
+
+#[test]
+fn operators_give_up_in_post_copy() {
+    check(World { writes: 1, breaks: 1, deaths: 0, cancels: 1, strategy: Strategy::Postcopy });
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! as long as the time that saves on the link is more than the time that it takes.
 
 use crate::delta::Copies;
-use crate::pages::{self, PAGE, RECORD_BYTES_MAX};
+use crate::pages::{self, BATCH_PAGES_MAX, PAGE, RECORD_BYTES_MAX};
 use crate::source::{Phase, Source};
 use crate::wire::{MESSAGE_BYTES_MAX, PAGES_KIND};
 use addr::{Gpa, PAGE_BYTES};
@@ -18,8 +18,6 @@ const WINDOW_NS: u64 = 20_000_000;
 const ZEROES_A_PAGE: u64 = 16;
 /// While compression does not pay, every so many pages one is tried.
 const TRIAL_PAGES: u64 = 64;
-/// Zero pages that one batch looks at, at most: a batch is a turn of the processor.
-const BATCH_PAGES_MAX: usize = 512;
 
 /// What was sent.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -240,7 +238,7 @@ mod tests {
     use std::cell::Cell;
 
     fn source(memory: &GuestMemory) -> Source {
-        let mut source = Source::new(Id::default(), Settings::default(), memory.all_pages().unwrap(), 0);
+        let mut source = Source::new(Id::default(), Settings::default(), memory.all_pages().unwrap(), 0).unwrap();
         source.accepted();
         source
     }

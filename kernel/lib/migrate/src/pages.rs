@@ -17,6 +17,9 @@ pub const HEADER_BYTES: usize = 8;
 
 const NUMBER_MASK: u64 = (1 << 40) - 1;
 
+/// Pages that one batch names, at most: it is a turn of the processor, at either end.
+pub const BATCH_PAGES_MAX: usize = 512;
+
 /// A compressed page that is longer is sent as it is: the target would unpack it for little.
 const COMPRESSED_BYTES_MAX: usize = PAGE / 4 * 3;
 
@@ -134,22 +137,29 @@ pub enum Record<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BadRecord;
 
-/// The records of a batch, until the first that is wrong.
-pub struct Records<'a>(&'a [u8]);
+/// The records of a batch, until the first that is wrong, or names a page too many.
+pub struct Records<'a> {
+    rest: &'a [u8],
+    /// How many more pages it may name.
+    pages_left: usize,
+}
 
 impl<'a> Records<'a> {
     /// Of a batch.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes)
+        Self { rest: bytes, pages_left: BATCH_PAGES_MAX }
     }
 
     fn take(&mut self) -> Result<Record<'a>, BadRecord> {
-        let (header, rest) = self.0.split_first_chunk().ok_or(BadRecord)?;
+        let (header, rest) = self.rest.split_first_chunk().ok_or(BadRecord)?;
         let (page, code, length) = split(u64::from_le_bytes(*header));
-        let record = match Kind::of(code).ok_or(BadRecord)? {
+        let kind = Kind::of(code).ok_or(BadRecord)?;
+        let pages = if kind == Kind::Zero { length.into() } else { 1 };
+        self.pages_left = self.pages_left.checked_sub(pages).ok_or(BadRecord)?;
+        let record = match kind {
             Kind::Zero if length == 0 => return Err(BadRecord),
             Kind::Zero => {
-                self.0 = rest;
+                self.rest = rest;
                 return Ok(Record::Zero(page, length.into()));
             }
             Kind::Raw if usize::from(length) != PAGE => return Err(BadRecord),
@@ -157,7 +167,7 @@ impl<'a> Records<'a> {
             Kind::Lz4 => Record::Lz4(page, rest.get(..length.into()).ok_or(BadRecord)?),
             Kind::Delta => Record::Delta(page, Delta::new(rest.get(..length.into()).ok_or(BadRecord)?)?),
         };
-        self.0 = &rest[length.into()..];
+        self.rest = &rest[length.into()..];
         Ok(record)
     }
 }
@@ -166,12 +176,12 @@ impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, BadRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
+        if self.rest.is_empty() {
             return None;
         }
         let record = self.take();
         if record.is_err() {
-            self.0 = &[];
+            self.rest = &[];
         }
         Some(record)
     }
@@ -190,6 +200,16 @@ impl<'a> Runs<'a> {
     pub fn new(bytes: &'a [u8]) -> Option<Self> {
         let runs = Self(bytes.as_chunks().0);
         (bytes.len().is_multiple_of(RUN_BYTES) && runs.iter().all(|(_, count)| count > 0)).then_some(runs)
+    }
+
+    /// Whether each begins where the one before ended, or later: then no page is named twice.
+    pub fn are_ascending(self) -> bool {
+        self.iter().try_fold(0, |end, (first, count)| (first >= end).then_some(first + count)).is_some()
+    }
+
+    /// Whether each is one page.
+    pub fn are_single(self) -> bool {
+        self.iter().all(|(_, count)| count == 1)
     }
 
     /// First page and how many.
@@ -212,20 +232,22 @@ pub fn run(first: u64, count: u64) -> [u8; RUN_BYTES] {
     (first | count << 40).to_le_bytes()
 }
 
-/// Calls `with` with the bytes of [`Runs`] of all pages, at most `runs_max` at a time.
-pub fn each_runs(pages: &PageSet, runs_max: usize, mut with: impl FnMut(Runs<'_>)) {
+/// Calls `with` with [`Runs`] of the pages from `from` on, at most `runs_max`, if there are any. Gives the page to go on
+/// from, where there are more: runs of them all, in ascending order, come of calling this with what it gave.
+pub fn next_runs(pages: &PageSet, from: u64, runs_max: usize, with: impl FnOnce(Runs<'_>)) -> Option<u64> {
     let mut runs = Vec::new();
-    let mut next = pages.next_from(0);
-    while let Some(first) = next {
-        let longest = (first..pages.end()).take(RUN_PAGES_MAX as usize);
-        let count = longest.take_while(|&page| pages.contains(page)).count() as u64;
+    let mut next = pages.next_from(from);
+    while let Some(first) = next
+        && runs.len() < runs_max
+    {
+        let count = (pages.next_gap_from(first) - first).min(RUN_PAGES_MAX);
         runs.push(run(first, count));
         next = pages.next_from(first + count);
-        if runs.len() == runs_max || next.is_none() {
-            with(Runs(&runs));
-            runs.clear();
-        }
     }
+    if !runs.is_empty() {
+        with(Runs(&runs));
+    }
+    next
 }
 
 /// Unpacks a compressed page.
@@ -312,13 +334,29 @@ mod tests {
         let mut pages = PageSet::new(200).unwrap();
         [(0, 3), (70, 1), (72, 60), (199, 1)].iter().for_each(|&(first, count)| pages.insert(first, count));
         let (mut again, mut lists) = (PageSet::new(200).unwrap(), 0);
-        each_runs(&pages, 3, |runs| {
-            let runs = Runs::new(runs.bytes()).unwrap();
-            runs.iter().for_each(|(first, count)| again.insert(first, count));
-            lists += 1;
-        });
+        let mut next = Some(0);
+        while let Some(from) = next {
+            next = next_runs(&pages, from, 3, |runs| {
+                let runs = Runs::new(runs.bytes()).unwrap();
+                assert!(runs.are_ascending());
+                runs.iter().for_each(|(first, count)| again.insert(first, count));
+                lists += 1;
+            });
+        }
         assert_eq!((again, lists), (pages, 2));
+        assert_eq!(next_runs(&PageSet::default(), 0, 3, |_| panic!("there is none")), None);
         assert!(Runs::new(&[1; 7]).is_none() && Runs::new(&[0; 8]).is_none());
+    }
+
+    #[test]
+    fn a_batch_names_so_many_pages_and_no_more() {
+        let batch =
+            |counts: &[u16]| -> Vec<u8> { counts.iter().flat_map(|&count| header_of(7, Kind::Zero, count)).collect() };
+        assert_eq!(Records::new(&batch(&[500, 12])).filter(Result::is_ok).count(), 2);
+        let bytes = batch(&[500, 13, 1]);
+        let records: Vec<_> = Records::new(&bytes).collect();
+        assert_eq!(records, [Ok(Record::Zero(7, 500)), Err(BadRecord)]);
+        assert_eq!(Records::new(&batch(&[u16::MAX])).next(), Some(Err(BadRecord)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::{Id, Settings, Strategy};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
-use guestmem::PageSet;
+use guestmem::{NoRoom, PageSet};
 
 /// How far it has got.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -45,8 +45,16 @@ pub enum Outcome {
     Stayed(String),
     /// It was given away to a target that has forgotten it: perhaps it ran there. Only a person can say.
     Lost,
-    /// It ran on the target without all of its memory when one of the two lost its half: it is no more.
+    /// It ran on the target when this host's half was lost, or the target was given up, before it was heard to be whole
+    /// there. What was heard last need not be what happened last: perhaps it runs there, and never again here.
     Torn,
+}
+
+impl Outcome {
+    /// Whether the VM is no more the source's, to be run or started: it runs on the target, or may.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Moved | Self::Torn)
+    }
 }
 
 /// What the source says; the driver knows the offer's description.
@@ -136,14 +144,14 @@ pub struct Source {
 
 impl Source {
     /// A migration of a guest with these pages, which are tracked from now on.
-    pub fn new(id: Id, settings: Settings, pages: PageSet, now_ns: u64) -> Self {
+    pub fn new(id: Id, settings: Settings, pages: PageSet, now_ns: u64) -> Result<Self, NoRoom> {
         let total = pages.count();
-        Self {
+        Ok(Self {
             id,
             settings,
             deadline_ns: now_ns.saturating_add(settings.timeout_ns),
             phase: Phase::Offering,
-            to_send: pages.clone(),
+            to_send: pages.try_clone().ok_or(NoRoom)?,
             pages,
             urgent: VecDeque::new(),
             is_postcopy: false,
@@ -160,7 +168,7 @@ impl Source {
             expected_ns: 0,
             has_link: true,
             effects: VecDeque::from([Effect::Say(Word::Offer)]),
-        }
+        })
     }
 
     /// Its name.
@@ -357,9 +365,7 @@ impl Source {
     /// The target runs it, on another session than before, and lacks the `count` pages from `first` on.
     pub fn missing(&mut self, first: u64, count: u64) {
         if self.phase == Phase::Serving {
-            let end = first.saturating_add(count).min(self.pages.end());
-            let (pages, to_send) = (&self.pages, &mut self.to_send);
-            (first..end).filter(|&page| pages.contains(page)).for_each(|page| to_send.insert(page, 1));
+            self.to_send.merge_run(&self.pages, first, count);
         }
     }
 
@@ -450,8 +456,11 @@ impl Source {
 
     /// Before the commit: the VM stays, and the target is told. That it stays is certain at once, since the word that
     /// gives it away was not said and never will be: only what the target keeps of it waits for an answer.
+    /// Where it is decided already this changes nothing: whoever failed could not know yet.
     pub fn fail(&mut self, reason: &str) {
-        assert!(self.phase < Phase::Committed, "what is given away is not taken back");
+        if self.phase >= Phase::Committed {
+            return;
+        }
         self.resume_if_stopped();
         if self.has_link {
             self.effects.push_back(Effect::Say(Word::Abort(reason.to_string())));
@@ -537,7 +546,7 @@ mod tests {
     fn source(pages: u64, settings: Settings) -> Source {
         let mut all = PageSet::new(pages).unwrap();
         all.insert(0, pages);
-        let mut source = Source::new(Id::default(), settings, all, 0);
+        let mut source = Source::new(Id::default(), settings, all, 0).unwrap();
         assert_eq!(source.take_effect(), Some(Effect::Say(Word::Offer)));
         source.accepted();
         source
@@ -681,6 +690,19 @@ mod tests {
             source.looked(&written(100, 90), SECOND, 0, 0);
         }
         assert_eq!((source.take_effect(), source.running_percent()), (Some(Effect::Stop), 100));
+    }
+
+    #[test]
+    fn what_fails_twice_ends_once() {
+        let mut source = source(4, Settings { timeout_ns: SECOND, strategy: Strategy::Stop, ..Settings::default() });
+        source.tick(SECOND);
+        source.fail("a disk cannot make stable what was written");
+        source.fail("its devices do not come to rest");
+        let effects: Vec<_> = core::iter::from_fn(|| source.take_effect()).collect();
+        assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::End(_))).count(), 1, "{effects:?}");
+        let mut given = serving();
+        given.fail("there is no memory to keep track of its pages");
+        assert_eq!((given.phase(), given.take_effect()), (Phase::Serving, None));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::Id;
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use guestmem::PageSet;
+use guestmem::{NoRoom, PageSet};
 
 /// How far it has got.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -131,6 +131,11 @@ impl Target {
         &self.missing
     }
 
+    /// Whether memory followed the guest, and none does any more.
+    pub fn is_complete(&self) -> bool {
+        self.is_postcopy && self.phase == Phase::Running && self.missing.is_empty()
+    }
+
     /// Whether memory follows the guest.
     pub fn is_postcopy(&self) -> bool {
         self.is_postcopy
@@ -146,14 +151,16 @@ impl Target {
         self.effects.pop_front()
     }
 
-    /// The offer is good, and a machine with these pages waits for them.
-    pub fn prepared(&mut self, pages: PageSet) {
+    /// The offer is good, and a machine with these pages waits for them. Without memory to keep track of them nothing has
+    /// changed: the offer is to be refused.
+    pub fn prepared(&mut self, pages: PageSet) -> Result<(), NoRoom> {
         if self.phase == Phase::Preparing {
-            self.phase = Phase::Receiving;
-            self.missing = pages.clone();
+            self.missing = pages.try_clone().ok_or(NoRoom)?;
             self.pages = pages;
+            self.phase = Phase::Receiving;
             self.effects.push_back(Effect::Say(Word::Accept));
         }
+        Ok(())
     }
 
     /// The offer is refused.
@@ -198,7 +205,7 @@ impl Target {
         }
         let end = first.checked_add(count).filter(|&end| end <= self.pages.end());
         let end = end.ok_or(Breach("it leaves memory behind that the VM does not have"))?;
-        if !(first..end).all(|page| self.pages.contains(page)) {
+        if !self.pages.contains_run(first, end - first) {
             return Err(Breach("it leaves memory behind that the VM does not have"));
         }
         self.missing.insert(first, count);
@@ -349,7 +356,7 @@ mod tests {
         let mut pages = PageSet::new(4).unwrap();
         pages.insert(0, 4);
         let mut target = Target::new(Id::default());
-        target.prepared(pages);
+        target.prepared(pages).unwrap();
         assert_eq!(target.take_effect(), Some(Effect::Say(Word::Accept)));
         target
     }
@@ -472,6 +479,7 @@ mod tests {
         let effects: Vec<_> = core::iter::from_fn(|| target.take_effect()).collect();
         let complete = Effect::Say(Word::Complete);
         assert_eq!(effects, [complete.clone(), running, complete]);
+        assert!(target.is_complete() && !ready().is_complete(), "what was under way is nobody's fault");
     }
 
     #[test]

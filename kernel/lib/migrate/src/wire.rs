@@ -81,12 +81,12 @@ pub enum Message<'a> {
     },
     /// Source, before it finishes: these pages follow the commit. Target, on a session after that: these are missing.
     Missing {
-        /// The pages.
+        /// The pages, in ascending order.
         runs: Runs<'a>,
     },
     /// Target, which runs it: send these first.
     Want {
-        /// The pages.
+        /// The pages, one a run, in the order in which they are wanted.
         runs: Runs<'a>,
     },
     /// Target, which runs it: all of it is here, or what is not is needed no more.
@@ -134,7 +134,7 @@ pub enum Malformed {
     Kind(u8),
     /// A reason is no text, or too long.
     Reason,
-    /// Runs of pages are cut, or one is empty.
+    /// Runs of pages are cut, or one is empty, or they are not as the message has them.
     Runs,
 }
 
@@ -273,8 +273,8 @@ impl<'a> Message<'a> {
                 let left_behind = u64::from_le_bytes(whole(rest)?);
                 Ok(Self::Finish { id, ahead_ns: i64::from_le_bytes(*ahead_ns), left_behind })
             }
-            kind::MISSING => Ok(Self::Missing { runs: Runs::new(rest).ok_or(Malformed::Runs)? }),
-            kind::WANT => Ok(Self::Want { runs: Runs::new(rest).ok_or(Malformed::Runs)? }),
+            kind::MISSING => Ok(Self::Missing { runs: runs(rest, Runs::are_ascending)? }),
+            kind::WANT => Ok(Self::Want { runs: runs(rest, Runs::are_single)? }),
             kind::COMPLETE => only_id(|id| Self::Complete { id }),
             kind::READY => only_id(|id| Self::Ready { id }),
             kind::COMMIT => only_id(|id| Self::Commit { id }),
@@ -297,6 +297,11 @@ fn head(out: &mut Vec<u8>, kind: u8, id: Id) {
 fn id(bytes: &[u8]) -> Result<(Id, &[u8]), Malformed> {
     let (id, rest) = bytes.split_first_chunk().ok_or(Malformed::Short)?;
     Ok((Id(*id), rest))
+}
+
+/// Runs that end the message, and are like this.
+fn runs<'a>(bytes: &'a [u8], is_so: fn(Runs<'a>) -> bool) -> Result<Runs<'a>, Malformed> {
+    Runs::new(bytes).filter(|&runs| is_so(runs)).ok_or(Malformed::Runs)
 }
 
 /// Bytes that end the message.
@@ -365,7 +370,7 @@ mod tests {
             Message::Console { bytes: b"login: " },
             Message::Finish { id: ID, ahead_ns: -3, left_behind: 7 },
             Message::Missing { runs: Runs::new(&[9, 0, 0, 0, 0, 1, 0, 0]).unwrap() },
-            Message::Want { runs: Runs::new(&[8, 0, 0, 0, 0, 2, 0, 0]).unwrap() },
+            Message::Want { runs: Runs::new(&[8, 0, 0, 0, 0, 1, 0, 0]).unwrap() },
             Message::Complete { id: ID },
             Message::Ready { id: ID },
             Message::Commit { id: ID },
@@ -394,6 +399,20 @@ mod tests {
         let mut bytes = Vec::new();
         Message::Refuse { reason: &"ä".repeat(REASON_BYTES_MAX) }.encode(&mut bytes);
         assert!(matches!(Message::parse(&bytes), Ok(Message::Refuse { reason }) if reason.len() == REASON_BYTES_MAX));
+    }
+
+    #[test]
+    fn no_page_is_missing_twice_and_each_is_wanted_alone() {
+        let parse = |kind: u8, runs: &[(u64, u64)]| {
+            let runs = runs.iter().flat_map(|&(first, count)| crate::pages::run(first, count));
+            let bytes: Vec<u8> = [kind].into_iter().chain(runs).collect();
+            Message::parse(&bytes).err()
+        };
+        assert_eq!(parse(kind::MISSING, &[(0, 2), (2, 1), (9, 5)]), None);
+        assert_eq!(parse(kind::MISSING, &[(0, 1 << 20), (0, 1 << 20)]), Some(Malformed::Runs));
+        assert_eq!(parse(kind::MISSING, &[(4, 2), (5, 1)]), Some(Malformed::Runs));
+        assert_eq!(parse(kind::WANT, &[(4, 1), (2, 1), (4, 1)]), None);
+        assert_eq!(parse(kind::WANT, &[(4, 2)]), Some(Malformed::Runs));
     }
 
     proptest! {

@@ -248,5 +248,25 @@ pub fn postcopy(artifacts: &Artifacts) -> Result<()> {
     let last = check(&mut pair.hosts[1], EVERY)?;
     // Whole again, it moves on as any other.
     pair.migrate(1, "g")?;
-    check(&mut pair.hosts[0], last).map(drop)
+    check(&mut pair.hosts[0], last)?;
+    given_up(&mut pair)
+}
+
+/// The operator gives up a target that cannot be reached: the guest, which may run there, is not started at the source.
+fn given_up(pair: &mut Pair) -> Result<()> {
+    pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 1 --strategy postcopy --bandwidth 1")?;
+    pair.wait_phase(0, "sending the rest")?;
+    pair.hosts[0].emulator().monitor("set_link net0 off")?;
+    pair.hosts[1].wait_state("g", "paused", MOVE_LIMIT)?;
+    // That host may have noticed first.
+    let until = pair.hosts[0].emulator().elapsed() + MOVE_LIMIT;
+    while let Err(error) = pair.hosts[0].ask("migrate cancel g") {
+        ensure!(pair.hosts[0].emulator().elapsed() < until, error);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let lost = pair.wait_end(0)?;
+    ensure!(lost["phase"] == "lost", "it ended as {lost}");
+    let refusal = pair.hosts[0].refusal("vm start g")?;
+    ensure!(refusal.contains("was given to b"), "it was started where it was given away: {refusal}");
+    Ok(())
 }
