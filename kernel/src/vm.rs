@@ -433,7 +433,7 @@ pub fn disconnect(host: &Host, running: &Running) {
 pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -> bool {
     // What is left when all others have let go: the VM's own, and the caller's.
     const HOLDERS: usize = 2;
-    if !running.finish_keeping(host, ending) {
+    if !running.finish_keeping(host) {
         return false;
     }
     {

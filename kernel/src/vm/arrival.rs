@@ -3,7 +3,7 @@
 //! [`prepare`] makes what the machine needs and joins no network; [`admit`] is called once the source has given the VM
 //! away, [`discard`] where it has not.
 
-use super::{Ending, Life, Origin, Refusal, Running, Vm, claim_disks, forget};
+use super::{Life, Origin, Refusal, Running, Vm, claim_disks, forget};
 use crate::host::Host;
 use crate::services;
 use crate::storage::Identity;
@@ -80,7 +80,7 @@ pub fn admit(host: &'static Host, running: &Arc<Running>) {
 
 /// Forgets it: it never ran here.
 pub fn discard(host: &'static Host, running: &Arc<Running>) {
-    assert!(running.finish_keeping(host, &Ending::Moved), "nothing was read for a VM that never ran here");
+    assert!(running.finish_keeping(host), "nothing was read for a VM that never ran here");
     let mut storage = host.storage.lock();
     running.lents().into_iter().for_each(|lent| storage.release(lent));
     drop(storage);

@@ -7,7 +7,7 @@
 mod erase;
 mod keeper;
 
-use super::{Ending, Refusal, Running, Vm};
+use super::{Refusal, Running, Vm};
 use crate::host::Host;
 use crate::storage::Identity;
 use alloc::format;
@@ -112,14 +112,12 @@ impl Running {
     }
 
     /// Writes the last of what its firmware wrote, and gives the place back; says whether that is done. The life has ended.
-    pub(super) fn finish_keeping(&self, host: &'static Host, ending: &Ending) -> bool {
+    pub(super) fn finish_keeping(&self, host: &'static Host) -> bool {
         let mut keeper = self.keeping.keeper.lock();
-        let is_done = keeper.as_mut().is_none_or(|keeper| match ending {
+        let is_done = keeper.as_mut().is_none_or(|keeper| match self.vm.moved_to() {
             // What another host has is that host's to keep.
-            Ending::Moved => keeper.is_idle(host),
-            Ending::Ended(_) | Ending::NotStarted(_) | Ending::Saved => {
-                keeper.poll(host, self, Task::End) == Next::Nothing
-            }
+            Some(_) => keeper.is_idle(host),
+            None => keeper.poll(host, self, Task::End) == Next::Nothing,
         });
         if is_done && let Some(keeper) = keeper.take() {
             keeper.release(host);

@@ -112,13 +112,15 @@ fn a_machine_without_its_firmware_s_devices_is_none() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// A machine from anybody is refused, or is a machine: whatever its firmware then does, nothing panics.
+    /// A firmware's devices from anybody are refused, or are some: whatever the firmware then does, nothing panics.
     #[test]
-    fn hostile_machines(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+    fn hostile_devices(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let mut bench = used();
         let mut bytes = bench.save().unwrap();
         let unit = bytes.windows(8).position(|head| head == [12, 0, 0, 0, 1, 0, 0, 0]).unwrap();
-        changes.iter().for_each(|(place, byte)| *place.get_mut(&mut bytes[unit..]) = *byte);
+        let body_bytes = u32::from_le_bytes(bytes[unit + 8..unit + 12].try_into().unwrap()) as usize;
+        let devices = &mut bytes[unit..unit + 12 + body_bytes];
+        changes.iter().for_each(|(place, byte)| *place.get_mut(devices) = *byte);
         if let Ok(mut copy) = restore(&bench, &sealed(bytes), 7) {
             go_on(&mut copy);
             let _ = (copy.save(), copy.machine.hidden_pages());
