@@ -19,7 +19,7 @@ use guestmem::Outside;
 use migrate::pages::{PAGE, RUN_BYTES, Record, Records, Runs, is_zero, unpack};
 use migrate::target::{Breach, Effect, Phase, Word};
 use migrate::wire::{Message, RUNS_MAX, VERSION};
-use migrate::{Id, Target, pages};
+use migrate::{Id, Target, pages, talk};
 use nested::Retired;
 use peer::{Event, PublicKey};
 use shell::MoveInfo;
@@ -365,22 +365,14 @@ impl Incoming {
 
     fn say(&mut self, word: &Word) {
         let Some(link) = &mut self.link else { return };
-        let id = self.target.id();
-        let mut bytes = Vec::new();
-        let message = match word {
-            Word::Accept => Message::Accept,
-            Word::Refuse(reason) => Message::Refuse { reason },
-            Word::Ready => Message::Ready { id },
-            Word::Running => Message::Running { id },
-            Word::Complete => Message::Complete { id },
-            Word::Missing => {
-                self.telling = Some(0);
-                return;
+        match talk::answer(&self.target, word) {
+            Some(message) => {
+                let mut bytes = Vec::new();
+                message.encode(&mut bytes);
+                link.send(&bytes);
             }
-            Word::Abort(reason) => Message::Abort { id, reason },
-        };
-        message.encode(&mut bytes);
-        link.send(&bytes);
+            None => self.telling = Some(0),
+        }
     }
 
     /// Tells switches where the guest is: a RARP request (RFC 903) from each of its addresses, which every switch on the

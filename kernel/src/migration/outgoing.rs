@@ -22,8 +22,8 @@ use migrate::clock::Comparison;
 use migrate::pace::Pace;
 use migrate::pages::next_runs;
 use migrate::source::{Effect, Outcome, Phase, Word};
-use migrate::wire::{Message, RUNS_MAX, STATE_BYTES_MAX, VERSION};
-use migrate::{Id, Settings, Source};
+use migrate::wire::{Message, RUNS_MAX, STATE_BYTES_MAX};
+use migrate::{Id, Settings, Source, talk};
 use nested::Retired;
 use peer::{Event, KeyPair, PublicKey, Role};
 use shell::{Cursor, MoveInfo};
@@ -263,13 +263,12 @@ impl Outgoing {
         }
         let now_ns = host.clock.now_ns();
         let mut breach = None;
-        let id = source.id();
         let event = link.receive(management, |bytes| {
             let now_ns = host.clock.now_ns();
             let mut compare = |asked_ns, other_utc_ns| {
                 clocks.answered(asked_ns, other_utc_ns, now_ns, host.clock.wall_unix_ns() + now_ns);
             };
-            if let Err(what) = hear(source, id, &mut compare, bytes) {
+            if let Err(what) = talk::hear(source, bytes, &mut compare) {
                 breach = Some(what);
             }
         });
@@ -449,24 +448,15 @@ impl Outgoing {
 
     fn say(&mut self, host: &Host, word: &Word) {
         let Some(link) = &mut self.link else { return };
-        let id = self.source.id();
         let description = if *word == Word::Offer { Offer::new(host, &self.running).encode() } else { Vec::new() };
-        let message = match word {
-            Word::Offer => Message::Offer { id, version: VERSION, description: &description },
-            Word::Missing => {
-                self.telling = Some(0);
-                return;
+        match talk::say(&self.source, word, &description, self.clocks.ahead_ns()) {
+            Some(message) => {
+                self.message.clear();
+                message.encode(&mut self.message);
+                link.send(&self.message);
             }
-            Word::Finish => {
-                let left_behind = self.source.remaining();
-                Message::Finish { id, ahead_ns: self.clocks.ahead_ns(), left_behind }
-            }
-            Word::Commit => Message::Commit { id },
-            Word::Abort(reason) => Message::Abort { id, reason },
-        };
-        self.message.clear();
-        message.encode(&mut self.message);
-        link.send(&self.message);
+            None => self.telling = Some(0),
+        }
     }
 
     /// Collects what was written since the last look, on the vCPUs' and on the host's side.
@@ -669,35 +659,6 @@ fn release(host: &'static Host, running: &Arc<Running>) -> Retired {
     running.set_moving(false);
     running.let_go();
     retired
-}
-
-/// Takes an answer of the target's.
-pub fn hear(source: &mut Source, own: Id, compare: &mut dyn FnMut(u64, u64), bytes: &[u8]) -> Result<(), String> {
-    match Message::parse(bytes).map_err(|malformed| malformed.to_string())? {
-        Message::Accept => source.accepted(),
-        Message::Time { asked_ns, utc_ns } => compare(asked_ns, utc_ns),
-        Message::Refuse { reason } => source.refused(reason),
-        Message::Ready { id } if id == own => source.ready(),
-        Message::Running { id } if id == own => source.running(),
-        Message::Missing { runs } => runs.iter().for_each(|(first, count)| source.missing(first, count)),
-        Message::Want { runs } => runs.iter().for_each(|(first, _)| source.wanted(first)),
-        Message::Complete { id } if id == own => source.complete(),
-        Message::Abort { id, reason } if id == own => source.aborted(reason),
-        Message::Unknown { id } if id == own => source.unknown(),
-        Message::Ready { .. }
-        | Message::Running { .. }
-        | Message::Complete { .. }
-        | Message::Abort { .. }
-        | Message::Unknown { .. }
-        | Message::Offer { .. }
-        | Message::Pages { .. }
-        | Message::State { .. }
-        | Message::Clock { .. }
-        | Message::Console { .. }
-        | Message::Finish { .. }
-        | Message::Commit { .. } => return Err("it says what a target does not say".to_string()),
-    }
-    Ok(())
 }
 
 fn phase_name(phase: Phase) -> &'static str {

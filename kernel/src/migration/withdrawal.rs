@@ -5,15 +5,14 @@
 //! VM may be ended, saved, or moved elsewhere meanwhile, since the word that gives it away is never said.
 
 use super::link::Link;
-use super::outgoing::hear;
 use super::{CALL_AGAIN_NS, PORT};
 use crate::host::Host;
 use crate::management::Management;
 use alloc::vec::Vec;
 use config::{Name, PeerSpec};
-use migrate::Source;
 use migrate::source::{Effect, Phase, Word};
 use migrate::wire::Message;
+use migrate::{Source, talk};
 use peer::{Event, KeyPair, PublicKey, Role};
 use shell::MoveInfo;
 
@@ -89,9 +88,9 @@ impl Withdrawal {
 
     fn receive(&mut self, management: &mut Management, now_ns: u64) {
         let Self { link: Some(link), source, .. } = self else { return };
-        let (id, mut breach) = (source.id(), None);
+        let mut breach = None;
         let event = link.receive(management, |bytes| {
-            breach = hear(source, id, &mut |_, _| {}, bytes).err().or(breach.take());
+            breach = talk::hear(source, bytes, &mut |_, _| {}).err().or(breach.take());
         });
         match event {
             Some(Event::Open) => source.linked(),

@@ -7,7 +7,7 @@ use machine::Moment;
 use migrate::pages::{PAGE, Record, Records, Runs, unpack};
 use migrate::target::{Breach, Effect, Phase, Word};
 use migrate::wire::Message;
-use migrate::{Id, Target, pages};
+use migrate::{Id, Target, pages, talk};
 
 /// A VM that arrives at a host.
 pub struct Incoming {
@@ -205,20 +205,10 @@ impl Incoming {
 
     fn say(&mut self, word: &Word, net: &mut Net) {
         let Some(link) = self.link else { return };
-        let id = self.target.id();
-        let message = match word {
-            Word::Accept => Message::Accept,
-            Word::Refuse(reason) => Message::Refuse { reason },
-            Word::Ready => Message::Ready { id },
-            Word::Running => Message::Running { id },
-            Word::Complete => Message::Complete { id },
-            Word::Missing => {
-                self.telling = Some(0);
-                return;
-            }
-            Word::Abort(reason) => Message::Abort { id, reason },
-        };
-        net.say(link, 1, &message);
+        match talk::answer(&self.target, word) {
+            Some(message) => net.say(link, 1, &message),
+            None => self.telling = Some(0),
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use migrate::clock::Comparison;
 use migrate::pace::Pace;
 use migrate::pages::next_runs;
 use migrate::source::{Effect, Outcome, Phase, Word};
-use migrate::wire::{Message, VERSION};
-use migrate::{Id, Settings, Source};
+use migrate::wire::Message;
+use migrate::{Id, Settings, Source, talk};
 
 /// How long until a host is called again.
 const CALL_AGAIN_NS: u64 = 3_000_000;
@@ -90,22 +90,9 @@ impl Outgoing {
     }
 
     fn answer(&mut self, bytes: &[u8], now_ns: u64, utc_ns: u64) {
-        let own = self.source.id();
-        match Message::parse(bytes) {
-            Ok(Message::Accept) => self.source.accepted(),
-            Ok(Message::Time { asked_ns, utc_ns: other_ns }) => {
-                self.clocks.answered(asked_ns, other_ns, now_ns, utc_ns)
-            }
-            Ok(Message::Refuse { reason }) => self.source.refused(reason),
-            Ok(Message::Ready { id }) if id == own => self.source.ready(),
-            Ok(Message::Running { id }) if id == own => self.source.running(),
-            Ok(Message::Missing { runs }) => runs.iter().for_each(|(first, count)| self.source.missing(first, count)),
-            Ok(Message::Want { runs }) => runs.iter().for_each(|(first, _)| self.source.wanted(first)),
-            Ok(Message::Complete { id }) if id == own => self.source.complete(),
-            Ok(Message::Abort { id, reason }) if id == own => self.source.aborted(reason),
-            Ok(Message::Unknown { id }) if id == own => self.source.unknown(),
-            other => panic!("a target said {other:?}"),
-        }
+        let clocks = &mut self.clocks;
+        let mut compare = |asked_ns, other_ns| clocks.answered(asked_ns, other_ns, now_ns, utc_ns);
+        talk::hear(&mut self.source, bytes, &mut compare).expect("what a target says");
     }
 
     fn lost(&mut self, reason: &str, now_ns: u64) {
@@ -247,21 +234,10 @@ impl Outgoing {
 
     fn say(&mut self, word: &Word, net: &mut Net) {
         let Some(link) = self.link else { return };
-        let id = self.source.id();
-        let message = match word {
-            Word::Offer => Message::Offer { id, version: VERSION, description: &[] },
-            Word::Missing => {
-                self.telling = Some(0);
-                return;
-            }
-            Word::Finish => {
-                let left_behind = self.source.remaining();
-                Message::Finish { id, ahead_ns: self.clocks.ahead_ns(), left_behind }
-            }
-            Word::Commit => Message::Commit { id },
-            Word::Abort(reason) => Message::Abort { id, reason },
-        };
-        net.say(link, 0, &message);
+        match talk::say(&self.source, word, &[], self.clocks.ahead_ns()) {
+            Some(message) => net.say(link, 0, &message),
+            None => self.telling = Some(0),
+        }
     }
 
     fn look(&mut self, vm: &Vm) {

@@ -25,6 +25,7 @@ pub mod pace;
 pub mod pages;
 pub mod source;
 pub mod survey;
+pub mod talk;
 pub mod target;
 pub mod wire;
 
