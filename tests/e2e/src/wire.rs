@@ -98,8 +98,8 @@ impl Wire {
         self.lock().ports[port].is_cut = is_cut;
     }
 
-    /// Loses every TCP segment with payload from a port, or no more: acknowledgements pass, so that the other side goes on to
-    /// where it waits for a word.
+    /// Loses every TCP segment with payload from a port, or no more: acknowledgements and what keeps a connection alive pass,
+    /// so that the other side goes on to where it waits for a word, and does not take this one for dead.
     pub fn mute(&self, port: usize, is_mute: bool) {
         self.lock().ports[port].is_mute = is_mute;
     }
@@ -182,7 +182,7 @@ fn carry(state: &Arc<Mutex<State>>, port: usize, mut stream: UnixStream) -> Resu
 fn forward(state: &Mutex<State>, from: usize, mut frame: Vec<u8>) {
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     let state = &mut *state;
-    if frame.len() < IPV4_AT || state.ports[from].is_cut || state.ports[from].is_mute && payload(&frame).is_some() {
+    if frame.len() < IPV4_AT || state.ports[from].is_cut || state.ports[from].is_mute && says_something(&frame) {
         return;
     }
     if state.ports[from].corrupts.is_some_and(|bytes| corrupt(&mut frame, bytes)) {
@@ -213,6 +213,11 @@ fn corrupt(frame: &mut [u8], payload_bytes: usize) -> bool {
     }
     frame[middle..middle + 4].rotate_left(2);
     true
+}
+
+/// Whether a frame has TCP payload of which something is said: a byte alone keeps a connection alive (RFC 1122, 4.2.3.6).
+fn says_something(frame: &[u8]) -> bool {
+    payload(frame).is_some_and(|bytes| bytes.len() > 1)
 }
 
 /// Where a frame's TCP payload is, if it has any.
@@ -287,12 +292,14 @@ mod tests {
             (segment[IPV4_AT], segment[IPV4_AT + 9], segment[IPV4_AT + 32]) = (0x45, 6, 0x50);
             segment
         };
-        taps[0].send(segment(1));
+        taps[0].send(segment(2));
         assert!(taps[1].receive().is_none(), "a word");
         taps[0].send(segment(0));
         assert!(taps[1].receive().is_some(), "an acknowledgement with padding behind it");
-        wire.mute(0, false);
         taps[0].send(segment(1));
+        assert!(taps[1].receive().is_some(), "the connection is kept alive");
+        wire.mute(0, false);
+        taps[0].send(segment(2));
         assert!(taps[1].receive().is_some());
     }
 }
