@@ -442,8 +442,17 @@ impl Received {
         let breach = |Breach(what)| what.to_string();
         let own = target.id();
         match Message::parse(message).map_err(|malformed| malformed.to_string())? {
-            // Its machine ended meanwhile: that is said, and this was on its way before.
+            // Its machine ended meanwhile, or it was given up: that is said, and this was on its way before.
             Message::Pages { .. } if target.is_complete() => Ok(()),
+            Message::Pages { .. }
+            | Message::State { .. }
+            | Message::Console { .. }
+            | Message::Missing { .. }
+            | Message::Finish { .. }
+                if target.phase() == Phase::Gone =>
+            {
+                Ok(())
+            }
             Message::Pages { records } => {
                 self.bytes += records.len() as u64;
                 let running = self.running.as_deref().ok_or("it sends memory out of turn")?;
