@@ -16,8 +16,8 @@ use super::rig::{Rig, System};
 
 const GUESTS: u32 = 32;
 /// Memory of each, and of their host.
-const GUEST_MIB: u32 = 80;
-const HOST_MIB: u32 = 3072;
+const GUEST_MIB: u32 = 96;
+const HOST_MIB: u32 = 4096;
 /// How long is looked, in virtual time.
 const WINDOW_NS: f64 = 20e9;
 /// How often it is looked whether that is over: the answer costs instructions.
