@@ -114,10 +114,11 @@ impl Running {
     /// Writes the last of what its firmware wrote, and gives the place back; says whether that is done. The life has ended.
     pub(super) fn finish_keeping(&self, host: &'static Host) -> bool {
         let mut keeper = self.keeping.keeper.lock();
-        let is_done = keeper.as_mut().is_none_or(|keeper| match self.vm.moved_to() {
-            // What another host has is that host's to keep.
-            Some(_) => keeper.is_idle(host),
-            None => keeper.poll(host, self, Task::End) == Next::Nothing,
+        // What another host has, or has not given away, is that host's to keep.
+        let is_others = self.is_arriving() || self.vm.moved_to().is_some();
+        let is_done = keeper.as_mut().is_none_or(|keeper| match is_others {
+            true => keeper.is_idle(host),
+            false => keeper.poll(host, self, Task::End) == Next::Nothing,
         });
         if is_done && let Some(keeper) = keeper.take() {
             keeper.release(host);

@@ -3,7 +3,6 @@
 //! where that died.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::migrate::{EVERY, Pair, check, machine, modules, start, start_with};
 use crate::wire::Wire;
@@ -59,9 +58,9 @@ impl<'a> Stage<'a> {
         let (to, peer) = (1 - from, ["b", "a"][from]);
         self.pair.hosts[from].ask(&format!("vm migrate g to {peer} --downtime 60000 --bandwidth 1"))?;
         // The hosts have compared their clocks before the first page, and no more answers are needed before the end.
-        self.wait_move(from, "copying", |status| status["bytes"].as_u64() > Some(0))?;
+        self.pair.wait_move(from, "copying", |status| status["bytes"].as_u64() > Some(0))?;
         self.wire.mute(to, true);
-        self.wait_move(to, "waiting for the word", |_| true)
+        self.pair.wait_move(to, "waiting for the word", |_| true)
     }
 
     /// The source has heard that, and its word is lost: it runs nowhere.
@@ -69,7 +68,7 @@ impl<'a> Stage<'a> {
         self.come_to_ready(from)?;
         self.wire.mute(from, true);
         self.wire.mute(1 - from, false);
-        self.wait_move(from, "given away", |_| true)?;
+        self.pair.wait_move(from, "given away", |_| true)?;
         for (index, known) in [(from, "given"), (1 - from, "arriving")] {
             let state = self.pair.hosts[index].state("g")?;
             ensure!(state.as_deref() == Some(known), "nobody runs it, and it is {state:?}");
@@ -114,7 +113,7 @@ impl<'a> Stage<'a> {
     fn target_dies_ready(&mut self) -> Result<()> {
         self.come_to_ready(0)?;
         self.pair.hosts.pop();
-        self.wait_move(0, "taking back", |_| true)?;
+        self.pair.wait_move(0, "taking back", |_| true)?;
         self.goes_on_at(0)?;
         self.takes_orders()?;
         self.wire.mute(1, false);
@@ -151,7 +150,7 @@ impl<'a> Stage<'a> {
     /// It never ran at the target, which forgets it.
     fn source_dies_copying(&mut self) -> Result<()> {
         self.pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 100 --bandwidth 1")?;
-        self.wait_move(0, "copying", |status| status["bytes"].as_u64() > Some(0))?;
+        self.pair.wait_move(0, "copying", |status| status["bytes"].as_u64() > Some(0))?;
         drop(self.pair.hosts.remove(0));
         self.pair.hosts[0].wait_gone("g")?;
         self.rebirth(0)
@@ -161,7 +160,7 @@ impl<'a> Stage<'a> {
     fn come_to_serving(&mut self) -> Result<()> {
         start_with(&mut self.pair.hosts[0], 8, "")?;
         self.pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 1 --strategy postcopy --bandwidth 1")?;
-        self.wait_move(0, "sending the rest", |_| true)
+        self.pair.wait_move(0, "sending the rest", |_| true)
     }
 
     fn target_dies_serving(&mut self) -> Result<()> {
@@ -209,20 +208,5 @@ impl<'a> Stage<'a> {
         let after = host.ask("vm show g")?["exits"].clone();
         ensure!(before == after, "it runs: {before} exits, then {after}");
         Ok(())
-    }
-
-    /// Waits until a move is in this phase, and this is so.
-    fn wait_move(&mut self, index: usize, phase: &str, is_so: fn(&Value) -> bool) -> Result<()> {
-        let host = &mut self.pair.hosts[index];
-        let until = host.emulator().elapsed() + COMMAND_LIMIT;
-        loop {
-            let status = host.ask("migrate status")?;
-            let open = status.as_array().into_iter().flatten().any(|one| one["phase"] == phase && is_so(one));
-            if open {
-                return Ok(());
-            }
-            ensure!(host.emulator().elapsed() < until, host.emulator().failure(&format!("not {phase:?}: {status}")));
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
     }
 }

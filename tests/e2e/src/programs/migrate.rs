@@ -74,16 +74,16 @@ impl Pair {
         Ok(moved)
     }
 
-    /// Waits until the move that began last is this far.
-    fn wait_phase(&mut self, from: usize, phase: &str) -> Result<()> {
-        let until = self.hosts[from].emulator().elapsed() + MOVE_LIMIT;
+    /// Waits until a move is in this phase at a host, and this is so.
+    pub fn wait_move(&mut self, index: usize, phase: &str, is_so: fn(&Value) -> bool) -> Result<()> {
+        let host = &mut self.hosts[index];
+        let until = host.emulator().elapsed() + MOVE_LIMIT;
         loop {
-            let last = self.hosts[from].ask("migrate status")?[0].clone();
-            if last["phase"] == phase {
+            let status = host.ask("migrate status")?;
+            if status.as_array().into_iter().flatten().any(|one| one["phase"] == phase && is_so(one)) {
                 return Ok(());
             }
-            let elapsed = self.hosts[from].emulator().elapsed();
-            ensure!(elapsed < until, self.hosts[from].emulator().failure(&format!("it does not get there: {last}")));
+            ensure!(host.emulator().elapsed() < until, host.emulator().failure(&format!("not {phase:?}: {status}")));
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -233,7 +233,7 @@ pub fn postcopy(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate_postcopy")?;
     start_with(&mut pair.hosts[0], 8, "")?;
     pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 1 --strategy postcopy --bandwidth 1")?;
-    pair.wait_phase(0, "sending the rest")?;
+    pair.wait_move(0, "sending the rest", |_| true)?;
     pair.hosts[0].emulator().monitor("set_link net0 off")?;
     pair.hosts[1].wait_state("g", "paused", MOVE_LIMIT)?;
     let serves = pair.hosts[0].state("g")?;
@@ -255,7 +255,7 @@ pub fn postcopy(artifacts: &Artifacts) -> Result<()> {
 /// The operator gives up a target that cannot be reached: the guest, which may run there, is not started at the source.
 fn given_up(pair: &mut Pair) -> Result<()> {
     pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 1 --strategy postcopy --bandwidth 1")?;
-    pair.wait_phase(0, "sending the rest")?;
+    pair.wait_move(0, "sending the rest", |_| true)?;
     pair.hosts[0].emulator().monitor("set_link net0 off")?;
     pair.hosts[1].wait_state("g", "paused", MOVE_LIMIT)?;
     // That host may have noticed first.

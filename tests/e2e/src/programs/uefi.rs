@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::migrate::{self, Pair};
 use super::{saved, tiny};
+use crate::wire::Wire;
 use crate::{
     Artifacts, COMMAND_LIMIT, Console, DEBIAN_PASSWORD, GUEST_BOOT_LIMIT, Host, Launch, OVMF_CODE, OVMF_VARIABLES,
 };
@@ -81,9 +82,10 @@ pub fn variables(artifacts: &Artifacts) -> Result<()> {
 /// GRUB does not move: it counts the processor's ticks, whose rate two emulators measure differently.
 pub fn moves(artifacts: &Artifacts) -> Result<()> {
     let (disk, slot) = (copy_datastore(artifacts)?, saved::make_disk(&artifacts.logs, "uefi_moves_slot")?);
-    let (sockets, ovmf) = (Pair::sockets()?, ovmf(artifacts).map(|(path, name)| (path.to_path_buf(), name.to_owned())));
+    let (wire, ovmf) =
+        (Wire::new("uefi_moves", 2)?, ovmf(artifacts).map(|(path, name)| (path.to_path_buf(), name.to_owned())));
     let machine = |index: usize| {
-        Ok(migrate::machine(artifacts, "uefi_moves", index, &ovmf, &sockets[index])?
+        Ok(migrate::machine(artifacts, "uefi_moves", index, &ovmf, &wire.netdev(index))?
             .memory_mib(1536)
             .shared_disk(&disk)
             .disk(&slot))
@@ -92,6 +94,13 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     stop_at_grub(&mut pair.hosts[0])?;
     save_restore(&mut pair.hosts[0])?;
     let mut console = boot_from_grub(&mut pair.hosts[0])?;
+    write_variable(&mut console, "Corinth")?;
+    console.leave()?;
+    give_up_ready(&mut pair, &wire)?;
+    let mut console = pair.hosts[0].attach("d")?;
+    // Behind what it printed before.
+    console.send("echo stayed-$((6 * 7))\r")?;
+    console.expect("stayed-42", GUEST_BOOT_LIMIT).context("it does not go on where it stays")?;
     write_variable(&mut console, "Bathens")?;
     console.leave()?;
     // At once: what was written last is on the disk before the other host may write there.
@@ -113,6 +122,20 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     ensure!(is_kept(&disk, "Avignon")?, "what the guest wrote after it moved is not on the disk");
     fs::remove_file(disk)?;
     fs::remove_file(slot)?;
+    Ok(())
+}
+
+/// A target that is ready gives the guest up: it never ran there, and what its firmware keeps is the source's.
+fn give_up_ready(pair: &mut Pair, wire: &Wire) -> Result<()> {
+    pair.hosts[0].ask("vm migrate d to b --downtime 60000 --bandwidth 20")?;
+    pair.wait_move(0, "copying", |status| status["bytes"].as_u64() > Some(0))?;
+    wire.mute(1, true);
+    pair.wait_move(1, "waiting for the word", |_| true)?;
+    pair.hosts[1].ask("migrate cancel d")?;
+    pair.hosts[1].wait_gone("d")?;
+    wire.mute(1, false);
+    let stayed = pair.wait_end(0)?;
+    ensure!(stayed["phase"] == "stayed", "its target gave it up: {stayed}");
     Ok(())
 }
 
