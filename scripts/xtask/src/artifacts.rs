@@ -38,6 +38,7 @@ pub fn build(accel: Accel) -> Result<Artifacts> {
         linux: guests.linux,
         debian_initrd: guests.debian_initrd,
         tiny_initrd: guests.tiny_initrd,
+        debian_programs: guests.debian_programs,
         guests: bare_guests,
         ovmf,
         bochs: bochs::find().map_err(|error| format!("{error:#}")),

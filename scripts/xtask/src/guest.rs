@@ -108,6 +108,13 @@ const TINY_PROGRAMS: [(&str, &str); 6] = [
     ("serve", include_str!("../../guest/serve.c")),
 ];
 
+/// Static programs that tests put on the Debian guest's disk: name and C source.
+const DEBIAN_PROGRAMS: [(&str, &str); 3] = [
+    ("files", include_str!("../../guest/files.c")),
+    ("pattern", include_str!("../../guest/pattern.c")),
+    ("serve", include_str!("../../guest/serve.c")),
+];
+
 /// The guests' files.
 pub struct Guests {
     /// Debian's stock cloud kernel.
@@ -116,6 +123,8 @@ pub struct Guests {
     pub debian_initrd: PathBuf,
     /// The small guest.
     pub tiny_initrd: PathBuf,
+    /// A folder of programs that run in the Debian guest.
+    pub debian_programs: PathBuf,
     /// A disk with a GPT: partition `debian` is the Debian guest's root, `scratch` is free for tests.
     pub datastore: PathBuf,
     /// Such a disk whose partition `uefi` is an installed disk that boots by UEFI.
@@ -134,6 +143,7 @@ pub fn guests() -> Result<Guests> {
         linux: debian.join("linux"),
         debian_initrd: debian.join("initrd"),
         tiny_initrd: tiny.join("initrd"),
+        debian_programs: cached("programs", &sources_of(&DEBIAN_PROGRAMS), build_programs)?,
         uefi_datastore: uefi::datastore(&debian.join("datastore.img"))?,
         datastore: debian.join("datastore.img"),
         modules: debian.join("modules"),
@@ -166,8 +176,12 @@ fn debian_recipe() -> String {
 }
 
 fn tiny_recipe() -> String {
-    let programs: Vec<&str> = TINY_PROGRAMS.iter().map(|(_, source)| *source).collect();
-    [TINY_INIT, TINY_DHCP, TINY_PASSWD, &programs.join("\n")].join("\n")
+    [TINY_INIT, TINY_DHCP, TINY_PASSWD, &sources_of(&TINY_PROGRAMS)].join("\n")
+}
+
+fn sources_of(programs: &[(&str, &str)]) -> String {
+    let sources: Vec<&str> = programs.iter().map(|(_, source)| *source).collect();
+    sources.join("\n")
 }
 
 /// FNV-1a, 64 bits: names cache folders, nothing depends on its strength.
@@ -341,6 +355,14 @@ fn build_tiny_with(folder: &Path, modules: &Path, names: &[&str], busybox: &[u8]
     archive.file("init", TINY_INIT.as_bytes());
     // Not compressed: unpacking would take longer than loading it does.
     fs::write(folder.join("initrd"), archive.finish()).context("writing the small guest")
+}
+
+fn build_programs(folder: &Path) -> Result<()> {
+    for (name, source) in DEBIAN_PROGRAMS {
+        let program = compile(folder, name, source)?;
+        fs::write(folder.join(name), program).with_context(|| format!("writing {name}"))?;
+    }
+    Ok(())
 }
 
 /// Adds busybox and a link for each of its commands.

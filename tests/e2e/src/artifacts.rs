@@ -48,6 +48,8 @@ pub struct Artifacts {
     pub debian_initrd: PathBuf,
     /// The small guest: busybox and virtio modules.
     pub tiny_initrd: PathBuf,
+    /// A folder of programs that run in the Debian guest: `files`, `pattern` and `serve`.
+    pub debian_programs: PathBuf,
     /// Bare test guests by name, as Linux kernels.
     pub guests: Vec<(String, PathBuf)>,
     /// OVMF's code and variables.

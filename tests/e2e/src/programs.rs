@@ -3,6 +3,7 @@
 mod balloon;
 mod console;
 mod deaths;
+mod debian;
 mod demo;
 mod drivers;
 mod guests;
@@ -130,7 +131,7 @@ pub static PROGRAMS: &[Program] = &[
     full("migrate_disk_error", migrate::disk_error),
     full("migrate_postcopy", migrate::postcopy),
     full("cpu_profile", profiles::baseline),
-    full("migrate_traffic", traffic::under_traffic),
+    full("migrate_traffic", debian::under_traffic),
     full("migrate_faults", traffic::faults),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{Accel, Artifacts, Console, DEBIAN_PASSWORD, Host, Launch, Medium};
 
 /// For a Debian guest to shut down.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
+pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
 /// How far the guest's clock may be from this machine's: the emulated RTC counts whole seconds, and reading the guest's
 /// clock takes a while on a loaded machine.
 const CLOCK_TOLERANCE_S: u64 = 20;

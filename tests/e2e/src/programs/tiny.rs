@@ -35,12 +35,7 @@ impl Guest {
     /// Runs a command and gives what it printed.
     pub fn run(&mut self, command: &str) -> Result<String> {
         self.commands += 1;
-        let number = self.commands;
-        let mut console = self.host.attach("t")?;
-        console.send(&format!("printf '<%s:%s>\\n' \"$({command})\" {number}\r"))?;
-        let output = console.expect(&format!(":{number}>"), GUEST_BOOT_LIMIT)?;
-        console.leave()?;
-        Ok(output.rsplit('<').next().unwrap_or_default().to_owned())
+        run(&mut self.host, self.commands, command)
     }
 
     /// Waits until a condition holds in the guest.
@@ -49,6 +44,15 @@ impl Guest {
         ensure!(answer == "yes", self.host.emulator().failure(&format!("in the guest it is not so: {condition}")));
         Ok(())
     }
+}
+
+/// Runs a command in the shell at the console of `t` and gives what it printed. Each has a `number` of its own.
+pub fn run(host: &mut Host, number: u32, command: &str) -> Result<String> {
+    let mut console = host.attach("t")?;
+    console.send(&format!("printf '<%s:%s>\\n' \"$({command})\" {number}\r"))?;
+    let output = console.expect(&format!(":{number}>"), GUEST_BOOT_LIMIT)?;
+    console.leave()?;
+    Ok(output.rsplit('<').next().unwrap_or_default().to_owned())
 }
 
 /// Creates and starts a VM with the small guest; `words` go on its kernel's command line, `options` on `vm create`.

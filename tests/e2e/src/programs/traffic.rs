@@ -1,7 +1,8 @@
-//! A guest with several vCPUs, a disk that both hosts see, and a client that never stops asking: it moves to and fro, and
-//! the client misses nothing.
+//! Two hosts, a guest with a disk that both see, and its client, which never stops asking: whatever goes wrong on the way,
+//! the client misses nothing. The main type is [`Stage`]; `debian` has a larger guest move on it.
 
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,15 +15,12 @@ use super::migrate::{Pair, machine};
 use super::tiny;
 use crate::client::{Client, Tally};
 use crate::wire::Wire;
-use crate::{Artifacts, COMMAND_LIMIT, GUEST_BOOT_LIMIT, LINUX, Launch, SCRATCH_DISK, TINY_INITRD};
+use crate::{Artifacts, COMMAND_LIMIT, GUEST_BOOT_LIMIT, Host, LINUX, Launch, SCRATCH_DISK, TINY_INITRD};
 
-/// How often the guest moves, unless the environment says otherwise.
-const MOVES: u32 = 10;
-const MOVES_VARIABLE: &str = "POLLUX_MOVES";
 /// Where the guest and its client are.
-const GUEST: [u8; 4] = [10, 9, 0, 9];
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 9);
 const CLIENT: [u8; 4] = [10, 9, 0, 100];
-const PORT: u16 = 7000;
+pub(super) const PORT: u16 = 7000;
 const GUEST_MIB: u64 = 128;
 /// Questions that are answered between two moves, at least.
 const ANSWERS: u64 = 30;
@@ -39,19 +37,12 @@ const PARTITION_AT: u64 = 1 << 20;
 const SECTOR: usize = 512;
 const SECTORS: u64 = 8192;
 
-/// Moves a guest to and fro under a client.
-pub fn under_traffic(artifacts: &Artifacts) -> Result<()> {
-    let moves = std::env::var(MOVES_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(MOVES);
-    let mut stage = Stage::set(artifacts, "migrate_traffic")?;
-    for round in 0..moves as usize {
-        stage.move_once(round % 2).with_context(|| format!("move {}", round + 1))?;
-    }
-    stage.end(moves as usize % 2)
-}
-
 /// Whatever goes wrong on the way, the guest stays where it is, and another try succeeds.
 pub fn faults(artifacts: &Artifacts) -> Result<()> {
-    let mut stage = Stage::set(artifacts, "migrate_faults")?;
+    let disk = make_disk(&artifacts.logs, "migrate_faults")?;
+    let guest =
+        vec![(artifacts.linux.clone(), LINUX.to_owned()), (artifacts.tiny_initrd.clone(), TINY_INITRD.to_owned())];
+    let mut stage = Stage::set(artifacts, "migrate_faults", &disk, guest, start)?;
     let most = ((free_bytes(&mut stage.pair.hosts[1])? >> 20) - GUEST_MIB / 2).next_multiple_of(2);
     stage.refused_for_want_of("the memory", &format!("--memory {most}M"), "memory").context("a target without room")?;
     stage.refused_for_want_of("the disk", "--disk scratch", "in use").context("a target whose disk is in use")?;
@@ -82,46 +73,53 @@ pub fn faults(artifacts: &Artifacts) -> Result<()> {
     stage.pair.introduce(0)?;
     stage.pair.introduce(1)?;
     stage.move_once(0).context("after all that")?;
-    stage.end(1)
+    stage.end(1, &disk)
+}
+
+fn start(host: &mut Host) -> Result<()> {
+    let words = format!("address={ADDRESS}/24 serve={PORT}");
+    let options = format!("--memory {GUEST_MIB}M --vcpus 2 --disk {SCRATCH_DISK} --nic");
+    tiny::create(host, "t", &words, &options)?;
+    let mut console = host.attach("t")?;
+    console.expect("SERVE ready", GUEST_BOOT_LIMIT)?;
+    console.leave()
 }
 
 type MakeMachine<'a> = Box<dyn Fn(usize) -> Result<Launch> + 'a>;
 
-/// Two hosts, a disk that both see, a guest on the first, and its client.
-struct Stage<'a> {
-    pair: Pair,
-    client: Client,
+/// Two hosts, a disk that both see, the guest `t` on the first, and its client.
+pub(super) struct Stage<'a> {
+    pub(super) pair: Pair,
+    pub(super) client: Client,
     wire: Wire,
-    disk: PathBuf,
     machine: MakeMachine<'a>,
 }
 
 impl<'a> Stage<'a> {
-    fn set(artifacts: &'a Artifacts, name: &'a str) -> Result<Self> {
-        let disk = make_disk(&artifacts.logs, name)?;
+    /// Switches both hosts on, with these boot modules; `start` starts the guest, and waits until it answers.
+    pub(super) fn set(
+        artifacts: &'a Artifacts,
+        name: &'a str,
+        disk: &Path,
+        modules: Vec<(PathBuf, String)>,
+        start: impl FnOnce(&mut Host) -> Result<()>,
+    ) -> Result<Self> {
         let wire = Wire::new(name, 2)?;
         let netdevs = [wire.netdev(0), wire.netdev(1)];
-        let modules =
-            [(artifacts.linux.clone(), LINUX.to_owned()), (artifacts.tiny_initrd.clone(), TINY_INITRD.to_owned())];
-        let shared = disk.clone();
+        let shared = disk.to_owned();
         let host = move |index: usize| {
             let launch = machine(artifacts, name, index, &modules, &netdevs[index])?;
             Ok(launch.memory_mib(768).shared_disk(&shared))
         };
         let mut pair = Pair::boot_with(&host, artifacts)?;
-        let words = format!("address={}/24 serve={PORT}", dotted(GUEST));
-        let options = format!("--memory {GUEST_MIB}M --vcpus 2 --disk {SCRATCH_DISK} --nic");
-        tiny::create(&mut pair.hosts[0], "t", &words, &options)?;
-        let mut console = pair.hosts[0].attach("t")?;
-        console.expect("SERVE ready", GUEST_BOOT_LIMIT)?;
-        console.leave()?;
-        let mut client = Client::start(&wire, CLIENT, GUEST, PORT);
+        start(&mut pair.hosts[0])?;
+        let mut client = Client::start(&wire, CLIENT, ADDRESS.octets(), PORT);
         client.wait(ANSWERS)?;
-        Ok(Self { pair, client, wire, disk, machine: Box::new(host) })
+        Ok(Self { pair, client, wire, machine: Box::new(host) })
     }
 
     /// Moves the guest away from a host, and sees that its client noticed nothing but a pause.
-    fn move_once(&mut self, from: usize) -> Result<()> {
+    pub(super) fn move_once(&mut self, from: usize) -> Result<()> {
         self.client.tally()?;
         let before = self.client.wait(ANSWERS)?;
         let measured = Instant::now();
@@ -170,11 +168,11 @@ impl<'a> Stage<'a> {
     }
 
     /// Ends client and guest, which is at this host, and looks whether all is well.
-    fn end(mut self, here: usize) -> Result<()> {
+    fn end(mut self, here: usize, disk: &Path) -> Result<()> {
         let answered = self.client.wait(1)?.answered;
         self.client.finish()?;
         self.pair.hosts[here].ask("vm kill t")?;
-        check_disk(&self.disk, answered)
+        check_answers(disk, PARTITION_AT, answered)
     }
 }
 
@@ -203,18 +201,14 @@ fn make_disk(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What the guest answered is on the disk: each sector has the last number that was written there.
-fn check_disk(disk: &Path, answered: u64) -> Result<()> {
-    let file = File::open(disk)?;
+/// What the guest answered is in a file from `start` on: each sector has the last number that was written there.
+pub(super) fn check_answers(file: &Path, start: u64, answered: u64) -> Result<()> {
+    let file = File::open(file)?;
     let mut sector = [0; SECTOR];
     for number in answered.saturating_sub(SECTORS - 1).max(1)..=answered {
-        file.read_exact_at(&mut sector, PARTITION_AT + number % SECTORS * SECTOR as u64)?;
+        file.read_exact_at(&mut sector, start + number % SECTORS * SECTOR as u64)?;
         let is_right = sector.chunks_exact(8).all(|word| word == number.to_le_bytes());
         ensure!(is_right, "what was answered to question {number} is not on the disk");
     }
     Ok(())
-}
-
-fn dotted(address: [u8; 4]) -> String {
-    std::net::Ipv4Addr::from(address).to_string()
 }
