@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use e2e::Accel;
 
 use crate::report::Report;
-use crate::{artifacts, setup};
+use crate::{artifacts, programs, setup};
 
 /// Options of `cargo xtask demo`.
 #[derive(Args)]
@@ -51,7 +51,7 @@ const HARDWARE: &[&str] = &[
 
 /// Runs the demonstration.
 pub fn command(options: &Options) -> Result<()> {
-    let programs = match options.demonstration {
+    let names = match options.demonstration {
         Demonstration::Boot => BOOT,
         Demonstration::Migrate => MIGRATE,
         Demonstration::Guests => GUESTS,
@@ -60,10 +60,9 @@ pub fn command(options: &Options) -> Result<()> {
     setup::setup()?;
     let artifacts = artifacts::build(Accel::detect())?;
     let mut report = Report::default();
-    for program in e2e::PROGRAMS.iter().filter(|program| programs.contains(&program.name)) {
-        report.program(program, &artifacts);
-    }
-    ensure!(report.passed == programs.len(), "the demonstration failed: {}", report.summary());
+    let wanted = e2e::PROGRAMS.iter().filter(|program| names.contains(&program.name));
+    programs::run(&mut report, wanted, &artifacts);
+    ensure!(report.passed == names.len(), "the demonstration failed: {}", report.summary());
     println!("{}", report.summary());
     Ok(())
 }

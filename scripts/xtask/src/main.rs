@@ -11,6 +11,7 @@ mod guest;
 mod image;
 mod kernel;
 mod paths;
+mod programs;
 mod report;
 mod reproducible;
 mod run;

@@ -9,7 +9,7 @@ use e2e::{Accel, Artifacts};
 use crate::fuzz;
 use crate::kernel::cargo;
 use crate::report::Report;
-use crate::{artifacts, paths, reproducible, setup, steps};
+use crate::{artifacts, paths, programs, reproducible, setup, steps};
 
 /// Options of `cargo xtask test`.
 #[derive(Args)]
@@ -86,7 +86,5 @@ fn emulators(report: &mut Report, options: &Options, artifacts: &Artifacts) {
         ([], quick) => program.quick || !quick,
         (names, _) => names.iter().any(|name| name == program.name),
     };
-    for program in e2e::PROGRAMS.iter().filter(wanted) {
-        report.program(program, artifacts);
-    }
+    programs::run(report, e2e::PROGRAMS.iter().filter(wanted), artifacts);
 }

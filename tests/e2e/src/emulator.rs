@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::monitor;
-use crate::permit::Permit;
 use crate::transcript::{Found, Missing, Transcript};
 
 /// How much of a transcript a failure shows.
@@ -59,7 +58,6 @@ pub struct Emulator {
     kind: Kind,
     /// Where its monitor listens.
     monitor: Option<PathBuf>,
-    _permit: Permit,
 }
 
 impl Emulator {
@@ -71,7 +69,6 @@ impl Emulator {
         name: &str,
         log_directory: &Path,
     ) -> Result<Self> {
-        let permit = Permit::take();
         let log = log_directory.join(format!("{name}.log"));
         let own_log = log_directory.join(format!("{name}.{}.log", kind.name));
         let log_file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
@@ -98,7 +95,6 @@ impl Emulator {
             own_log,
             kind,
             monitor: None,
-            _permit: permit,
         };
         let (output, input) = emulator.connect(line)?;
         emulator.reader = Some(emulator.transcript.collect(output, log_file));

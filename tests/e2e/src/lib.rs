@@ -26,7 +26,7 @@ pub use console::{Console, GUEST_BOOT_LIMIT, GUEST_COMMAND_LIMIT};
 pub use emulator::Emulator;
 pub use host::{BOOT_LIMIT, COMMAND_LIMIT, Host, PROMPT, strip_escapes};
 pub use launch::{Accel, DiskBus, Launch, Machine, Medium, NicModel, Serial};
-pub use permit::EMULATORS_MAX;
+pub use permit::{EMULATORS_MAX, Permit};
 pub use programs::bochs::measure_writes;
 pub use programs::smoke::smoke_on;
 pub use programs::{PROGRAMS, Program};

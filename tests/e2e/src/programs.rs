@@ -41,19 +41,25 @@ pub struct Program {
     pub name: &'static str,
     /// Whether the quick tests run it too.
     pub quick: bool,
+    /// How many emulators it runs at once.
+    pub emulators: usize,
     /// The test; an error is the verdict "failed" with its reason.
     pub run: fn(&Artifacts) -> Result<()>,
 }
 
 const fn quick(name: &'static str, run: fn(&Artifacts) -> Result<()>) -> Program {
-    Program { name, quick: true, run }
+    Program { name, quick: true, emulators: 1, run }
 }
 
 const fn full(name: &'static str, run: fn(&Artifacts) -> Result<()>) -> Program {
-    Program { name, quick: false, run }
+    Program { name, quick: false, emulators: 1, run }
 }
 
-/// Every test program, the quick ones first.
+const fn pair(name: &'static str, run: fn(&Artifacts) -> Result<()>) -> Program {
+    Program { name, quick: false, emulators: 2, run }
+}
+
+/// Every test program: the quick ones first, and last those that leave no room for another.
 pub static PROGRAMS: &[Program] = &[
     quick("prompt", host::prompt),
     quick("hello", guests::hello),
@@ -82,7 +88,6 @@ pub static PROGRAMS: &[Program] = &[
     full("pvh_guest", multiboot::pvh),
     full("uefi_guest", uefi::guest),
     full("uefi_variables", uefi::variables),
-    full("uefi_moves", uefi::moves),
     full("guests_side_by_side", uefi::side_by_side),
     full("malformed_kernel", tiny::malformed_kernel),
     full("remains", guests::remains),
@@ -123,18 +128,19 @@ pub static PROGRAMS: &[Program] = &[
     full("ahci", drivers::ahci),
     full("ata", drivers::ata),
     full("nvme", drivers::nvme),
-    full("migrate", migrate::there_and_back),
-    full("migrate_link_cut", migrate::link_cut),
-    full("migrate_deaths", deaths::before_the_commit),
-    full("migrate_commit", deaths::at_the_commit),
-    full("migrate_torn", deaths::in_two_halves),
-    full("migrate_disk_error", migrate::disk_error),
-    full("migrate_postcopy", migrate::postcopy),
-    full("cpu_profile", profiles::baseline),
-    full("migrate_traffic", debian::under_traffic),
-    full("migrate_faults", traffic::faults),
     full("guest_alone", smoke::guest_alone),
     full("smoke", smoke::smoke),
+    pair("migrate", migrate::there_and_back),
+    pair("migrate_link_cut", migrate::link_cut),
+    pair("migrate_deaths", deaths::before_the_commit),
+    pair("migrate_commit", deaths::at_the_commit),
+    pair("migrate_torn", deaths::in_two_halves),
+    pair("migrate_disk_error", migrate::disk_error),
+    pair("migrate_postcopy", migrate::postcopy),
+    pair("uefi_moves", uefi::moves),
+    pair("cpu_profile", profiles::baseline),
+    pair("migrate_traffic", debian::under_traffic),
+    pair("migrate_faults", traffic::faults),
 ];
 
 /// How long a disk or card is kept under load whose data is checked, at least: seconds in `POLLUX_LOAD_SECONDS`.

@@ -48,7 +48,7 @@ fn main() {
     }
     logical(others);
     nmis();
-    one_time();
+    one_time(others as u32);
     restart(others as u32);
 }
 
@@ -155,12 +155,15 @@ fn look_at_clock() {
 }
 
 /// No processor's time-stamp counter is behind what another has seen.
-fn one_time() {
+fn one_time(others: u32) {
     SPINS.store(1, Ordering::Release);
     CLOCKS.store(1, Ordering::Release);
+    let before = interrupts::count(PONG_VECTOR);
     apic::send_to_others(PONG_VECTOR);
     (0..100_000).for_each(|_| look_at_clock());
     CLOCKS.store(0, Ordering::Release);
+    // Nobody's is left for what follows.
+    wait(|| interrupts::count(PONG_VECTOR) == before + others);
     tap::check(BACKWARDS.load(Ordering::Acquire) == 0, "time goes forwards on all processors");
 }
 
