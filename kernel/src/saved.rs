@@ -9,6 +9,7 @@ mod reading;
 mod rest;
 mod restore;
 mod save;
+mod undo;
 
 use crate::host::Host;
 use crate::vm::variables::Erase;

@@ -457,7 +457,7 @@ pub fn take_down(host: &'static Host, running: &Arc<Running>, ending: &Ending) -
     *vm.life.lock() = match ending {
         // What is saved stays where it could not be restored.
         Ending::Saved => Life::Saved,
-        Ending::NotStarted(_) if running.is_held() => Life::Saved,
+        Ending::NotStarted(_) | Ending::Ended(_) if running.is_held() && !running.has_begun() => Life::Saved,
         Ending::Ended(End::PowerOff | End::Reset | End::TripleFault(_)) | Ending::NotStarted(_) | Ending::Moved => {
             Life::Stopped
         }

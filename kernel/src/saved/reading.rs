@@ -27,6 +27,8 @@ pub struct Reading {
     /// How many pages on the partition are not here.
     left_pages: u64,
     is_wanted: bool,
+    /// A frame that the disk had no room for: it is zeroed.
+    zeroed: Option<usize>,
 }
 
 struct Piece {
@@ -65,7 +67,8 @@ impl Reading {
         });
         let pieces: Vec<_> = pieces.collect();
         let left_pages = pieces.iter().map(|piece| u64::from(piece.frame.pages())).sum();
-        let mut this = Self { running, pieces, urgent: VecDeque::new(), next: 0, left_pages, is_wanted: false };
+        let urgent = VecDeque::new();
+        let mut this = Self { running, pieces, urgent, next: 0, left_pages, is_wanted: false, zeroed: None };
         this.urgent = contents.first.iter().filter_map(|&gpa| this.number(gpa)).collect();
         Ok(this)
     }
@@ -109,7 +112,7 @@ impl Reading {
         let Some(index) = self.choose() else { return Ok(false) };
         let Piece { frame, hpa, at_bytes, .. } = &self.pieces[index];
         let (pages, at_bytes) = (frame.pages() as usize, *at_bytes);
-        if pages < FRAME_PAGES {
+        if pages < FRAME_PAGES && self.zeroed.take() != Some(index) {
             self.running.zero_frame(index);
         }
         if pages == 0 {
@@ -126,6 +129,7 @@ impl Reading {
             Ok(()) => self.pieces[index].phase = Phase::OnItsWay,
             Err(full) => {
                 self.urgent.push_front(index);
+                self.zeroed = Some(index);
                 return Err(full);
             }
         }

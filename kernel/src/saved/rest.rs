@@ -55,7 +55,8 @@ impl Rest {
             return Next::At(now_ns);
         }
         if self.is_stuck {
-            return self.look(host, now_ns);
+            // What is under way may fail too, and stop it again: an order to go on counts after that.
+            return if self.slot.is_idle() { self.look(host, now_ns) } else { Next::Transfer };
         }
         self.reading.hear_wanted();
         self.tell(host);
@@ -103,14 +104,15 @@ impl Rest {
 
     /// Memory cannot be read: nobody runs on without it.
     fn stand(&mut self, host: &'static Host, what: &str) {
+        if core::mem::replace(&mut self.is_stuck, true) {
+            return;
+        }
         let running = self.reading.running();
         running.command(host, SERVICE_CPU, Order::Pause);
-        if !core::mem::replace(&mut self.is_stuck, true) {
-            let (vm, mib) = (running.vm.name(), self.reading.left_bytes().div_ceil(1 << 20));
-            log::warn!(
-                "{vm} waits: {what}, where {mib} MiB of its memory are; \"vm resume {vm}\" tries again, \"vm kill {vm}\" gives it up"
-            );
-        }
+        let (vm, mib) = (running.vm.name(), self.reading.left_bytes().div_ceil(1 << 20));
+        log::warn!(
+            "{vm} waits: {what}, where {mib} MiB of its memory are; \"vm resume {vm}\" tries again, \"vm kill {vm}\" gives it up"
+        );
     }
 
     /// Tries again once somebody has let the VM go on.
@@ -143,7 +145,7 @@ impl Rest {
     /// Waits until the tables are free that are needed no more.
     fn settle(&mut self, now_ns: u64) -> Next {
         let running = self.reading.running();
-        if !running.machine.invalidated() && !running.is_over() {
+        if !running.machine.invalidated() {
             return Next::At(now_ns + LOOK_NS);
         }
         if let Some(retired) = self.retired.take() {

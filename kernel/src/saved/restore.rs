@@ -5,6 +5,7 @@
 use super::Next;
 use super::reading::{Damaged, Reading};
 use super::rest::Rest;
+use super::undo::{Undo, Undone};
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::services;
@@ -53,6 +54,8 @@ pub struct Restore {
     threads: Vec<Thread>,
     /// Something is wrong with what was read.
     refusal: Option<Refusal>,
+    /// It failed with the image void, which is to be one again.
+    undo: Option<Undo>,
 }
 
 impl Restore {
@@ -73,6 +76,7 @@ impl Restore {
             reading: None,
             threads: Vec::new(),
             refusal: None,
+            undo: None,
         })
     }
 
@@ -88,6 +92,12 @@ impl Restore {
                 self.check_frame(id as usize);
             }
         }
+        if let Some(undo) = &mut self.undo {
+            return match undo.poll(host, &mut self.slot, &self.staging) {
+                Undone::Waits(next) => next,
+                Undone::Over { is_undone, refusal } => self.give_up(host, refusal, is_undone),
+            };
+        }
         let is_stopped = self.running.as_ref().is_some_and(|running| running.is_over());
         let result = if self.slot.has_failed() {
             Err(io_error(self.slot.name()))
@@ -102,7 +112,12 @@ impl Restore {
             Ok(next) => next,
             // The disk may still write to the VM's memory.
             Err(_) if !self.slot.is_idle() => Next::Transfer,
-            Err(refusal) => self.give_up(host, refusal),
+            Err(refusal) if matches!(self.step, Step::VoidFlush | Step::Run) => {
+                let header = self.header.expect("it was read before its stream").encode();
+                self.undo = Some(Undo::new(&mut self.slot, &self.staging, &header, refusal));
+                Next::At(host.clock.now_ns())
+            }
+            Err(refusal) => self.give_up(host, refusal, true),
         }
     }
 
@@ -211,7 +226,6 @@ impl Restore {
         let (Some(contents), Some(running)) = (&self.contents, &self.running) else { unreachable!("they were built") };
         let threads = running.restore(host, &contents.machine, 0);
         self.threads = threads.map_err(|error| self.unlike(&format!("{error}")))?;
-        self.vm.console.lock().push(&contents.console);
         Ok(())
     }
 
@@ -221,10 +235,13 @@ impl Restore {
         Rest::new(self.slot, reading)
     }
 
-    /// Lets it run. It is held until all of its memory is here.
+    /// Lets it run. Until all of its memory is here it is not saved again, moved or given devices.
     fn run(&mut self, host: &'static Host) {
         let Some(running) = self.running.take() else { unreachable!("it was built") };
         let threads = core::mem::take(&mut self.threads);
+        if let Some(contents) = &self.contents {
+            self.vm.console.lock().push(&contents.console);
+        }
         running.begin(threads);
         if let Some(limits) = self.limits {
             self.vm.set_limits(host, limits);
@@ -238,11 +255,16 @@ impl Restore {
         self.outcome.settle(Ok(()));
     }
 
-    /// Nothing is lost: the image stays.
-    fn give_up(&mut self, host: &'static Host, (message, remedy): Refusal) -> Next {
+    /// Nothing is lost, unless the image could not be made one again.
+    fn give_up(&mut self, host: &'static Host, (message, remedy): Refusal, has_image: bool) -> Next {
         self.slot.release(host);
         self.reading = None;
         if let Some(running) = self.running.take() {
+            if !has_image {
+                log::error!("what was saved of {} on disk {} may be gone", self.vm.name(), self.slot.name());
+                // So it is not taken for saved.
+                running.let_go();
+            }
             running.finish(host, SERVICE_CPU, Ending::NotStarted((message.clone(), remedy.clone())));
         }
         self.vm.end_restoring();

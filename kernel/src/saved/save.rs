@@ -2,6 +2,7 @@
 //! must not run again.
 
 use super::Next;
+use super::undo::{Undo, Undone};
 use crate::host::Host;
 use crate::services;
 use crate::slot::{Full, Slot, Staging, io_error, push_runs};
@@ -54,6 +55,8 @@ pub struct Save {
     /// Where the next pages go, and in the end the stream.
     at_bytes: u64,
     header: Option<Header>,
+    /// It failed with the header written, which is taken back.
+    undo: Option<Undo>,
 }
 
 impl Save {
@@ -91,6 +94,7 @@ impl Save {
             pending: Vec::new(),
             at_bytes: PAGES_AT_BYTES,
             header: None,
+            undo: None,
         })
     }
 
@@ -107,6 +111,12 @@ impl Save {
     /// Goes on.
     pub fn poll(&mut self, host: &'static Host) -> Next {
         while self.slot.ended(host).is_some() {}
+        if let Some(undo) = &mut self.undo {
+            return match undo.poll(host, &mut self.slot, &self.staging) {
+                Undone::Waits(next) => next,
+                Undone::Over { is_undone, refusal } => self.give_up(host, refusal, is_undone),
+            };
+        }
         let result = if self.slot.has_failed() {
             Err(io_error(self.slot.name()))
         } else if self.running.is_over() {
@@ -118,7 +128,11 @@ impl Save {
             Ok(next) => next,
             // The disk may still read the VM's memory.
             Err(_) if !self.slot.is_idle() => Next::Transfer,
-            Err(refusal) => self.give_up(host, refusal),
+            Err(refusal) if matches!(self.step, Step::CommitFlush | Step::End) => {
+                self.undo = Some(Undo::new(&mut self.slot, &self.staging, &[0; HEADER_BYTES], refusal));
+                Next::At(host.clock.now_ns())
+            }
+            Err(refusal) => self.give_up(host, refusal, true),
         }
     }
 
@@ -277,16 +291,19 @@ impl Save {
         Next::Over
     }
 
-    /// The VM goes on.
-    fn give_up(&self, host: &'static Host, (message, remedy): Refusal) -> Next {
+    /// The VM goes on, unless what was written may count as the VM.
+    fn give_up(&self, host: &'static Host, (message, remedy): Refusal, is_void: bool) -> Next {
+        let (vm, slot) = (self.running.vm.name(), self.slot.name());
         self.slot.release(host);
         self.running.machine.open();
         self.running.let_go();
-        if !self.was_paused {
+        log::warn!("{vm} is not saved: {message}");
+        if !is_void {
+            log::error!("{vm} may be on disk {slot} as well: never restore it from there once it went on here");
+        } else if !self.was_paused {
             self.running.command(host, SERVICE_CPU, Order::Run);
         }
         services::note_variables(host, SERVICE_CPU);
-        log::warn!("{} is not saved: {message}", self.running.vm.name());
         self.outcome.settle(Err((message, remedy)));
         Next::Over
     }

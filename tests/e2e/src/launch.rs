@@ -318,21 +318,23 @@ impl Launch {
         self.drive(image, "snapshot=off")
     }
 
-    /// As [`Launch::shared_disk`], but with a cache, of which so many flushes fail, the first ones
-    /// after a write.
+    /// As [`Launch::shared_disk`], but with a cache, of whose flushes after a write these fail: the first is 1.
     #[must_use]
-    pub fn disk_failing_to_flush(mut self, image: &Path, times: u32) -> Self {
+    pub fn disk_failing_to_flush(mut self, image: &Path, failing: &[u32]) -> Self {
         let id = format!("disk{}", self.drives);
         self.drives += 1;
-        let rule = |index| {
-            format!(
-                ",file.inject-error.{index}.event=none,file.inject-error.{index}.iotype=flush,file.inject-error.{index}.once=on"
-            )
-        };
-        let rules: String = (0..times).map(rule).collect();
         let image = format!("file.image.driver=file,file.image.locking=off,file.image.filename={}", escape(image));
-        self.argument("-drive", format!("if=none,id={id},format=raw,werror=report,file.driver=blkdebug,{image}{rules}"))
-            .argument("-device", format!("virtio-blk-pci,drive={id},share-rw=on"))
+        let mut drive = format!("if=none,id={id},format=raw,werror=report,file.driver=blkdebug,{image}");
+        // A state a flush.
+        for state in 1..=failing.iter().copied().max().unwrap_or(0) {
+            let rule = format!("file.set-state.{}", state - 1);
+            drive += &format!(",{rule}.event=flush_to_disk,{rule}.state={state},{rule}.new_state={}", state + 1);
+        }
+        for (index, state) in failing.iter().enumerate() {
+            let rule = format!("file.inject-error.{index}");
+            drive += &format!(",{rule}.event=flush_to_disk,{rule}.state={state},{rule}.iotype=flush,{rule}.once=on");
+        }
+        self.argument("-drive", drive).argument("-device", format!("virtio-blk-pci,drive={id},share-rw=on"))
     }
 
     /// As [`Launch::kept_disk`], but so many reads of a sector fail, the first ones.

@@ -211,7 +211,7 @@ pub fn disk_error(artifacts: &Artifacts) -> Result<()> {
     let (sockets, guest) = (Pair::sockets()?, modules(artifacts)?);
     let host = |index: usize| {
         let launch = machine(artifacts, "migrate_disk_error", index, &guest, &sockets[index])?.memory_mib(512);
-        Ok(if index == 0 { launch.disk_failing_to_flush(&disk, 2) } else { launch.shared_disk(&disk) })
+        Ok(if index == 0 { launch.disk_failing_to_flush(&disk, &[1, 2]) } else { launch.shared_disk(&disk) })
     };
     let mut pair = Pair::boot_with(host, artifacts)?;
     start(&mut pair.hosts[0], "--disk small")?;

@@ -1,5 +1,5 @@
-//! A VM that is restored runs before all of its memory is read. What cannot be read stops it, is tried again, and costs
-//! nothing.
+//! A VM is saved or is not, whatever fails; one that is restored runs before all of its memory is read. What cannot be read
+//! stops it, is tried again, and costs nothing.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,18 +22,21 @@ const STREAM_AT: u64 = 16;
 const EVERY: u64 = 10;
 /// How often the disk fails.
 const FAILURES: u32 = 2;
+/// The flushes that fail: a save's third, which makes the image one, and the first of a restore that follows a save that
+/// follows that, which makes it void.
+const FAILING: [u32; 2] = [3, 8];
 
 /// The last page that was saved cannot be read, then it is damaged.
 pub fn reading(artifacts: &Artifacts) -> Result<()> {
     let disk = make_disk(&artifacts.logs, "restore_reading")?;
-    let mut host = artifacts.boot(&launch(artifacts, "save")?.kept_disk(&disk))?;
+    let mut host = artifacts.boot(&launch(artifacts, "save")?.disk_failing_to_flush(&disk, &FAILING))?;
     host.ask(&format!("vm create g {DEFINITION} --start"))?;
     let mut console = host.attach("g")?;
     console.expect(&format!("HASH {EVERY} "), GUEST_BOOT_LIMIT)?;
     console.leave()?;
-    host.ask("vm save g --to slot")?;
+    image_fails(&mut host, &disk).context("the image's header cannot be made durable")?;
+    let last_page = save(&mut host, &disk)?;
     host.power_off()?;
-    let last_page = last_page(&disk)?;
     let failing = launch(artifacts, "restore")?.failing_disk(&disk, last_page / SECTOR_BYTES, FAILURES);
     let mut host = artifacts.boot(&failing)?;
     host.ask(&format!("vm create g {DEFINITION}"))?;
@@ -41,6 +44,21 @@ pub fn reading(artifacts: &Artifacts) -> Result<()> {
     page_is_damaged(&mut host, &disk).context("a page is damaged")?;
     killed(&mut host, &disk).context("it is killed")?;
     host.power_off()
+}
+
+/// A save that fails leaves a VM and no image, a restore that fails an image and no VM.
+fn image_fails(host: &mut Host, disk: &Path) -> Result<()> {
+    let refusal = host.refusal("vm save g --to slot")?;
+    ensure!(refusal.contains("disk slot failed"), "{refusal}");
+    ensure!(host.state("g")?.as_deref() == Some("running"), "it does not go on");
+    ensure!(!has_image(disk)?, "it runs, and is on the disk as well");
+    host.ask("vm save g --to slot")?;
+    ensure!(has_image(disk)?, "it is saved, and not on the disk");
+    let refusal = host.refusal("vm restore g --from slot")?;
+    ensure!(refusal.contains("disk slot failed"), "{refusal}");
+    ensure!(host.state("g")?.as_deref() == Some("saved") && has_image(disk)?, "it is lost");
+    host.ask("vm restore g --from slot")?;
+    check_after(host, 20 * EVERY).map(drop)
 }
 
 /// It stands, and takes only orders that need no memory, until the disk reads again.
@@ -124,6 +142,13 @@ fn stands(host: &mut Host, why: &str) -> Result<()> {
 fn launch(artifacts: &Artifacts, name: &str) -> Result<Launch> {
     let launch = Launch::new(&format!("restore_reading-{name}")).accel(artifacts.accel).memory_mib(512);
     launch.multiboot(&artifacts.kernel32, "", &modules(artifacts)?)
+}
+
+/// Whether the partition begins with something.
+fn has_image(disk: &Path) -> Result<bool> {
+    let mut bytes = [0; PAGE_BYTES as usize];
+    File::open(disk)?.read_exact_at(&mut bytes, PARTITION_AT)?;
+    Ok(bytes.iter().any(|&byte| byte != 0))
 }
 
 /// Where the last of the pages is that were saved.
