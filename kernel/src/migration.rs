@@ -378,6 +378,11 @@ fn settings(options: MigrateOptions) -> Settings {
     }
 }
 
+/// When to look again at a call that is due: where the session before it is not hung up yet, not at once.
+fn next_call_ns(call_at_ns: Option<u64>, has_link: bool, now_ns: u64) -> Option<u64> {
+    call_at_ns.map(|at_ns| if has_link { at_ns.max(now_ns + CALL_AGAIN_NS) } else { at_ns })
+}
+
 /// Why this host can keep no secret from others, if so: what its keys are made of could be guessed.
 fn no_secrets() -> Option<Refusal> {
     let message = "this processor has no random number generator (RDRAND), so its keys could be guessed";

@@ -212,7 +212,8 @@ impl Outgoing {
         let waits = self.look.is_some() || self.is_stopping || self.retired.is_some() || !self.is_tracked;
         let soon_ns = (waits || more).then(|| host.clock.now_ns() + if more { 0 } else { SOON_NS });
         let room_ns = (self.source.wants_pages() && self.source.bandwidth_max().is_some()).then_some(self.room_at_ns);
-        soon_ns.into_iter().chain(self.call_at_ns).chain(room_ns).min()
+        let call_ns = super::next_call_ns(self.call_at_ns, self.link.is_some(), now_ns);
+        soon_ns.into_iter().chain(call_ns).chain(room_ns).min()
     }
 
     /// Says where the VM is, as far as this host knows.

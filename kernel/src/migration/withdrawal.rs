@@ -49,6 +49,7 @@ impl Withdrawal {
         if self.peer.name == *peer && self.source.phase() == Phase::Withdrawing {
             log::warn!("{peer} was not told that {} stays here: say \"migrate cancel {0}\" there", self.info.vm);
             self.source.unknown();
+            self.call_at_ns = None;
         }
     }
 
@@ -72,7 +73,7 @@ impl Withdrawal {
             }
         }
         self.hang_up(management);
-        self.call_at_ns
+        super::next_call_ns(self.call_at_ns, self.link.is_some(), now_ns)
     }
 
     /// Calls the other host, where that is due.

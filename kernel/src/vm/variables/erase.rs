@@ -40,6 +40,9 @@ impl Erase {
             let remedy = format!("let it go on by \"vm restore\", or give that up: vm delete {name}");
             return Err((format!("{name} is saved, and its UEFI variables with it"), remedy));
         }
+        if let Some(to) = vm.moved_to() {
+            return Err((format!("{name} was given to {to}, and its UEFI variables with it"), "look there".into()));
+        }
         let Some(place) = vm.place(host) else {
             return Err((format!("{name}'s UEFI variables are kept nowhere"), vm.no_place()));
         };
