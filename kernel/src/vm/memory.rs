@@ -60,7 +60,6 @@ impl Held {
 
     /// Frees frames, once no device reaches them.
     fn give_back(&self, frames: &[Hpa]) {
-        self.reservation.gave(frames.len() as u64 * LARGE_PAGE_BYTES);
         let runs = runs_of(frames);
         // All devices, even when one's unit does not answer.
         let stuck =
@@ -70,6 +69,7 @@ impl Held {
             log::error!("an IOMMU does not answer: {mib} MiB stay out of use, a device may still reach them");
             return;
         }
+        self.reservation.gave(frames.len() as u64 * LARGE_PAGE_BYTES);
         let mut free = FRAMES.lock();
         frames.iter().for_each(|&frame| free.free_large(frame));
     }
@@ -197,6 +197,10 @@ impl Held {
     fn fill(&mut self, count: usize) -> bool {
         const LARGE_PER_HUGE: usize = (HUGE_PAGE_BYTES / LARGE_PAGE_BYTES) as usize;
         let mut frames = FRAMES.lock();
+        // Others may have taken some since it was asked how many there are.
+        if count as u64 * LARGE_PAGE_BYTES > self.reservation.left_of(frames.free_bytes()) {
+            return false;
+        }
         while self.frames.len() < count {
             if count - self.frames.len() >= LARGE_PER_HUGE
                 && let Some(huge) = frames.take_huge()

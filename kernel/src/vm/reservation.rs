@@ -48,8 +48,12 @@ impl Reservation {
 
     /// Free memory that this VM can have.
     pub fn free_bytes(&self) -> u64 {
-        let frames = FRAMES.lock();
-        frames.free_bytes().saturating_sub(RESERVE_BYTES).saturating_sub(self.others_bytes())
+        self.left_of(FRAMES.lock().free_bytes())
+    }
+
+    /// The same, for who has locked the frames and knows that so many bytes are free.
+    pub fn left_of(&self, free_bytes: u64) -> u64 {
+        free_bytes.saturating_sub(RESERVE_BYTES).saturating_sub(self.others_bytes())
     }
 
     /// What was promised to others.

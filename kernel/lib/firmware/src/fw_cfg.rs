@@ -293,6 +293,8 @@ mod tests {
             device.transfer(&memory);
             assert_eq!(memory.put(number, content), Ok(true), "it is wanted");
             assert_eq!(memory.is_here(Gpa::new(0x1000), 16) && number == 1, number == 1);
+            // Saved meanwhile, it waits at the other one.
+            device = FwCfg::restore(&device.save()).unwrap();
             device.transfer(&memory);
             assert_eq!(memory.load(Gpa::new(0x1000), 4).unwrap(), u64::from(u32::to_be(word)));
         }

@@ -22,11 +22,6 @@ impl Limit {
         Self { per_second: per_second.max(1), burst_ns, earned_at_ns: 0 }
     }
 
-    /// How much a second.
-    pub fn per_second(&self) -> u64 {
-        self.per_second
-    }
-
     /// When something may be taken again; nothing says: now.
     pub fn due_ns(&self, now_ns: u64) -> Option<u64> {
         let due_ns = self.earned_at_ns.saturating_sub(self.burst_ns);
@@ -87,6 +82,5 @@ mod tests {
         limit.take(u64::MAX, 6);
         limit.take(u64::MAX, 7);
         assert_eq!(limit.due_ns(8), Some(u64::MAX));
-        assert_eq!(Limit::new(0, 0).per_second(), 1);
     }
 }

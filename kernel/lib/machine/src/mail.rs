@@ -178,6 +178,13 @@ impl Mailbox {
         self.place.load(Ordering::SeqCst) == place::POSTABLE
     }
 
+    /// Notes which vectors were levels in a life before this one.
+    pub fn note_levels(&self, vectors: [u64; 4]) {
+        for (word, more) in self.ever_levels.iter().zip(vectors) {
+            word.fetch_or(more, Ordering::Relaxed);
+        }
+    }
+
     /// Whether anything waits.
     pub fn has_mail(&self) -> bool {
         self.posted.word.load(Ordering::SeqCst) != 0
@@ -357,6 +364,9 @@ mod tests {
         assert_eq!(mailbox.post(edge(0x51)), Tell::Vcpu, "its trigger mode changes");
         assert_eq!(mailbox.post(edge(0x52)), Tell::Nobody);
         assert_eq!(posted(), [0, 1 << 0x12, 0, 0]);
+        mailbox.note_levels([0, 1 << 0x13, 0, 0]);
+        let _ = mailbox.post(edge(0x53));
+        assert_eq!(posted(), [0, 1 << 0x12, 0, 0], "it was a level before the machine was saved");
     }
 
     #[test]

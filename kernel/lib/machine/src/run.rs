@@ -160,15 +160,21 @@ impl Machine {
     }
 
     fn run_until_pause(&self, thread: &mut Thread, outbox: &mut Outbox, host: &mut dyn Host) -> Pause {
+        let mailbox = &self.mailboxes[thread.index];
         thread.timer_changed = true;
-        thread.takes_posted = thread.vcpu.share_posted(self.mailboxes[thread.index].posted());
+        thread.takes_posted = thread.vcpu.share_posted(mailbox.posted());
         self.readdress(thread);
         let mut now = host.now();
         loop {
             self.take_mail(thread);
             self.run_timers(thread, now, host);
+            let is_served = thread.board_touched;
             if let Some(end) = self.finish_exit(thread, outbox, host) {
                 return Pause::Ended(end);
+            }
+            if is_served && mailbox.has_mail() {
+                // The board's interrupts: nobody else tells this vCPU of them.
+                continue;
             }
             if thread.activity != Activity::Running && !self.wakes(thread) {
                 return Pause::Idle(self.deadline_ns(thread, now));

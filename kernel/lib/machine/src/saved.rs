@@ -192,6 +192,7 @@ impl Machine {
         reader.finish()?;
         for thread in &mut threads {
             self.adopt(thread);
+            self.mailboxes[thread.index].note_levels(thread.lapic.page().trigger_mode().words());
             self.resume_clock(thread, now)?;
         }
         Ok(threads)

@@ -2,11 +2,12 @@
 //! reading them.
 
 use super::FwCfg;
+use addr::Gpa;
 use alloc::vec::Vec;
 use minicbor::{Decode, Encode};
 use state::Invalid;
 
-/// The items and how far the guest has read. A machine at rest has no transfer that waits.
+/// The items and how far the guest has read.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Saved {
     /// In the order of their numbers.
@@ -18,6 +19,9 @@ pub struct Saved {
     offset: u32,
     #[n(3)]
     dma_high: u32,
+    /// Where the description of a transfer is that waits: for memory that was not here.
+    #[n(4)]
+    pending: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -31,9 +35,10 @@ struct Item {
 impl FwCfg {
     /// What restores it.
     pub fn save(&self) -> Saved {
-        let Self { items, selected, offset, dma_high, pending: _ } = self;
+        let Self { items, selected, offset, dma_high, pending } = self;
         let items = items.iter().map(|(number, content)| Item { number: *number, content: content.clone() }).collect();
-        Saved { items, selected: *selected, offset: *offset, dma_high: *dma_high }
+        let pending = pending.map(|gpa| gpa.as_u64());
+        Saved { items, selected: *selected, offset: *offset, dma_high: *dma_high, pending }
     }
 
     /// A device that goes on where the saved one was.
@@ -41,10 +46,11 @@ impl FwCfg {
     /// # Errors
     /// Where no device can have been there.
     pub fn restore(saved: &Saved) -> Result<Self, Invalid> {
-        let Saved { items, selected, offset, dma_high } = saved;
+        let Saved { items, selected, offset, dma_high, pending } = saved;
         let each_once = items.is_sorted_by(|one, next| one.number < next.number);
         Invalid::unless(each_once, "the items of fw_cfg")?;
         let items = items.iter().map(|item| (item.number, item.content.clone())).collect();
-        Ok(Self { items, selected: *selected, offset: *offset, dma_high: *dma_high, pending: None })
+        let pending = pending.map(Gpa::new);
+        Ok(Self { items, selected: *selected, offset: *offset, dma_high: *dma_high, pending })
     }
 }

@@ -3,6 +3,7 @@
 use super::bench::*;
 use super::driver::{BUFFERS, Driver, VERSION_1};
 use crate::*;
+use vcpu::Exit;
 use virtio::blk::Outcome;
 
 const FLUSH: u64 = 1 << 9;
@@ -170,4 +171,23 @@ fn cards_are_limited_apart_from_disks() {
     begun_in::<1>(&mut bench, SECOND_NS);
     assert_eq!(bench.host.frames.len(), 60);
     assert_eq!(card.used(&bench, TRANSMIT).len(), 60);
+}
+
+#[test]
+fn what_waited_interrupts_the_guest_before_it_runs_on() {
+    let mut bench = Bench::with(vec![], vec![nic()]);
+    bench.enable_x2apic();
+    let mut card = Driver::new(&mut bench, 3, VERSION_1, &[64, 256, 64]);
+    bench.machine.set_io_limits(IoLimits { sent_bytes: Some(100_000), ..IoLimits::default() }, &mut bench.host);
+    send(&mut bench, &mut card, 60);
+    bench.run();
+    let sent = bench.host.frames.len();
+    bench.pass(SECOND_NS);
+    let machine = bench.machine.clone();
+    bench.then(move |_| {
+        assert!(!machine.has_mail(0), "it was taken before the entry");
+        Exit::HostInterrupt
+    });
+    bench.run();
+    assert!(bench.host.frames.len() > sent, "more was sent just before");
 }
