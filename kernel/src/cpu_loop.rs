@@ -8,7 +8,7 @@ use crate::network::{Forwarder, Frame};
 use crate::processor::Watch;
 use crate::services::{self, Services};
 use crate::turns::{Slice, Turns};
-use crate::vm::{Ending, Queued, Running};
+use crate::vm::{Ending, LINGER_NS, Queued, Running};
 use addr::{Gpa, Hpa};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -27,6 +27,8 @@ const SLICE_NS_MIN: u64 = 50_000;
 const WAKER_NS: u64 = 100_000;
 /// How long a vCPU waits for its CPU while another CPU has nothing to do.
 const WAIT_NS_MAX: u64 = 1_000_000;
+/// How often a vCPU looks for mail before it is asked whether the host wants the CPU.
+const LOOKS: u32 = 16;
 /// How long a CPU zeroes a new guest's memory before others have their turn.
 const PREPARE_NS: u64 = 2_000_000;
 
@@ -169,7 +171,7 @@ impl CpuLoop {
             // It has no thread yet, or its VM was paused this moment: either way somebody wakes it.
             return place.sleep(&running.machine, vcpu, None);
         }
-        let limit_ns = self.limit_ns(slice, start_ns, deadline_ns);
+        let (limit_ns, is_alone) = self.limit_ns(slice, start_ns, deadline_ns);
         let loaded = self.loaded.as_mut().expect("it was loaded");
         let mut host = GuestHost {
             cpu: self.index,
@@ -178,6 +180,7 @@ impl CpuLoop {
             forwarder: &mut self.forwarder,
             turns: &mut self.turns,
             limit_ns,
+            is_alone,
         };
         host.arm_limit();
         host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: vcpu as u16 });
@@ -201,8 +204,9 @@ impl CpuLoop {
     }
 
     /// When a vCPU that starts now has to let go of its CPU: for what else is due here, and for another vCPU that is ready
-    /// or will be. However much there is to do, a guest gets on: what is due already waits for a moment.
-    fn limit_ns(&self, slice: &Slice, start_ns: u64, deadline_ns: Option<u64>) -> Option<u64> {
+    /// or will be. However much there is to do, a guest gets on: what is due already waits for a moment. Says too whether it
+    /// has the CPU for itself until then.
+    fn limit_ns(&self, slice: &Slice, start_ns: u64, deadline_ns: Option<u64>) -> (Option<u64>, bool) {
         let queue = self.host.cpus.queue(self.index).lock();
         let others = queue.iter().filter(|other| !other.is(&slice.queued));
         let other_ns = others.filter_map(|other| other.running.ready_at_ns(other.vcpu)).min();
@@ -213,7 +217,9 @@ impl CpuLoop {
         let running = &slice.queued.running;
         let is_throttled = running.running_percent() < 100 || running.is_cpu_limited();
         let throttled_ns = is_throttled.then_some(start_ns + THROTTLED_SLICE_NS);
-        deadline_ns.into_iter().chain(slice_end_ns).chain(throttled_ns).min().map(|ns| ns.max(start_ns + SLICE_NS_MIN))
+        let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).chain(throttled_ns).min();
+        let is_alone = !is_throttled && other_ns.is_none_or(|ready_ns| ready_ns > start_ns);
+        (limit_ns.map(|ns| ns.max(start_ns + SLICE_NS_MIN)), is_alone)
     }
 
     /// Puts a vCPU's floating-point state in place of another's; says whether it may run.
@@ -249,8 +255,7 @@ impl CpuLoop {
         self.turns.forget(queued);
         self.host.cpus.queue(self.index).lock().retain(|other| !other.is(queued));
         if let Some(ending) = queued.running.leave() {
-            services::hand_over(queued.running.clone(), ending);
-            self.host.cpus.kick(self.index, 0);
+            services::hand_over(self.host, self.index, queued.running.clone(), ending);
         }
     }
 
@@ -287,6 +292,8 @@ struct GuestHost<'a> {
     turns: &'a mut Turns,
     /// When this CPU has something else to do.
     limit_ns: Option<u64>,
+    /// Nobody else is ready to run here.
+    is_alone: bool,
 }
 
 impl GuestHost<'_> {
@@ -333,6 +340,28 @@ impl machine::Host for GuestHost<'_> {
         for (gpa, hpa) in pages {
             let shown = if readable { tables.map_read_only(gpa, hpa) } else { tables.unmap(gpa) };
             shown.expect("the tables for them are there from the start");
+        }
+    }
+
+    fn linger(&mut self, has_mail: &dyn Fn() -> bool) -> bool {
+        let start_ns = self.host.clock.now_ns();
+        let place = &self.queued.running.vcpus[self.queued.vcpu];
+        let is_short = place.begin_halt(start_ns);
+        if !is_short || !self.is_alone || self.cpu == 0 && services::has_work() {
+            return false;
+        }
+        loop {
+            for _ in 0..LOOKS {
+                if has_mail() {
+                    place.end_halt();
+                    return true;
+                }
+                core::hint::spin_loop();
+            }
+            // Whatever else there is to do comes with an interrupt, which waits outside.
+            if local_apic::has_requests() || self.host.clock.now_ns() - start_ns >= LINGER_NS {
+                return false;
+            }
         }
     }
 
@@ -423,6 +452,7 @@ impl GuestHost<'_> {
 
     /// Others of this CPU have something to do, of which no interrupt tells.
     fn end_soon(&mut self) {
+        self.is_alone = false;
         let soon_ns = self.host.clock.now_ns() + WAKER_NS;
         self.limit_ns = Some(self.limit_ns.map_or(soon_ns, |limit_ns| limit_ns.min(soon_ns)));
         self.arm_limit();

@@ -12,6 +12,7 @@ mod save;
 mod undo;
 
 use crate::host::Host;
+use crate::services;
 use crate::vm::variables::Erase;
 use crate::vm::{Refusal, Running, Start, Vm};
 use alloc::format;
@@ -62,7 +63,7 @@ pub struct Begun {
 pub fn save(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Begun, Refusal> {
     let save = Save::begin(host, vm, partition)?;
     let begun = Begun { outcome: save.outcome(), life: save.life() };
-    BEGUN.lock().push(Job::Save(save));
+    begin(Job::Save(save));
     Ok(begun)
 }
 
@@ -76,7 +77,7 @@ pub fn restore(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Beg
     }
     let restore = Restore::begin(host, vm, partition).inspect_err(|_| vm.end_restoring())?;
     let begun = Begun { outcome: restore.outcome(), life: Weak::new() };
-    BEGUN.lock().push(Job::Restore(restore));
+    begin(Job::Restore(restore));
     Ok(begun)
 }
 
@@ -84,13 +85,13 @@ pub fn restore(host: &'static Host, vm: &Arc<Vm>, partition: &str) -> Result<Beg
 pub fn erase(host: &'static Host, vm: &Arc<Vm>) -> Result<Begun, Refusal> {
     let erase = Erase::begin(host, vm)?;
     let begun = Begun { outcome: erase.outcome(), life: Weak::new() };
-    BEGUN.lock().push(Job::Erase(erase));
+    begin(Job::Erase(erase));
     Ok(begun)
 }
 
-/// Whether a job was begun that waits to be looked at.
-pub fn has_work() -> bool {
-    !BEGUN.lock().is_empty()
+fn begin(job: Job) {
+    BEGUN.lock().push(job);
+    services::note_begun();
 }
 
 impl Jobs {

@@ -5,15 +5,15 @@ use crate::devices::{self, Devices};
 use crate::host::Host;
 use crate::host_console::HostConsole;
 use crate::management::Management;
-use crate::measure::{self, Measurements};
+use crate::measure::Measurements;
 use crate::network::Forwarder;
-use crate::saved::{self, Jobs};
-use crate::vm::hotplug::{self, Removals};
+use crate::saved::Jobs;
+use crate::vm::hotplug::Removals;
 use crate::vm::variables::Keepers;
 use crate::vm::{self, Ending, Order, Running};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use machine::End;
 use spin::Mutex;
 
@@ -36,21 +36,27 @@ const SLOW_END_NS: u64 = 5_000_000_000;
 
 /// Lives that ended and that the services have not seen yet.
 static ENDED: Mutex<Vec<(Arc<Running>, Ending)>> = Mutex::new(Vec::new());
+/// The kinds of work that wait for CPU 0: one word, as it is asked again and again whether there is any.
+static WAITING: AtomicU32 = AtomicU32::new(0);
 /// Some guest's console printed something.
-static CONSOLE: Work = Work::new();
+const CONSOLE: Work = Work(1 << 0);
 /// Guests gave memory up.
-static GIVEN_UP: Work = Work::new();
+const GIVEN_UP: Work = Work(1 << 1);
 /// Firmware wrote variables, or a life began.
-static VARIABLES: Work = Work::new();
+const VARIABLES: Work = Work(1 << 2);
 /// Frames wait for the management address.
-static MANAGEMENT: Work = Work::new();
+const MANAGEMENT: Work = Work(1 << 3);
 /// Guests wait for memory that is on its way.
-static WANTED: Work = Work::new();
+const WANTED: Work = Work(1 << 4);
 /// Disk transfers ended that no interrupt announces, or those of the host itself.
-static TRANSFERS: Work = Work::new();
+const TRANSFERS: Work = Work(1 << 5);
+/// A life ended.
+const ENDINGS: Work = Work(1 << 6);
+/// A job, a measurement or a removal was begun.
+const BEGUN: Work = Work(1 << 7);
 
-/// A kind of work that waits for CPU 0.
-struct Work(AtomicBool);
+/// A kind of work that waits for CPU 0: its bit.
+struct Work(u32);
 
 /// CPU 0's work besides guests.
 pub struct Services {
@@ -87,9 +93,15 @@ struct Life {
     is_slow: bool,
 }
 
-/// Gives a life that ended to the services.
-pub fn hand_over(running: Arc<Running>, ending: Ending) {
+/// Gives a life that ended to the services. `from` is the CPU that calls.
+pub fn hand_over(host: &Host, from: usize, running: Arc<Running>, ending: Ending) {
     ENDED.lock().push((running, ending));
+    ENDINGS.note(host, from);
+}
+
+/// Notes that a job, a measurement or a removal was begun, which CPU 0 does.
+pub fn note_begun() {
+    WAITING.fetch_or(BEGUN.0, Ordering::AcqRel);
 }
 
 /// Notes that a guest's console printed something. `from` is the CPU that calls.
@@ -131,36 +143,24 @@ pub fn may_be_console(devices: &Devices, vector: u8) -> bool {
 
 /// Whether something waits that no interrupt announces.
 pub fn has_work() -> bool {
-    [&CONSOLE, &MANAGEMENT, &TRANSFERS, &WANTED, &GIVEN_UP, &VARIABLES].into_iter().any(Work::waits)
-        || !ENDED.lock().is_empty()
-        || saved::has_work()
-        || measure::has_work()
-        || hotplug::has_work()
+    WAITING.load(Ordering::Acquire) != 0
 }
 
 /// Whether some of that should be done before the present slice would end.
 pub fn is_urgent() -> bool {
-    [&MANAGEMENT, &TRANSFERS, &WANTED].into_iter().any(Work::waits)
+    WAITING.load(Ordering::Acquire) & (MANAGEMENT.0 | TRANSFERS.0 | WANTED.0) != 0
 }
 
 impl Work {
-    const fn new() -> Self {
-        Self(AtomicBool::new(false))
-    }
-
     fn note(&self, host: &Host, from: usize) {
-        if !self.0.swap(true, Ordering::AcqRel) {
+        if WAITING.fetch_or(self.0, Ordering::AcqRel) & self.0 == 0 {
             host.cpus.kick(from, 0);
         }
     }
 
-    fn waits(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-
     /// Whether it waited. What is noted from here on will be looked at again.
     fn take(&self) -> bool {
-        self.0.swap(false, Ordering::AcqRel)
+        WAITING.fetch_and(!self.0, Ordering::AcqRel) & self.0 != 0
     }
 }
 
@@ -202,6 +202,8 @@ impl Services {
         let first = !core::mem::replace(&mut self.started, true);
         // Whoever has memory on its way is asked below anyway.
         WANTED.take();
+        // Each of those finds what was begun.
+        BEGUN.take();
         let ticked = self.tick_disks();
         if TRANSFERS.take() || self.polls_disks || ticked || first {
             self.finish_transfers(devices);
@@ -318,6 +320,7 @@ impl Services {
     /// Takes down the lives that ended; returns when to look again after those that are not done.
     fn take_down_ended(&mut self, devices: &mut Devices) -> Option<u64> {
         let now_ns = self.host.clock.now_ns();
+        ENDINGS.take();
         for (running, ending) in core::mem::take(&mut *ENDED.lock()) {
             vm::disconnect(self.host, &running);
             self.ending.push(Life { running, ending, since_ns: now_ns, is_slow: false });

@@ -33,6 +33,7 @@ pub use life::{Away, DiskIo, Ending, Order, Running, Start};
 use life::{Bay, Parts};
 use machine::{Baseline, CpuProfile, DebugPorts, DiskConfig, End, Leaf, Machine, MachineConfig, NicConfig, Plan};
 pub use memory::{GuestFrames, has_huge_pages};
+pub use place::LINGER_NS;
 pub use reservation::{Reservation, promised_bytes};
 use shell::{ConsoleBuffer, VmState};
 use spin::{Mutex, Once};

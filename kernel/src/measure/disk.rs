@@ -3,11 +3,10 @@
 //! [`begin`] starts one. Which reads there are says
 //! [`block::Load`]; their memory belongs to the measurement and is in the reach of its disk alone.
 
-use super::{BEGUN, Measurement, Next, Outcome};
+use super::{Measurement, Next, Outcome, submit};
 use crate::host::Host;
 use crate::slot::{Full, Slot, Staging, io_error};
 use crate::vm::Refusal;
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -47,7 +46,7 @@ pub fn begin(host: &'static Host, name: &str) -> Result<Arc<Outcome>, Refusal> {
         .and_then(|load| Ok((load, Staging::new(&slot, STAGING_BYTES)?)));
     let (load, staging) = made.inspect_err(|_| slot.release(host))?;
     let outcome: Arc<Outcome> = Arc::default();
-    BEGUN.lock().push(Box::new(DiskMeasurement {
+    submit(DiskMeasurement {
         outcome: outcome.clone(),
         device: slot.device_name(host),
         buffers: buffers(&staging, PATTERNS[0]),
@@ -55,7 +54,7 @@ pub fn begin(host: &'static Host, name: &str) -> Result<Arc<Outcome>, Refusal> {
         staging,
         load,
         done: Vec::new(),
-    }));
+    });
     Ok(outcome)
 }
 

@@ -3,11 +3,10 @@
 //! The guest's writes are tracked for a second, as live migration does, with a look ten times; so this says beforehand
 //! how a migration will go. The VM is held meanwhile: nobody else saves or moves it.
 
-use super::{BEGUN, Measurement, Next, Outcome};
+use super::{Measurement, Next, Outcome, submit};
 use crate::host::Host;
 use crate::vm::tracking;
 use crate::vm::{Refusal, Running};
-use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use guestmem::PageSet;
@@ -48,7 +47,7 @@ pub fn begin(host: &'static Host, running: Arc<Running>) -> Result<Arc<Outcome>,
     let (found, seen) = begun.inspect_err(|_| running.let_go())?;
     let outcome: Arc<Outcome> = Arc::default();
     let is_logged = running.second_stage().is_logged();
-    BEGUN.lock().push(Box::new(WriteMeasurement {
+    submit(WriteMeasurement {
         outcome: outcome.clone(),
         found,
         seen,
@@ -58,7 +57,7 @@ pub fn begin(host: &'static Host, running: Arc<Running>) -> Result<Arc<Outcome>,
         looking_ns: 0,
         retired: None,
         running,
-    }));
+    });
     Ok(outcome)
 }
 

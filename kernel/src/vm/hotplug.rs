@@ -8,6 +8,7 @@ use super::life::Bay;
 use super::{Refusal, Running, Start, Vm, choose_mac, claim_disk, devices, disk_config};
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
+use crate::services;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
@@ -47,11 +48,6 @@ struct Removal {
 enum Found {
     Disk(String),
     Nic(Mac),
-}
-
-/// Whether a removal was begun that waits to be looked at.
-pub fn has_work() -> bool {
-    !BEGUN.lock().is_empty()
 }
 
 /// Gives a VM a disk.
@@ -154,6 +150,7 @@ pub fn remove(host: &'static Host, vm: &Arc<Vm>, wanted: &VmPart, is_pulled: boo
         until_ns: host.clock.now_ns() + LET_GO_NS,
         outcome: outcome.clone(),
     });
+    services::note_begun();
     Ok(outcome)
 }
 

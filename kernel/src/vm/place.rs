@@ -9,6 +9,10 @@ use machine::{Machine, Sleep, Thread};
 use spin::Mutex;
 use vcpu::Vcpu;
 
+/// How long a vCPU that halts looks for mail before it sleeps, at most; and how short a halt is after which it does so
+/// the next time.
+pub const LINGER_NS: u64 = 200_000;
+
 /// One vCPU's place.
 pub struct Place {
     /// The CPU that it runs on, in whose queue it is.
@@ -17,6 +21,9 @@ pub struct Place {
     sleep: Sleep,
     /// It slept before it became ready.
     woken: AtomicBool,
+    /// Since when it halts, if it does, and whether it halted for a short while only the last time.
+    halted_since_ns: AtomicU64,
+    halts_shortly: AtomicBool,
     /// Since when it is ready, unless it sleeps.
     ready_since_ns: AtomicU64,
     /// It is throttled until this moment.
@@ -44,6 +51,8 @@ impl Place {
             home: Mutex::new(Home::Unprepared(vcpu)),
             sleep: Sleep::until(if is_boot { 0 } else { Sleep::FOR_EVER_NS }),
             woken: AtomicBool::new(false),
+            halted_since_ns: AtomicU64::new(0),
+            halts_shortly: AtomicBool::new(false),
             ready_since_ns: AtomicU64::new(now_ns),
             throttled_until_ns: AtomicU64::new(0),
             cpu_ns: AtomicU64::new(0),
@@ -128,6 +137,17 @@ impl Place {
         self.sleep.begin(machine, index, until_ns);
     }
 
+    /// Notes that it halts; says whether it is likely to go on at once.
+    pub fn begin_halt(&self, now_ns: u64) -> bool {
+        self.halted_since_ns.store(now_ns, Ordering::Relaxed);
+        self.halts_shortly.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the halt is over before it slept.
+    pub fn end_halt(&self) {
+        self.halted_since_ns.store(0, Ordering::Relaxed);
+    }
+
     /// When it is ready, were it allowed to run.
     pub fn ready_at_ns(&self) -> u64 {
         self.sleep.ends_at_ns().max(self.throttled_until_ns.load(Ordering::Relaxed))
@@ -156,6 +176,12 @@ impl Place {
         self.woken.store(false, Ordering::Relaxed);
         let slept_until_ns = self.sleep.end();
         let since_ns = slept_until_ns.max(self.ready_since_ns.load(Ordering::Relaxed));
+        let halted_since_ns = self.halted_since_ns.swap(0, Ordering::Relaxed);
+        if halted_since_ns != 0 {
+            let is_short = since_ns.saturating_sub(halted_since_ns) < LINGER_NS;
+            // The end of a sleep that was known before is nothing to look for.
+            self.halts_shortly.store(is_short && slept_until_ns == 0, Ordering::Relaxed);
+        }
         self.steal_ns.fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
     }
 

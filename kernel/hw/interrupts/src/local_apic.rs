@@ -14,6 +14,7 @@ const ID: u32 = 0x20;
 const TASK_PRIORITY: u32 = 0x80;
 const END_OF_INTERRUPT: u32 = 0xb0;
 const SPURIOUS_VECTOR: u32 = 0xf0;
+const REQUESTED: u32 = 0x200;
 const COMMAND: u32 = 0x300;
 const COMMAND_HIGH: u32 = 0x310;
 const TIMER_ENTRY: u32 = 0x320;
@@ -89,6 +90,12 @@ pub fn reaches(to: u32) -> bool {
 /// Ends the interrupt in service.
 pub fn end_of_interrupt() {
     write(END_OF_INTERRUPT, 0);
+}
+
+/// Whether an interrupt waits to be taken.
+pub fn has_requests() -> bool {
+    // The first 32 vectors are the processor's own.
+    (1..8).any(|index| read(REQUESTED + index * 0x10) != 0)
 }
 
 /// Asks for a [`TIMER`] interrupt when the TSC reaches `deadline_tsc`, in place of what was asked before.

@@ -98,6 +98,11 @@ pub trait Host {
     fn notify(&mut self, vcpu: usize) {
         self.kick(vcpu);
     }
+    /// The vCPU that runs halts, and `has_mail` says when it may have a reason not to. Says whether that was so before there
+    /// was anything else for this CPU to do; false at once where the vCPU had better sleep.
+    fn linger(&mut self, _has_mail: &dyn Fn() -> bool) -> bool {
+        false
+    }
     /// The vCPU that runs waits for another of its machine, for this one or any: it should run where this one does.
     fn give_way(&mut self, to: Option<usize>);
     /// How long the vCPU that runs was ready and had no CPU, in all.

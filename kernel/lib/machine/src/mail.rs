@@ -81,6 +81,8 @@ mod place {
     pub const RUNNING: u8 = 1;
     /// There, on a processor that takes posted interrupts.
     pub const POSTABLE: u8 = 2;
+    /// There, out of the guest, looking for mail again and again.
+    pub const LOOKING: u8 = 3;
 }
 
 /// The mail of one vCPU.
@@ -157,9 +159,10 @@ impl Mailbox {
     /// Who is told of an edge, after this waited. The vCPU that is seen on its processor here either takes it there or
     /// looks for mail after it left.
     pub(crate) fn whom_of_posted(&self, before: u32) -> Tell {
-        match before {
-            0 if self.is_postable() => Tell::Processor,
-            0 => Tell::Vcpu,
+        match (before, self.place()) {
+            (0, place::POSTABLE) => Tell::Processor,
+            (0, place::LOOKING) => Tell::Nobody,
+            (0, _) => Tell::Vcpu,
             _ => Tell::Nobody,
         }
     }
@@ -167,15 +170,15 @@ impl Mailbox {
     /// Who is told of what is for the vCPU itself, after this waited: a processor that was told of interrupts takes them and
     /// nothing else.
     fn whom(&self, before: u32) -> Tell {
-        match before {
-            0 => Tell::Vcpu,
-            bit::POSTED if self.is_postable() => Tell::Vcpu,
+        match (before, self.place()) {
+            (0, place::LOOKING) => Tell::Nobody,
+            (0, _) | (bit::POSTED, place::POSTABLE) => Tell::Vcpu,
             _ => Tell::Nobody,
         }
     }
 
-    fn is_postable(&self) -> bool {
-        self.place.load(Ordering::SeqCst) == place::POSTABLE
+    fn place(&self) -> u8 {
+        self.place.load(Ordering::SeqCst)
     }
 
     /// Notes which vectors were levels in a life before this one.
@@ -209,6 +212,12 @@ impl Mailbox {
             return;
         }
         self.place.store(if is_postable { place::POSTABLE } else { place::RUNNING }, Ordering::SeqCst);
+    }
+
+    /// Notes that the vCPU, which runs, stays out of the guest and looks for mail: nobody need tell it. It looks once more
+    /// after [`begin_running`](Self::begin_running) or [`end_running`](Self::end_running), which end this.
+    pub fn begin_looking(&self) {
+        self.place.store(place::LOOKING, Ordering::SeqCst);
     }
 
     /// Notes that it does not until further notice.
@@ -367,6 +376,24 @@ mod tests {
         mailbox.note_levels([0, 1 << 0x13, 0, 0]);
         let _ = mailbox.post(edge(0x53));
         assert_eq!(posted(), [0, 1 << 0x12, 0, 0], "it was a level before the machine was saved");
+    }
+
+    #[test]
+    fn who_looks_is_told_nothing() {
+        let mailbox = Mailbox::default();
+        mailbox.begin_running();
+        mailbox.begin_looking();
+        for mail in [edge(0x31), level(0x41), Mail::Nmi, Mail::Invalidate] {
+            assert_eq!(mailbox.post(mail), Tell::Nobody, "{mail:?}");
+            assert!(mailbox.has_mail());
+            assert_eq!(taken(&mailbox), [mail]);
+        }
+        mailbox.begin_running();
+        assert_eq!(mailbox.post(edge(0x31)), Tell::Vcpu);
+        assert_eq!(taken(&mailbox), [edge(0x31)]);
+        mailbox.begin_looking();
+        mailbox.end_running();
+        assert_eq!(mailbox.post(Mail::Nmi), Tell::Vcpu, "it is away");
     }
 
     #[test]

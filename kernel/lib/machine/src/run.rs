@@ -177,6 +177,10 @@ impl Machine {
                 continue;
             }
             if thread.activity != Activity::Running && !self.wakes(thread) {
+                if self.finds_mail(thread, host) {
+                    now = host.now();
+                    continue;
+                }
                 return Pause::Idle(self.deadline_ns(thread, now));
             }
             self.deliver(thread, host);
@@ -204,6 +208,17 @@ impl Machine {
                 (None, Next::Wait) => return Pause::Idle(Some(now.ns + MEMORY_NS)),
             }
         }
+    }
+
+    /// Lets a vCPU that does not run look for mail where the host would have it so; says whether there is some.
+    fn finds_mail(&self, thread: &Thread, host: &mut dyn Host) -> bool {
+        let mailbox = &self.mailboxes[thread.index];
+        mailbox.begin_looking();
+        let has_mail = host.linger(&|| mailbox.has_mail());
+        // Who posted until here told nobody. With mail it is taken next, and without, the sleep looks again.
+        mailbox.begin_running();
+        mailbox.set_postable(thread.lapic.is_open() && thread.takes_posted);
+        has_mail
     }
 
     /// Everything that an exit caused or an input left to it: interrupts, device work, output, and perhaps the machine's

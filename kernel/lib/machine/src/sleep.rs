@@ -59,9 +59,8 @@ mod tests {
     struct World {
         mailbox: Mailbox,
         sleep: Sleep,
-        /// The vCPU's next step and its last, and how many interrupts it took in all.
-        vcpu: u32,
-        vcpu_ends: u32,
+        /// The vCPU's steps that are left, and how many interrupts it took in all.
+        vcpu: &'static [Step],
         taken: u32,
         saw_mail: bool,
         /// Its processor takes what is posted while the guest runs, once the notification is there.
@@ -78,18 +77,36 @@ mod tests {
         Done,
     }
 
+    /// What the vCPU does.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Step {
+        Begin,
+        BePostable,
+        Take,
+        Enter,
+        Leave,
+        Look,
+        End,
+        Note,
+        AskForMail,
+        RetractIfThere,
+    }
+    use Step::*;
+
     const VCPU: usize = 2;
-    /// The vCPU's last step but one, if it stays in the guest, and if it leaves and sleeps.
-    const STAYS: u32 = 4;
-    const SLEEPS: u32 = 9;
+    /// It stays in the guest; it enters again after it looked for mail; it leaves and sleeps, without and with looking.
+    const STAYS: &[Step] = &[Begin, BePostable, Take, Enter];
+    const ENTERS_AGAIN: &[Step] = &[Begin, BePostable, Take, Look, Begin, BePostable, Take, Enter];
+    const SLEEPS: &[Step] = &[Begin, BePostable, Take, Enter, Leave, End, Note, AskForMail, RetractIfThere];
+    const LOOKS_AND_SLEEPS: &[Step] =
+        &[Begin, BePostable, Take, Enter, Leave, Look, Begin, End, Note, AskForMail, RetractIfThere];
 
     impl World {
-        fn new(vcpu_ends: u32) -> Self {
+        fn new(vcpu: &'static [Step]) -> Self {
             Self {
                 mailbox: Mailbox::default(),
                 sleep: Sleep::until(0),
-                vcpu: 0,
-                vcpu_ends,
+                vcpu,
                 taken: 0,
                 saw_mail: false,
                 is_in_guest: false,
@@ -98,14 +115,14 @@ mod tests {
             }
         }
 
-        fn after(order: &[usize], vcpu_ends: u32) -> Self {
-            let mut world = Self::new(vcpu_ends);
+        fn after(order: &[usize], vcpu: &'static [Step]) -> Self {
+            let mut world = Self::new(vcpu);
             order.iter().for_each(|&actor| world.step(actor));
             world
         }
 
         fn is_done(&self, actor: usize) -> bool {
-            if actor == VCPU { self.vcpu == self.vcpu_ends } else { self.posters[actor] == Poster::Done }
+            if actor == VCPU { self.vcpu.is_empty() } else { self.posters[actor] == Poster::Done }
         }
 
         fn step(&mut self, actor: usize) {
@@ -137,22 +154,24 @@ mod tests {
         }
 
         fn step_vcpu(&mut self) {
-            match self.vcpu {
-                0 => self.mailbox.begin_running(),
-                1 => self.mailbox.set_postable(true),
-                2 => self.take(),
-                3 => {
+            let (&step, left) = self.vcpu.split_first().expect("it is not done");
+            self.vcpu = left;
+            match step {
+                Begin => self.mailbox.begin_running(),
+                BePostable => self.mailbox.set_postable(true),
+                Take => self.take(),
+                Enter => {
                     self.is_in_guest = true;
                     self.process_posted();
                 }
-                4 => self.is_in_guest = false,
-                5 => self.mailbox.end_running(),
-                6 => self.sleep.note(None),
-                7 => self.saw_mail = self.mailbox.has_mail(),
-                _ if self.saw_mail => self.sleep.retract(),
-                _ => {}
+                Leave => self.is_in_guest = false,
+                Look => self.mailbox.begin_looking(),
+                End => self.mailbox.end_running(),
+                Note => self.sleep.note(None),
+                AskForMail => self.saw_mail = self.mailbox.has_mail(),
+                RetractIfThere if self.saw_mail => self.sleep.retract(),
+                RetractIfThere => {}
             }
-            self.vcpu += 1;
         }
 
         /// What the processor does with a notification. Outside the guest it waits until the guest runs, or is noted by the
@@ -171,13 +190,13 @@ mod tests {
     }
 
     /// Every order in which the steps can follow each other.
-    fn orders(vcpu_ends: u32, prefix: &mut Vec<usize>, each: &mut dyn FnMut(&[usize])) {
-        let world = World::after(prefix, vcpu_ends);
+    fn orders(vcpu: &'static [Step], prefix: &mut Vec<usize>, each: &mut dyn FnMut(&[usize])) {
+        let world = World::after(prefix, vcpu);
         let mut is_over = true;
         for actor in (0..=VCPU).filter(|&actor| !world.is_done(actor)) {
             is_over = false;
             prefix.push(actor);
-            orders(vcpu_ends, prefix, each);
+            orders(vcpu, prefix, each);
             prefix.pop();
         }
         if is_over {
@@ -185,29 +204,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn no_wake_up_is_lost_in_any_order() {
-        let (mut all, mut slept, mut stayed) = (0, 0, 0);
-        orders(SLEEPS, &mut Vec::new(), &mut |order| {
-            let mut world = World::after(order, SLEEPS);
+    /// A vCPU that sleeps in the end, and how many orders of steps there are.
+    fn sleeps_over_nothing(vcpu: &'static [Step], all: u32) {
+        let (mut count, mut slept, mut stayed) = (0, 0, 0);
+        orders(vcpu, &mut Vec::new(), &mut |order| {
+            let mut world = World::after(order, vcpu);
             let sleeps = world.sleep.ends_at_ns() != 0;
             assert!(!(sleeps && world.mailbox.has_mail()), "it sleeps over mail after {order:?}");
             world.take();
             assert_eq!(world.taken, 2, "mail is lost after {order:?}");
-            all += 1;
+            count += 1;
             if sleeps { slept += 1 } else { stayed += 1 }
         });
-        assert_eq!(all, 100_100, "15! / (9! 3! 3!)");
+        assert_eq!(count, all);
         assert!(slept > 0 && stayed > 0, "the orders differ in what they lead to");
+    }
+
+    /// A vCPU that is in the guest in the end, and how many orders of steps there are.
+    fn gets_its_interrupts(vcpu: &'static [Step], all: u32) {
+        let mut count = 0;
+        orders(vcpu, &mut Vec::new(), &mut |order| {
+            assert_eq!(World::after(order, vcpu).taken, 2, "an interrupt waits for an exit after {order:?}");
+            count += 1;
+        });
+        assert_eq!(count, all);
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_in_any_order() {
+        // 15! / (9! 3! 3!)
+        sleeps_over_nothing(SLEEPS, 100_100);
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_where_it_looked_before_it_sleeps() {
+        // 17! / (11! 3! 3!)
+        sleeps_over_nothing(LOOKS_AND_SLEEPS, 247_520);
     }
 
     #[test]
     fn a_guest_that_runs_on_gets_its_interrupts_in_any_order() {
-        let mut all = 0;
-        orders(STAYS, &mut Vec::new(), &mut |order| {
-            assert_eq!(World::after(order, STAYS).taken, 2, "an interrupt waits for an exit after {order:?}");
-            all += 1;
-        });
-        assert_eq!(all, 4200, "10! / (4! 3! 3!)");
+        // 10! / (4! 3! 3!) and 14! / (8! 3! 3!)
+        gets_its_interrupts(STAYS, 4200);
+        gets_its_interrupts(ENTERS_AGAIN, 60_060);
     }
 }

@@ -37,6 +37,8 @@ pub struct TestHost {
     pub backed: Vec<Gpa>,
     /// How many pages were shown, or hidden, at a time.
     pub shown: Vec<(usize, bool)>,
+    /// What is done while the vCPU lingers, one for each time that it may.
+    pub lingers: Vec<Box<dyn FnOnce() + Send>>,
     /// The most that one flush had: console bytes, transfers, runs, frames.
     pub flush_max: [usize; 4],
 }
@@ -60,6 +62,7 @@ impl TestHost {
             has_memory,
             backed,
             shown,
+            lingers: vec![],
             flush_max,
         }
     }
@@ -77,6 +80,14 @@ impl Host for TestHost {
 
     fn kick(&mut self, vcpu: usize) {
         self.kicks.push(vcpu);
+    }
+
+    fn linger(&mut self, has_mail: &dyn Fn() -> bool) -> bool {
+        if let Some(meanwhile) = self.lingers.pop() {
+            assert!(!has_mail(), "what was there kept it from halting");
+            meanwhile();
+        }
+        has_mail()
     }
 
     fn give_way(&mut self, to: Option<usize>) {

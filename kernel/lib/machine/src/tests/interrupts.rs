@@ -2,7 +2,9 @@
 
 use super::bench::*;
 use crate::Pause;
+use crate::mail::{Mail, Tell};
 use chipset::{DeliveryMode, Effect, Message, Target};
+use std::sync::{Arc, Mutex};
 use vcpu::{Event, Exit, rflags};
 
 /// LVT timer: TSC deadline, vector 0xEC.
@@ -36,6 +38,23 @@ fn a_halted_guest_sleeps_until_its_deadline() {
     assert_eq!(bench.run(), Pause::Interrupted);
     assert_eq!(bench.taken(), [Event::Interrupt(0xec)]);
     assert_eq!(bench.read_msr(0x6e0), Ok(0), "disarmed");
+}
+
+#[test]
+fn who_lingers_is_told_nothing_and_goes_on() {
+    let mut bench = with_timer();
+    bench.set_if(true);
+    let machine = bench.machine.clone();
+    let tells = Arc::new(Mutex::new(Vec::new()));
+    let told = tells.clone();
+    bench.host.lingers.push(Box::new(move || {
+        let mail = Mail::Vector { vector: 0x41, level_triggered: false };
+        told.lock().unwrap().push(machine.mailboxes[0].post(mail));
+    }));
+    assert_eq!(bench.exit(Exit::Halt), Pause::Interrupted, "it did not sleep");
+    assert_eq!(bench.taken(), [Event::Interrupt(0x41)]);
+    assert_eq!(*tells.lock().unwrap(), [Tell::Nobody]);
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(None), "nothing came");
 }
 
 #[test]
