@@ -40,6 +40,8 @@ pub struct Management {
     wire: Wire,
     /// A stream was looked at: it may have something to say.
     is_touched: bool,
+    /// More has arrived than was taken: there is to be another turn at once.
+    is_behind: bool,
 }
 
 /// Frames to and from the switch.
@@ -77,7 +79,7 @@ impl Management {
                 set_gateway(&mut interface, setting.gateway);
             }
         }
-        Some(Self { port, interface, sockets, dhcp, wire, is_touched: false })
+        Some(Self { port, interface, sockets, dhcp, wire, is_touched: false, is_behind: false })
     }
 
     /// Takes in and sends what is due; returns when it wants to be called next.
@@ -128,6 +130,16 @@ impl Management {
     /// Whether a stream has had something to say since the last call.
     pub fn has_to_send(&mut self) -> bool {
         core::mem::take(&mut self.is_touched)
+    }
+
+    /// Notes that more has arrived on a stream than one turn may take.
+    pub fn fall_behind(&mut self) {
+        self.is_behind = true;
+    }
+
+    /// Whether that was noted since the last call.
+    pub fn is_behind(&mut self) -> bool {
+        core::mem::take(&mut self.is_behind)
     }
 
     /// A stream.

@@ -38,7 +38,7 @@ use withdrawal::Withdrawal;
 /// The port that Pollux hosts call each other on.
 pub const PORT: u16 = 9640;
 
-/// How long CPU 0 works on migrations before others have their turn.
+/// How long CPU 0 works on a migration, or on what another host sent, before others have their turn.
 const TURN_NS: u64 = 2_000_000;
 /// How soon it looks again at what takes microseconds.
 const SOON_NS: u64 = 20_000;
@@ -266,7 +266,7 @@ impl Migrations {
 
     fn hear_callers(&mut self, host: &'static Host, management: &mut Management, now_ns: u64) {
         for mut caller in core::mem::take(&mut self.callers) {
-            self.hear(&mut caller, management, now_ns);
+            self.hear(&mut caller, host, management, now_ns);
             match (caller.message.take(), caller.peer.take()) {
                 (Some(message), Some((name, key))) => self.direct(host, caller.link, &name, key, &message),
                 (_, peer) => {
@@ -279,9 +279,9 @@ impl Migrations {
         }
     }
 
-    fn hear(&self, caller: &mut Caller, management: &mut Management, now_ns: u64) {
+    fn hear(&self, caller: &mut Caller, host: &Host, management: &mut Management, now_ns: u64) {
         let Caller { link, message, .. } = caller;
-        let event = link.receive(management, |bytes| {
+        let event = link.receive(management, &host.clock, |bytes| {
             message.get_or_insert_with(|| bytes.to_vec());
         });
         let event = match event {

@@ -302,7 +302,8 @@ impl Services {
         if management.has_to_send() {
             self.management_due_ns = management.poll(self.host, forwarder);
         }
-        due_ns
+        // Others have their turn first, and then the rest of what arrived.
+        if management.is_behind() { Some(0) } else { due_ns }
     }
 
     /// Takes what guests gave up; returns when to look again after what is not done.

@@ -267,7 +267,7 @@ impl Incoming {
     fn receive(&mut self, host: &Host, management: &mut Management) {
         let Self { link: Some(link), target, received, .. } = self else { return };
         let mut breach = None;
-        let event = link.receive(management, |message| {
+        let event = link.receive(management, &host.clock, |message| {
             if breach.is_none() {
                 breach = received.hear(target, message).err();
             }

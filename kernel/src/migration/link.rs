@@ -1,6 +1,9 @@
 //! One session over one stream of the management address.
 
+use super::TURN_NS;
 use crate::management::Management;
+use crate::time::Clock;
+use core::ops::ControlFlow;
 use peer::{End, Event, KeyPair, MakeSealer, Role, Session};
 use smoltcp::iface::SocketHandle;
 
@@ -8,6 +11,8 @@ use smoltcp::iface::SocketHandle;
 const STREAM: u8 = 1;
 /// Bytes that wait for the connection at most before more are made.
 const WAITING_BYTES_MAX: usize = 128 << 10;
+/// Bytes that wait for a session to look at them at most before more are taken: two of the longest frames.
+const TAKEN_BYTES_MAX: usize = 128 << 10;
 
 /// A session with another host.
 pub struct Link {
@@ -25,38 +30,63 @@ impl Link {
         Self { handle, session, given: 0, is_over: false }
     }
 
-    /// Takes what arrived; each message goes to `message`. Gives what became of the session.
-    pub fn receive(&mut self, management: &mut Management, mut message: impl FnMut(&[u8])) -> Option<Event> {
-        if self.is_over {
-            return None;
+    /// Takes what arrived; each message goes to `message`. Gives what became of the session. A turn is limited whatever
+    /// the other host sends: what is left waits for the next, which `management` is told of.
+    pub fn receive(
+        &mut self,
+        management: &mut Management,
+        clock: &Clock,
+        mut message: impl FnMut(&[u8]),
+    ) -> Option<Event> {
+        let until_ns = clock.now_ns() + TURN_NS;
+        while !self.is_over {
+            let took_any = self.take_bytes(management);
+            let mut is_late = false;
+            let event = self.session.poll(|stream, bytes| {
+                if stream == STREAM {
+                    message(bytes);
+                }
+                is_late = clock.now_ns() >= until_ns;
+                if is_late { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            if event.is_none() && !is_late && took_any {
+                continue;
+            }
+            // What follows a handshake may have come with it.
+            let has_more = self.session.has_more() || matches!(event, Some(Event::Identified(_) | Event::Open));
+            let socket = management.stream(self.handle);
+            let ends = !socket.is_open() || !socket.may_recv() && was_open(socket.state());
+            let ends = ends && !socket.can_recv() && !has_more;
+            if has_more || socket.can_recv() {
+                management.fall_behind();
+            }
+            let event = event.or_else(|| ends.then_some(Event::Ended(End::Lost)));
+            self.is_over = matches!(event, Some(Event::Ended(_)));
+            return event;
         }
-        if management.stream(self.handle).can_recv() {
+        None
+    }
+
+    /// Takes bytes from the stream, as many as the session should have; says whether there were any.
+    fn take_bytes(&mut self, management: &mut Management) -> bool {
+        let socket = management.stream(self.handle);
+        let mut took_any = false;
+        while socket.can_recv() {
+            let room = TAKEN_BYTES_MAX.saturating_sub(self.session.waiting());
+            let taken = socket.recv(|bytes| {
+                let count = bytes.len().min(room);
+                self.session.receive(&bytes[..count]);
+                (count, count)
+            });
+            match taken {
+                Ok(count) if count > 0 => took_any = true,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        if took_any {
             management.touch();
         }
-        let socket = management.stream(self.handle);
-        while socket.can_recv() {
-            let taken = socket.recv(|bytes| (bytes.len(), self.session.receive(bytes)));
-            if taken.is_err() {
-                break;
-            }
-        }
-        let ends = !socket.is_open() || !socket.may_recv() && !socket.can_recv() && was_open(socket.state());
-        let event = self.session.poll(|stream, bytes| {
-            if stream == STREAM {
-                message(bytes);
-            }
-        });
-        match event {
-            None if ends => {
-                self.is_over = true;
-                Some(Event::Ended(End::Lost))
-            }
-            Some(Event::Ended(end)) => {
-                self.is_over = true;
-                Some(Event::Ended(end))
-            }
-            other => other,
-        }
+        took_any
     }
 
     /// Says whether the other host's key is trusted; `None` where nobody asked.

@@ -266,7 +266,7 @@ impl Outgoing {
         }
         let now_ns = host.clock.now_ns();
         let mut breach = None;
-        let event = link.receive(management, |bytes| {
+        let event = link.receive(management, &host.clock, |bytes| {
             let now_ns = host.clock.now_ns();
             let mut compare = |asked_ns, other_utc_ns| {
                 clocks.answered(asked_ns, other_utc_ns, now_ns, host.clock.wall_unix_ns() + now_ns);

@@ -53,7 +53,7 @@ impl Survey {
     pub fn poll(&mut self, host: &Host, management: &mut Management, keys: &KeyPair) -> bool {
         let is_late = host.clock.now_ns() > self.until_ns;
         for call in &mut self.calls {
-            call.poll(management, keys, is_late);
+            call.poll(host, management, keys, is_late);
         }
         if self.calls.iter().all(|call| call.answer.is_some())
             && let Some(outcome) = self.outcome.take()
@@ -88,7 +88,7 @@ impl Survey {
 }
 
 impl Call {
-    fn poll(&mut self, management: &mut Management, keys: &KeyPair, is_late: bool) {
+    fn poll(&mut self, host: &Host, management: &mut Management, keys: &KeyPair, is_late: bool) {
         if self.link.is_none() && self.answer.is_none() {
             match management.connect(self.peer.address, PORT) {
                 Some(handle) => {
@@ -100,7 +100,7 @@ impl Call {
         }
         let Self { link: Some(link), answer, .. } = self else { return };
         if answer.is_none() {
-            let event = link.receive(management, |bytes| {
+            let event = link.receive(management, &host.clock, |bytes| {
                 answer.get_or_insert_with(|| read(bytes));
             });
             match event {

@@ -62,7 +62,7 @@ impl Withdrawal {
     pub fn poll(&mut self, host: &Host, management: &mut Management, keys: &KeyPair) -> Option<u64> {
         let now_ns = host.clock.now_ns();
         self.call(management, keys, now_ns);
-        self.receive(management, now_ns);
+        self.receive(host, management, now_ns);
         while let Some(effect) = self.source.take_effect() {
             match effect {
                 Effect::Say(Word::Abort(reason)) => self.say(&reason),
@@ -87,10 +87,10 @@ impl Withdrawal {
         self.call_at_ns = self.link.is_none().then_some(now_ns + CALL_AGAIN_NS);
     }
 
-    fn receive(&mut self, management: &mut Management, now_ns: u64) {
+    fn receive(&mut self, host: &Host, management: &mut Management, now_ns: u64) {
         let Self { link: Some(link), source, .. } = self else { return };
         let mut breach = None;
-        let event = link.receive(management, |bytes| {
+        let event = link.receive(management, &host.clock, |bytes| {
             breach = talk::hear(source, bytes, &mut |_, _| {}).err().or(breach.take());
         });
         match event {

@@ -4,6 +4,7 @@
 use crate::random::Random;
 use peer::{KeyPair, Role, Session};
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 
 /// The most bytes that arrive at once.
 const SEGMENT_BYTES: u64 = 20_000;
@@ -124,7 +125,10 @@ impl Stream {
             end.session.receive(&bytes);
         }
         loop {
-            let event = end.session.poll(|_, bytes| news.push(News::Message(bytes.to_vec())));
+            let event = end.session.poll(|_, bytes| {
+                news.push(News::Message(bytes.to_vec()));
+                ControlFlow::Continue(())
+            });
             match event {
                 Some(peer::Event::Identified(_)) => news.push(News::Identified),
                 Some(peer::Event::Open) => news.push(News::Open),

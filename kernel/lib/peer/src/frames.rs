@@ -1,6 +1,7 @@
 //! Where one frame ends and the next begins: a length of two bytes, big-endian, then as many.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// The longest frame: what two bytes count, and what Noise allows (revision 34, section 3).
 pub const FRAME_BYTES_MAX: usize = 65_535;
@@ -35,11 +36,22 @@ impl Incoming {
 
     /// The next whole frame, taken out.
     pub fn frame(&mut self) -> Option<&[u8]> {
-        let header: [u8; 2] = self.bytes.get(self.start..self.start + 2)?.try_into().ok()?;
-        let range = self.start + 2..self.start + 2 + usize::from(u16::from_be_bytes(header));
-        let frame = self.bytes.get(range.clone())?;
+        let range = self.next()?;
         self.start = range.end;
-        Some(frame)
+        Some(&self.bytes[range])
+    }
+
+    /// Whether a whole frame waits.
+    pub fn has_frame(&self) -> bool {
+        self.next().is_some()
+    }
+
+    /// Where the next whole frame is.
+    fn next(&self) -> Option<Range<usize>> {
+        let (header, _) = self.bytes.get(self.start..)?.split_first_chunk()?;
+        let start = self.start + 2;
+        let end = start + usize::from(u16::from_be_bytes(*header));
+        (end <= self.bytes.len()).then_some(start..end)
     }
 
     /// Bytes that wait.
@@ -73,13 +85,14 @@ mod tests {
             let mut lengths = Vec::new();
             for part in wire.chunks(step) {
                 incoming.push(part);
-                while let Some(frame) = incoming.frame() {
+                while incoming.has_frame() {
+                    let frame = incoming.frame().unwrap();
                     assert!(frame.iter().all(|&byte| byte == frame.len() as u8));
                     lengths.push(frame.len());
                 }
             }
             assert_eq!(lengths, [0, 1, 300, 65_535]);
-            assert_eq!(incoming.waiting(), 0);
+            assert!(incoming.waiting() == 0 && incoming.frame().is_none());
         }
     }
 }

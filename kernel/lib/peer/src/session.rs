@@ -12,6 +12,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::ControlFlow;
 use snow::{HandshakeState, TransportState};
 
 /// The first bytes of a session.
@@ -153,13 +154,19 @@ impl Session {
         self.incoming.waiting()
     }
 
+    /// Whether [`Session::poll`] has more to do without anything that arrives.
+    pub fn has_more(&self) -> bool {
+        self.is_open() && self.incoming.has_frame()
+    }
+
     /// Bytes to send. What was sent is taken out of the front.
     pub fn outgoing(&mut self) -> &mut Vec<u8> {
         &mut self.outgoing
     }
 
-    /// Goes on with what arrived. A message is handed to `message` with its stream's number.
-    pub fn poll(&mut self, mut message: impl FnMut(u8, &[u8])) -> Option<Event> {
+    /// Goes on with what arrived. A message is handed to `message` with its stream's number; where that breaks off, what
+    /// is behind it waits for the next call: the other end, trusted or not, has no say in how long a call takes.
+    pub fn poll(&mut self, mut message: impl FnMut(u8, &[u8]) -> ControlFlow<()>) -> Option<Event> {
         loop {
             let progress = match &self.stage {
                 Stage::Greeting => self.greet(),
@@ -170,7 +177,7 @@ impl Session {
             match progress {
                 Ok(Some(Progress::Event(event))) => return Some(event),
                 Ok(Some(Progress::Frame)) => {}
-                Ok(None) => return None,
+                Ok(Some(Progress::Enough) | None) => return None,
                 Err(end) => return Some(self.over(end)),
             }
         }
@@ -301,7 +308,7 @@ impl Session {
         Ok(())
     }
 
-    fn open_frame(&mut self, message: &mut impl FnMut(u8, &[u8])) -> Result<Option<Progress>, End> {
+    fn open_frame(&mut self, message: &mut impl FnMut(u8, &[u8]) -> ControlFlow<()>) -> Result<Option<Progress>, End> {
         let Stage::Open(transport) = &mut self.stage else { return Ok(None) };
         let Some(frame) = self.incoming.frame() else { return Ok(None) };
         let length = unseal(transport, frame, &mut self.plain).map_err(|_| End::Forged)?;
@@ -314,8 +321,7 @@ impl Session {
             let reason = core::str::from_utf8(bytes).ok().filter(|text| !text.chars().any(char::is_control));
             return Err(End::Farewell(reason.unwrap_or("it gives no reason").into()));
         }
-        message(stream, bytes);
-        Ok(Some(Progress::Frame))
+        Ok(Some(if message(stream, bytes).is_continue() { Progress::Frame } else { Progress::Enough }))
     }
 }
 
@@ -323,6 +329,8 @@ impl Session {
 enum Progress {
     Event(Event),
     Frame,
+    /// The owner has had enough for now.
+    Enough,
 }
 
 fn greeting(has_aes: bool) -> [u8; GREETING_BYTES] {

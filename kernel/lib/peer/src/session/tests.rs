@@ -28,7 +28,11 @@ fn pass(from: &mut Session, to: &mut Session) -> (Vec<Event>, Messages) {
 fn feed(to: &mut Session, bytes: &[u8]) -> (Vec<Event>, Messages) {
     to.receive(bytes);
     let (mut events, mut messages) = (Vec::new(), Vec::new());
-    while let Some(event) = to.poll(|stream, bytes| messages.push((stream, bytes.to_vec()))) {
+    let mut hear = |stream: u8, bytes: &[u8]| {
+        messages.push((stream, bytes.to_vec()));
+        ControlFlow::Continue(())
+    };
+    while let Some(event) = to.poll(&mut hear) {
         events.push(event);
     }
     (events, messages)
@@ -59,6 +63,26 @@ fn messages_arrive_whole_on_their_streams_both_ways() {
     called.send(1, &[b"yes"]);
     assert_eq!(pass(&mut called, &mut caller).1, [(1, b"yes".to_vec())]);
     assert_eq!((caller.remote(), called.remote()), (Some(keys(2).public()), Some(keys(1).public())));
+}
+
+#[test]
+fn what_is_too_much_for_a_turn_waits_for_the_next() {
+    let (mut caller, mut called) = open();
+    (0..100_u8).for_each(|number| assert!(caller.send(1, &[&[number]])));
+    caller.close("that was all");
+    called.receive(&core::mem::take(caller.outgoing()));
+    let mut messages = Vec::new();
+    for turn in 1..=10 {
+        assert!(called.has_more());
+        let event = called.poll(|_, bytes| {
+            messages.push(bytes[0]);
+            if messages.len() < turn * 10 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        assert_eq!((event, messages.len()), (None, turn * 10));
+    }
+    let ended = called.poll(|_, _| unreachable!("there is no other message"));
+    assert_eq!(ended, Some(Event::Ended(End::Farewell("that was all".into()))));
+    assert!(!called.has_more() && messages.into_iter().eq(0..100));
 }
 
 /// No cipher: it adds the key's first byte to each, and a tag that depends on the nonce. It notes that it was used.
