@@ -29,8 +29,6 @@ const WAKER_NS: u64 = 100_000;
 const WAIT_NS_MAX: u64 = 1_000_000;
 /// How often a vCPU looks for mail before it is asked whether the host wants the CPU.
 const LOOKS: u32 = 16;
-/// How long a CPU zeroes a new guest's memory before others have their turn.
-const PREPARE_NS: u64 = 2_000_000;
 
 /// One CPU's loop.
 struct CpuLoop {
@@ -161,7 +159,7 @@ impl CpuLoop {
         let start_ns = self.host.clock.now_ns();
         place.begin_slice(start_ns);
         if vcpu == 0 {
-            match running.prepare(self.host, start_ns + PREPARE_NS) {
+            match running.prepare(self.host) {
                 Ok(true) => {}
                 Ok(false) => return self.book(queued, start_ns),
                 Err(refusal) => return self.end(queued, Ending::NotStarted(refusal)),

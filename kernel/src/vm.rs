@@ -348,6 +348,9 @@ impl Vm {
         devices.sort();
         devices.dedup();
         devices.into_iter().try_for_each(|device| frames.put_in_reach(device)).map_err(no_memory)?;
+        if let Origin::Boot { .. } = origin {
+            frames.zero_at_use()?;
+        }
         let (memory, firmware, flash) = guest_firmware::prepare(host, self, &frames)?;
         let mut second_stage = host.backend.second_stage().map_err(no_memory)?;
         let vcpu = |cpu| host.backend.vcpu(&second_stage).map(|vcpu| (vcpu, cpu));

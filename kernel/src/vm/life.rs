@@ -1,7 +1,7 @@
 //! One life of a VM, from the order to start it until everything that it had is given back.
 //!
-//! The main type is [`Running`]. A life begins unprepared: the boot vCPU's CPU zeroes its memory in steps and loads the
-//! kernel ([`Running::prepare`]), so that nobody else waits for that. It ends in three steps: the CPUs stop running its
+//! The main type is [`Running`]. A life begins unprepared: the boot vCPU's CPU loads the kernel
+//! ([`Running::prepare`]), so that nobody else waits for that. It ends in three steps: the CPUs stop running its
 //! vCPUs, the last of them hands it over ([`Running::leave`]), the disks finish what they still do in its memory, and then
 //! the host's services take everything back.
 
@@ -81,8 +81,6 @@ pub struct Running {
     pub start: Arc<Start>,
     /// The start also made the VM, and is to be undone as a whole.
     pub is_first: bool,
-    /// Its memory is zeroed up to this frame.
-    zeroed: AtomicUsize,
     is_prepared: AtomicBool,
     order: AtomicU8,
     /// Who saves or restores it gives its orders.
@@ -184,7 +182,6 @@ impl Running {
             ports: Mutex::default(),
             start: Arc::default(),
             is_first,
-            zeroed: AtomicUsize::new(0),
             is_prepared: AtomicBool::new(false),
             order: AtomicU8::new(if is_held { Order::Pause } else { Order::Run } as u8),
             is_held: AtomicBool::new(is_held),
@@ -207,17 +204,11 @@ impl Running {
         }
     }
 
-    /// Goes on with what comes before the guest's first instruction, until about `until_ns`; says whether the guest
-    /// can run now. At least one step is taken. Only the boot vCPU's CPU calls this.
-    pub fn prepare(&self, host: &Host, until_ns: u64) -> Result<bool, Refusal> {
+    /// Goes on with what comes before the guest's first instruction; says whether the guest can run now. Only the boot
+    /// vCPU's CPU calls this.
+    pub fn prepare(&self, host: &Host) -> Result<bool, Refusal> {
         if self.is_prepared.load(Ordering::Relaxed) {
             return Ok(true);
-        }
-        while self.frames.zero(self.zeroed.load(Ordering::Relaxed)) {
-            self.zeroed.fetch_add(1, Ordering::Relaxed);
-            if host.clock.now_ns() >= until_ns {
-                return Ok(false);
-            }
         }
         if !self.has_variables()? {
             return Ok(false);

@@ -1,9 +1,9 @@
 //! A guest's memory: host frames taken, handed to the guest's slots, mapped, and given back.
 //!
-//! The main type is [`GuestFrames`]. Frames come as the last owner left them: the CPU that runs the guest zeroes them
-//! one by one ([`GuestFrames::zero`]) before the guest's first instruction. A frame that the guest gave up goes back in two
-//! steps, [`GuestFrames::set_aside`] and [`GuestFrames::free_aside`], between which every vCPU forgets it; where the guest
-//! uses that memory again it gets another ([`Supply`]).
+//! The main type is [`GuestFrames`]. Frames come as the last owner left them, and a new guest has all of them from the
+//! start: each is zeroed and put in its reach when it is used for the first time ([`GuestFrames::zero_at_use`]). A frame
+//! that the guest gave up goes back in two steps, [`GuestFrames::set_aside`] and [`GuestFrames::free_aside`], between which
+//! every vCPU forgets it; where the guest uses that memory again it gets another ([`Supply`]).
 
 use super::Refusal;
 use super::reservation::Reservation;
@@ -39,6 +39,8 @@ struct Held {
     reservation: Arc<Reservation>,
     /// None where the guest gave the memory up.
     frames: Vec<Option<Hpa>>,
+    /// Which of them nobody has used yet; empty where all were put in the guest's reach at once.
+    unused: Vec<bool>,
     /// What was taken from the guest, and a vCPU may still use.
     aside: Vec<Hpa>,
     /// Which devices were let in, and what takes that back where an IOMMU stands between.
@@ -74,6 +76,12 @@ impl Held {
         frames.iter().for_each(|&frame| free.free_large(frame));
     }
 
+    /// The frame with this number, if it is used now for the first time.
+    fn first_use(&mut self, number: usize) -> Option<Hpa> {
+        let is_unused = self.unused.get_mut(number).is_some_and(core::mem::take);
+        self.frames[number].filter(|_| is_unused)
+    }
+
     /// Lets every device that was let in reach a frame; none of them where it fails.
     fn grant(&self, frame: Hpa) -> bool {
         let run = [(frame, LARGE_PAGE_BYTES)];
@@ -87,7 +95,15 @@ impl Held {
 
 impl Supply for GuestFrames {
     fn supply(&self, number: usize, at_once: bool) -> Option<Hpa> {
-        let reservation = self.held.lock().reservation.clone();
+        let reservation = {
+            let mut held = self.held.lock();
+            if let Some(frame) = held.first_use(number) {
+                drop(held);
+                HostFrames.zero(frame, LARGE_PAGE_BYTES);
+                return Some(frame);
+            }
+            held.reservation.clone()
+        };
         let frame = {
             let mut frames = FRAMES.lock();
             let is_promised = reservation.open_bytes() > 0;
@@ -115,11 +131,21 @@ impl GuestFrames {
         }
         let count = (bytes / LARGE_PAGE_BYTES) as usize;
         let frames = list_of(count, bytes, free_bytes)?;
-        let mut held = Held { reservation: reservation.clone(), frames, aside: Vec::new(), grants: Vec::new() };
+        let reserved = reservation.clone();
+        let mut held =
+            Held { reservation: reserved, frames, unused: Vec::new(), aside: Vec::new(), grants: Vec::new() };
         let is_enough = held.fill(count);
         reservation.got(held.frames.len() as u64 * LARGE_PAGE_BYTES);
         let taken = Self { count, held: Mutex::new(held) };
         if is_enough { Ok(taken) } else { Err(too_much(bytes, free_bytes)) }
+    }
+
+    /// Has each frame zeroed when it is used for the first time: to be said before there is memory over them.
+    pub fn zero_at_use(&self) -> Result<(), Refusal> {
+        let mut unused = list_of(self.count, self.bytes(), 0)?;
+        unused.resize(self.count, true);
+        self.held.lock().unused = unused;
+        Ok(())
     }
 
     /// The guest's memory over these frames: from 0 up to the PCI window, the rest from 4 GiB on.
@@ -134,7 +160,9 @@ impl GuestFrames {
         let (low, high) = held.frames.split_at(low_count);
         let mut memory = GuestMemory::new(Arc::new(HostFrames)).with_supply(self.clone());
         for (start, frames) in [(Gpa::new(0), low), (HIGH_MEMORY, high)] {
-            if !frames.is_empty() {
+            if !frames.is_empty() && !held.unused.is_empty() {
+                memory.add_unused_slot(start, frames.len());
+            } else if !frames.is_empty() {
                 let mut list = list_of(frames.len(), self.bytes(), 0)?;
                 list.extend(frames.iter().flatten());
                 memory.add_slot(start, list);
@@ -147,9 +175,10 @@ impl GuestFrames {
     /// [`free_aside`](Self::free_aside).
     pub fn set_aside(&self, memory: &GuestMemory, gpa: Gpa) {
         let mut held = self.held.lock();
+        let Some(number) = memory.frame_number(gpa) else { return };
         // Without room to note it, the guest keeps it.
         if held.aside.try_reserve(1).is_ok()
-            && let Some((frame, number)) = memory.take_frame(gpa)
+            && let Some(frame) = held.first_use(number).or_else(|| memory.take_frame(gpa))
         {
             held.frames[number] = None;
             held.aside.push(frame);

@@ -1,8 +1,8 @@
 //! Memory that a guest gives up, on its way to the host, and frames for what it uses of that again.
 //!
 //! A vCPU's CPU notes that there is something ([`Running::note_given_up`]); CPU 0 takes the frames away, waits until no vCPU
-//! can reach them, and frees them ([`Running::release`]). A guest that touches such memory afterwards gets a frame at its
-//! fault ([`Running::back`]), or waits while the host has none. What `machine` calls ready is `machine`'s to say.
+//! can reach them, and frees them ([`Running::release`]). A guest that touches such memory afterwards, or memory that it never
+//! used, gets a frame at its fault ([`Running::back`]), or waits while the host has none. What `machine` calls ready is `machine`'s to say.
 
 use super::Running;
 use crate::cpu_loop::InputHost;
@@ -78,6 +78,9 @@ impl Running {
             return memory.is_here(gpa, 1);
         }
         let page = gpa.align_down(LARGE_PAGE_BYTES);
+        // Zeroing a frame takes a while, in which other vCPUs' faults need not wait. It counts with the tables locked: it may
+        // have been given up again meanwhile.
+        memory.touch(page);
         let mut second_stage = self.second_stage();
         let is_backed = memory.touch(page).is_some_and(|frame| {
             // Another vCPU may have been here first.

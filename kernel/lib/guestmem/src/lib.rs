@@ -3,8 +3,8 @@
 //! [`GuestMemory`] maps guest-physical addresses through slots of large frames to host frames and copies through a
 //! [`Backing`], which alone knows how to reach host memory. A guest can change its bytes at any moment: callers copy
 //! once, check the copy, and use the copy. `virtio`, `loader`, `firmware` and `machine` build on it. Memory that a guest
-//! gave up has no frame and reads as zeroes; what writes there gets a new frame from [`Supply`]. Memory that is still on its
-//! way here can be neither read nor written: [`GuestMemory::is_here`] says so before an access.
+//! gave up, or has not used yet, has no frame and reads as zeroes; what writes there gets a frame from [`Supply`]. Memory that
+//! is still on its way here can be neither read nor written: [`GuestMemory::is_here`] says so before an access.
 #![cfg_attr(not(any(test, feature = "heap")), no_std)]
 #![forbid(unsafe_code)]
 
@@ -46,7 +46,7 @@ pub trait Backing: Send + Sync {
     fn compare_exchange(&self, at: Hpa, size: usize, expected: u64, new: u64) -> bool;
 }
 
-/// Where frames come from for memory that the guest gave up and uses again.
+/// Where frames come from for memory that the guest uses for the first time, or gave up and uses again.
 pub trait Supply: Send + Sync {
     /// A zeroed large frame for the guest's frame `number` (in the order in which [`GuestMemory::add_slot`] added them),
     /// or `None` where the host has none. What is needed `at_once` is a device's; a guest can wait.
@@ -88,6 +88,10 @@ struct Rom {
 /// No frame's address.
 const ABSENT: u64 = u64::MAX;
 
+/// Locks of who puts frames in: zeroing one takes a while, and vCPUs that use new memory side by side do not wait for each
+/// other.
+const FILLERS: usize = 16;
+
 /// The memory of one guest.
 pub struct GuestMemory {
     backing: Arc<dyn Backing>,
@@ -96,8 +100,8 @@ pub struct GuestMemory {
     dirty: DirtyLog,
     awaited: Awaited,
     supply: Option<Arc<dyn Supply>>,
-    /// Held by who puts a frame in.
-    filling: Mutex<()>,
+    /// Held by who puts a frame in, by the frame's number.
+    filling: [Mutex<()>; FILLERS],
     absent_bytes: AtomicU64,
 }
 
@@ -111,7 +115,7 @@ impl GuestMemory {
             dirty: DirtyLog::default(),
             awaited: Awaited::default(),
             supply: None,
-            filling: Mutex::new(()),
+            filling: [const { Mutex::new(()) }; FILLERS],
             absent_bytes: AtomicU64::new(0),
         }
     }
@@ -127,11 +131,25 @@ impl GuestMemory {
     /// # Panics
     /// Where addresses are not aligned, wrap, or overlap memory that is there: the caller lays out the guest.
     pub fn add_slot(&mut self, start: Gpa, frames: Vec<Hpa>) {
-        assert!(start.is_aligned(LARGE_PAGE_BYTES) && frames.iter().all(|frame| frame.is_aligned(LARGE_PAGE_BYTES)));
+        assert!(frames.iter().all(|frame| frame.is_aligned(LARGE_PAGE_BYTES)));
+        self.add(start, frames.into_iter().map(|frame| AtomicU64::new(frame.as_u64())).collect());
+    }
+
+    /// Adds memory at `start`, so many large frames, each of which comes from [`Supply`] when it is used for the first time.
+    ///
+    /// # Panics
+    /// As [`add_slot`](Self::add_slot), and where nobody supplies frames.
+    pub fn add_unused_slot(&mut self, start: Gpa, count: usize) {
+        assert!(self.supply.is_some(), "somebody supplies frames");
+        self.add(start, (0..count).map(|_| AtomicU64::new(ABSENT)).collect());
+        self.absent_bytes.fetch_add(count as u64 * LARGE_PAGE_BYTES, Ordering::Relaxed);
+    }
+
+    fn add(&mut self, start: Gpa, frames: Vec<AtomicU64>) {
+        assert!(start.is_aligned(LARGE_PAGE_BYTES));
         let range = GpaRange::new(start, frames.len() as u64 * LARGE_PAGE_BYTES).expect("a slot does not wrap");
         assert!(self.slots.iter().all(|slot| !slot.range.overlaps(range)), "slots do not overlap");
         let first = self.slots.iter().map(|slot| slot.frames.len()).sum();
-        let frames = frames.into_iter().map(|frame| AtomicU64::new(frame.as_u64())).collect();
         self.slots.push(Slot { range, frames, first });
         self.slots.sort_by_key(|slot| slot.range.start());
     }
@@ -182,19 +200,29 @@ impl GuestMemory {
     }
 
     /// Takes the large frame behind `at` away: its content is lost, and what the guest does there next finds zeroes. The
-    /// caller sees to it that nobody works in the frame any more before another gets it. Gives the frame and its number.
-    pub fn take_frame(&self, at: Gpa) -> Option<(Hpa, usize)> {
+    /// caller sees to it that nobody works in the frame any more before another gets it.
+    pub fn take_frame(&self, at: Gpa) -> Option<Hpa> {
         let slot = self.slot_at(at)?;
         let index = index_in(slot, at);
         let frame = slot.frames[index].swap(ABSENT, Ordering::AcqRel);
         (frame != ABSENT).then(|| {
             self.absent_bytes.fetch_add(LARGE_PAGE_BYTES, Ordering::Relaxed);
-            (Hpa::new(frame), slot.first + index)
+            Hpa::new(frame)
         })
     }
 
-    /// The large frame behind `at`, after a touch of the guest's there: a new one where it had been given up. `None` where
-    /// that is no memory, or the host has none left.
+    /// Whether there is a frame behind `at`. Where there is none, memory reads as zeroes.
+    pub fn has_frame(&self, at: Gpa) -> bool {
+        self.run_at(at).is_some()
+    }
+
+    /// The number of the frame around `at`, as [`Supply`] knows it, whether there is one now or not.
+    pub fn frame_number(&self, at: Gpa) -> Option<usize> {
+        self.slot_at(at).map(|slot| slot.first + index_in(slot, at))
+    }
+
+    /// The large frame behind `at`, after a touch of the guest's there: a new one where there was none. `None` where that is
+    /// no memory, or the host has none left.
     pub fn touch(&self, at: Gpa) -> Option<Hpa> {
         self.fill(self.slot_at(at)?, at, false)
     }
@@ -202,7 +230,7 @@ impl GuestMemory {
     /// Puts a frame behind `at`, where there is none.
     fn fill(&self, slot: &Slot, at: Gpa, at_once: bool) -> Option<Hpa> {
         let index = index_in(slot, at);
-        let _filling = self.filling.lock();
+        let _filling = self.filling[(slot.first + index) % FILLERS].lock();
         if let Some(frame) = present(&slot.frames[index]) {
             return Some(frame);
         }

@@ -121,7 +121,7 @@ fn memory_with_supply(spare: u64) -> GuestMemory {
 fn what_was_given_up_reads_as_zeroes_and_takes_no_frame_for_that() {
     let memory = memory_with_supply(1);
     memory.write(Gpa::new(LARGE_PAGE_BYTES - 2), b"abcd").unwrap();
-    assert_eq!(memory.take_frame(Gpa::new(LARGE_PAGE_BYTES + 5)), Some((Hpa::new(LARGE_PAGE_BYTES), 1)));
+    assert_eq!(memory.take_frame(Gpa::new(LARGE_PAGE_BYTES + 5)), Some(Hpa::new(LARGE_PAGE_BYTES)));
     assert_eq!(memory.take_frame(Gpa::new(LARGE_PAGE_BYTES)), None, "once");
     let mut bytes = *b"....";
     memory.read(Gpa::new(LARGE_PAGE_BYTES - 2), &mut bytes).unwrap();
@@ -153,6 +153,33 @@ fn every_kind_of_use_but_reading_gets_a_frame() {
             assert_eq!(memory.load(Gpa::new(LARGE_PAGE_BYTES + 0x1000), 2).unwrap(), 0, "the old content is gone");
         }
     }
+}
+
+#[test]
+fn what_was_never_used_reads_as_zeroes_and_takes_frames_one_by_one() {
+    let heap = std::sync::Arc::new(heap::Heap::new(2 * LARGE_PAGE_BYTES));
+    let frame = |index| Hpa::new(index * LARGE_PAGE_BYTES);
+    heap.write(frame(1), b"of the last owner");
+    let supply = Frames(heap.clone(), Mutex::new(alloc::vec![frame(0), frame(1)]));
+    let mut memory = GuestMemory::new(heap).with_supply(std::sync::Arc::new(supply));
+    memory.add_unused_slot(Gpa::new(0), 2);
+    assert_eq!((memory.absent_bytes(), memory.frames().count()), (2 * LARGE_PAGE_BYTES, 0));
+    assert_eq!(memory.load(Gpa::new(8), 8).unwrap(), 0);
+    assert_eq!(memory.absent_bytes(), 2 * LARGE_PAGE_BYTES, "reading takes none");
+    memory.write(Gpa::new(LARGE_PAGE_BYTES + 8), b"mine").unwrap();
+    let mut bytes = [1; 16];
+    memory.read(Gpa::new(LARGE_PAGE_BYTES), &mut bytes).unwrap();
+    assert_eq!(&bytes, b"\0\0\0\0\0\0\0\0mine\0\0\0\0", "it was zeroed");
+    assert_eq!(memory.frames().collect::<Vec<_>>(), [(Gpa::new(LARGE_PAGE_BYTES), frame(1))]);
+    assert_eq!(
+        [0, LARGE_PAGE_BYTES, 2 * LARGE_PAGE_BYTES].map(|at| memory.has_frame(Gpa::new(at))),
+        [false, true, false]
+    );
+    assert_eq!(memory.frame_number(Gpa::new(LARGE_PAGE_BYTES + 8)), Some(1));
+    assert_eq!(
+        (memory.frame_number(Gpa::new(8)), memory.frame_number(Gpa::new(2 * LARGE_PAGE_BYTES))),
+        (Some(0), None)
+    );
 }
 
 #[test]

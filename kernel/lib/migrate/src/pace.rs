@@ -19,6 +19,9 @@ const ZEROES_A_PAGE: u64 = 16;
 /// While compression does not pay, every so many pages one is tried.
 const TRIAL_PAGES: u64 = 64;
 
+/// A page that was never used.
+static ZEROES: [u8; PAGE] = [0; PAGE];
+
 /// What was sent.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counts {
@@ -143,11 +146,16 @@ impl Pace {
             if out.len() == start {
                 out.push(PAGES_KIND);
             }
-            memory.read(Gpa::new(page * PAGE_BYTES), &mut *self.page)?;
-            if pages::is_zero(&self.page) {
+            let at = Gpa::new(page * PAGE_BYTES);
+            // Most of a large guest's memory was never used.
+            let is_unused = !memory.has_frame(at);
+            if !is_unused {
+                memory.read(at, &mut *self.page)?;
+            }
+            if is_unused || pages::is_zero(&self.page) {
                 last_zero = Some(pages::encode_zero(out, page, last_zero));
                 self.counts.zero += 1;
-                self.copies.sent(page, &self.page, false);
+                self.copies.sent(page, &ZEROES, false);
             } else if let Some(copy) = self.copies.of(page)
                 && pages::encode_delta(out, page, copy, &self.page)
             {
@@ -260,6 +268,25 @@ mod tests {
         let Counts { zero, raw, lz4, delta, bytes } = pace.counts();
         assert_eq!((zero, raw + lz4, delta), (412, 100, 0));
         assert!(batches >= 1 && bytes < 100 * 4096);
+    }
+
+    #[test]
+    fn memory_that_was_never_used_is_markers_and_stays_unused() {
+        struct Nothing;
+        impl guestmem::Supply for Nothing {
+            fn supply(&self, _number: usize, _at_once: bool) -> Option<addr::Hpa> {
+                None
+            }
+        }
+        let heap = std::sync::Arc::new(guestmem::heap::Heap::new(addr::LARGE_PAGE_BYTES));
+        let mut memory = GuestMemory::new(heap).with_supply(std::sync::Arc::new(Nothing));
+        memory.add_unused_slot(Gpa::new(0), 1);
+        let (mut source, mut pace) = (source(&memory), Pace::new());
+        pace.page.fill(7);
+        let mut out = Vec::new();
+        pace.fill(&mut source, &memory, &|| 0, &mut out).unwrap();
+        assert_eq!((pace.counts().zero, out.len()), (512, 1 + pages::HEADER_BYTES));
+        assert_eq!(memory.absent_bytes(), addr::LARGE_PAGE_BYTES);
     }
 
     #[test]
