@@ -101,6 +101,11 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     // Behind what it printed before.
     console.send("echo stayed-$((6 * 7))\r")?;
     console.expect("stayed-42", GUEST_BOOT_LIMIT).context("it does not go on where it stays")?;
+    console.leave()?;
+    die_committed(&mut pair, &wire, || artifacts.boot(&machine(1)?))?;
+    let mut console = pair.hosts[0].attach("d")?;
+    console.send("echo resumed-$((6 * 7))\r")?;
+    console.expect("resumed-42", GUEST_BOOT_LIMIT).context("it does not go on where it was taken back")?;
     write_variable(&mut console, "Bathens")?;
     console.leave()?;
     // At once: what was written last is on the disk before the other host may write there.
@@ -125,18 +130,40 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     Ok(())
 }
 
-/// A target that is ready gives the guest up: it never ran there, and what its firmware keeps is the source's.
-fn give_up_ready(pair: &mut Pair, wire: &Wire) -> Result<()> {
+/// The target is ready, and the source does not hear that.
+fn come_to_ready(pair: &mut Pair, wire: &Wire) -> Result<()> {
     pair.hosts[0].ask("vm migrate d to b --downtime 60000 --bandwidth 20")?;
     pair.wait_move(0, "copying", |status| status["bytes"].as_u64() > Some(0))?;
     wire.mute(1, true);
-    pair.wait_move(1, "waiting for the word", |_| true)?;
+    pair.wait_move(1, "waiting for the word", |_| true)
+}
+
+/// A target that is ready gives the guest up: it never ran there, and what its firmware keeps is the source's.
+fn give_up_ready(pair: &mut Pair, wire: &Wire) -> Result<()> {
+    come_to_ready(pair, wire)?;
     pair.hosts[1].ask("migrate cancel d")?;
     pair.hosts[1].wait_gone("d")?;
     wire.mute(1, false);
     let stayed = pair.wait_end(0)?;
     ensure!(stayed["phase"] == "stayed", "its target gave it up: {stayed}");
     Ok(())
+}
+
+/// The source gave the guest away when the target dies, and nobody knows whether it ran there. A person takes it back: the
+/// source is the one that keeps its variables.
+fn die_committed(pair: &mut Pair, wire: &Wire, boot_again: impl FnOnce() -> Result<Host>) -> Result<()> {
+    come_to_ready(pair, wire)?;
+    wire.mute(0, true);
+    wire.mute(1, false);
+    pair.wait_move(0, "given away", |_| true)?;
+    drop(pair.hosts.remove(1));
+    wire.mute(0, false);
+    pair.hosts.push(boot_again()?);
+    pair.introduce(1)?;
+    let lost = pair.wait_end(0)?;
+    ensure!(lost["phase"] == "lost", "its target forgot it: {lost}");
+    ensure!(pair.hosts[1].state("d")?.is_none(), "it is on a host that was switched off");
+    pair.hosts[0].ask("vm resume d").map(drop)
 }
 
 /// Starts the VM, and keeps GRUB from booting by itself.
