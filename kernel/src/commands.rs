@@ -254,7 +254,10 @@ fn control(host: &'static Host, vm: &Arc<Vm>, action: VmAction, json: bool) -> A
             return Err((format!("{name}'s memory is still on its way here"), remedy));
         }
         if running.is_held() && !is_free {
-            return Err((format!("{name} is being saved or restored"), "wait for that, or kill it".to_string()));
+            return Err((
+                format!("{name} is being saved, moved or measured, or its devices change"),
+                "wait for that, or kill it".to_string(),
+            ));
         }
         let ending = || (format!("{name} is being stopped"), "see \"vm list\"".to_string());
         running.command(host, SERVICE_CPU, order).then_some(Arc::downgrade(&running)).ok_or_else(ending)

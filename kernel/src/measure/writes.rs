@@ -44,7 +44,7 @@ pub fn begin(host: &'static Host, running: Arc<Running>) -> Result<Arc<Outcome>,
         return Err((alloc::format!("{name} is being saved, moved or measured"), "wait for that".to_string()));
     }
     let begun = prepare(host, &running);
-    let (found, seen) = begun.inspect_err(|_| running.let_go())?;
+    let (found, seen) = begun.inspect_err(|_| running.let_go(host))?;
     let outcome: Arc<Outcome> = Arc::default();
     let is_logged = running.second_stage().is_logged();
     submit(WriteMeasurement {
@@ -75,7 +75,7 @@ impl Measurement for WriteMeasurement {
             return Next::At(now_ns + SOON_NS);
         }
         if let Some(retired) = self.retired.take() {
-            self.end(retired);
+            self.end(host, retired);
             return Next::Over;
         }
         if self.writes.looks == LOOKS || self.running.is_over() || !self.outcome.is_wanted() {
@@ -109,9 +109,9 @@ impl WriteMeasurement {
         writes.look_ns = self.looking_ns / writes.looks;
     }
 
-    fn end(&mut self, retired: Retired) {
+    fn end(&mut self, host: &Host, retired: Retired) {
         self.running.second_stage().give_back(retired);
-        self.running.let_go();
+        self.running.let_go(host);
         self.outcome.put(if self.writes.looks == LOOKS {
             Ok(Reply::Writes(self.writes.clone()))
         } else {

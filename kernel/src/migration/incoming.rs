@@ -7,7 +7,6 @@ use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::management::Management;
 use crate::network::{Forwarder, Frame};
-use crate::services;
 use crate::vm::{Order, Running, absent, arrival};
 use addr::{Gpa, PAGE_BYTES};
 use alloc::boxed::Box;
@@ -330,9 +329,7 @@ impl Incoming {
             Effect::Whole => {
                 let Some(running) = &self.received.running else { return };
                 self.retired = Some(absent::stop(host, running));
-                running.let_go();
-                running.note_given_up();
-                services::note_given_up(host, 0);
+                running.let_go(host);
                 // Also who could not say what it waits for.
                 self.received.is_awaited = true;
                 self.ended_ns = Some(host.clock.now_ns());

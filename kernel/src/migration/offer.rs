@@ -18,8 +18,8 @@ use minicbor::{Decode, Encode};
 pub struct Offer {
     #[n(0)]
     name: String,
-    #[n(1)]
     /// Missing where it boots by UEFI.
+    #[n(1)]
     kernel: Option<String>,
     #[n(2)]
     initrd: Option<String>,

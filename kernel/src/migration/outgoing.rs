@@ -103,7 +103,7 @@ impl Outgoing {
             return Err((format!("{} is being saved", running.vm.name()), "wait for that".to_string()));
         }
         let now_ns = host.clock.now_ns();
-        Self::track(host, &running, settings, now_ns).inspect_err(|_| running.let_go()).map(|source| {
+        Self::track(host, &running, settings, now_ns).inspect_err(|_| running.let_go(host)).map(|source| {
             let console = running.vm.console.lock().replay();
             log::info!("{} leaves for {}", running.vm.name(), peer.name);
             Self {
@@ -603,6 +603,6 @@ impl Outgoing {
 fn release(host: &'static Host, running: &Arc<Running>) -> Retired {
     let retired = tracking::stop(host, running);
     running.set_moving(false);
-    running.let_go();
+    running.let_go(host);
     retired
 }

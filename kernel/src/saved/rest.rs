@@ -8,7 +8,6 @@ use super::Next;
 use super::reading::{Damaged, Reading};
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
-use crate::services;
 use crate::slot::{Full, Slot};
 use crate::vm::{Order, absent};
 use alloc::format;
@@ -133,9 +132,7 @@ impl Rest {
         self.slot.release(host);
         self.retired = Some(absent::stop(host, running));
         running.set_reading(false);
-        running.let_go();
-        running.note_given_up();
-        services::note_given_up(host, SERVICE_CPU);
+        running.let_go(host);
         // Also who could not say what it waits for.
         running.machine.memory_arrived(&mut InputHost::new(host, SERVICE_CPU, running));
         log::info!("all of {}'s memory is here", running.vm.name());

@@ -263,7 +263,7 @@ impl Restore {
             if !has_image {
                 log::error!("what was saved of {} on disk {} may be gone", self.vm.name(), self.slot.name());
                 // So it is not taken for saved.
-                running.let_go();
+                running.let_go(host);
             }
             running.finish(host, SERVICE_CPU, Ending::NotStarted((message.clone(), remedy.clone())));
         }

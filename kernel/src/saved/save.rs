@@ -296,7 +296,7 @@ impl Save {
         let (vm, slot) = (self.running.vm.name(), self.slot.name());
         self.slot.release(host);
         self.running.machine.open();
-        self.running.let_go();
+        self.running.let_go(host);
         log::warn!("{vm} is not saved: {message}");
         if !is_void {
             log::error!("{vm} may be on disk {slot} as well: never restore it from there once it went on here");

@@ -65,10 +65,8 @@ pub fn admit(host: &'static Host, running: &Arc<Running>) {
         Err((message, remedy)) => log::error!("{} has no network: {message}; {remedy}", running.vm.name()),
     }
     running.set_arriving(false);
-    running.let_go();
     // Memory in its balloon is this host's.
-    running.note_given_up();
-    services::note_given_up(host, cpu::percpu::current().index());
+    running.let_go(host);
     services::note_variables(host, cpu::percpu::current().index());
     Vm::enqueue(host, running);
     // Those that slept find out by themselves.

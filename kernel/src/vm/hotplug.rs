@@ -181,14 +181,14 @@ impl Removal {
             let mut input = InputHost::new(host, SERVICE_CPU, &running);
             machine.let_stay(self.part, &mut input);
             if !machine.is_leaving(self.part) {
-                return Some(Err(self.stays(&running)));
+                return Some(Err(self.stays(host, &running)));
             }
         }
         if !machine.is_leaving(self.part) || !self.take_back(host, &running) {
             return None;
         }
         self.vm.devices.lock().settle();
-        running.let_go();
+        running.let_go(host);
         Some(Ok(()))
     }
 
@@ -217,9 +217,9 @@ impl Removal {
         true
     }
 
-    fn stays(&self, running: &Running) -> Refusal {
+    fn stays(&self, host: &Host, running: &Running) -> Refusal {
         self.which.set_leaving(&self.vm, false);
-        running.let_go();
+        running.let_go(host);
         let (name, what) = (self.vm.name(), self.which.describe());
         let seconds = LET_GO_NS / 1_000_000_000;
         let message = format!("{name}'s guest has not let go of {what} within {seconds} s, and keeps it");

@@ -13,6 +13,7 @@ use super::{Refusal, Vm, note};
 use crate::backend::SecondStage;
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
+use crate::services;
 use crate::storage::Lent;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -252,9 +253,11 @@ impl Running {
         !self.is_held.swap(true, Ordering::AcqRel)
     }
 
-    /// Ends that.
-    pub fn let_go(&self) {
+    /// Ends that. What its guest gave up meanwhile is looked at.
+    pub fn let_go(&self, host: &Host) {
         self.is_held.store(false, Ordering::Release);
+        self.note_given_up();
+        services::note_given_up(host, cpu::percpu::current().index());
     }
 
     /// Whether somebody holds it: who saves, restores, moves or measures it, or changes its devices, or waits until its

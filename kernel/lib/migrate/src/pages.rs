@@ -1,8 +1,9 @@
 //! Pages as records: what a batch of guest memory looks like on the wire.
 //!
 //! [`encode`] appends one record for a page; neighbouring pages of zeroes become one. [`Records`] reads a batch and checks
-//! each record before it is used; what changed of a page is [`crate::delta`]'s. A record is eight bytes (the page's number in bits 39:0, its [`Kind`] in 47:40, a count
-//! or length in 63:48), then the page's bytes, if it has any. [`Runs`] are pages by their numbers alone.
+//! each record before it is used; what changed of a page is [`crate::delta`]'s. A record is eight bytes (the page's number
+//! in bits 39:0, its [`Kind`] in 47:40, a count or length in 63:48), then the page's bytes, if it has any. [`Runs`] are
+//! pages by their numbers alone.
 
 use crate::delta::{self, Delta};
 use addr::PAGE_BYTES;
