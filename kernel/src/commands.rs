@@ -313,7 +313,7 @@ fn on_vm(host: &'static Host, name: &str, json: bool, act: impl FnOnce(&Arc<Vm>)
 fn add(host: &'static Host, vm: &Arc<Vm>, part: &VmPart, json: bool) -> Answer {
     let name = vm.name();
     let reply = match part {
-        VmPart::Disk(disk) => done(hotplug::add_disk(host, vm, disk), || format!("{name} has disk {disk}")),
+        VmPart::Disk(disk) => done(hotplug::add_disk(host, vm, disk), || format!("{name} has {disk}")),
         VmPart::Nic(mac) => match hotplug::add_nic(host, vm, NicSpec { mac: *mac }) {
             Ok(mac) => Reply::done(format!("{name} has NIC {mac}")),
             Err(refusal) => refused(refusal),
@@ -325,7 +325,7 @@ fn add(host: &'static Host, vm: &Arc<Vm>, part: &VmPart, json: bool) -> Answer {
 fn remove(host: &'static Host, vm: &Arc<Vm>, part: &VmPart, force: bool, json: bool) -> Answer {
     let name = vm.name();
     let what = match part {
-        VmPart::Disk(disk) => format!("{name} has no disk {disk} any more"),
+        VmPart::Disk(disk) => format!("{name} has no {disk} any more"),
         VmPart::Nic(Some(mac)) => format!("{name} has no NIC {mac} any more"),
         VmPart::Nic(None) => format!("{name} has no NIC any more"),
     };
@@ -428,7 +428,8 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         command_line: vm.spec.command_line.clone(),
         reserved_bytes: vm.reservation.bytes(),
         limits: limits_info(&vm.limits()),
-        disks: vm.disks(),
+        disks: vm.disks().into_iter().filter(|disk| !disk.is_cdrom).map(|disk| disk.name).collect(),
+        cdrom: vm.disks().into_iter().find(|disk| disk.is_cdrom).map(|disk| disk.name),
         nics: vm.macs(),
         cpus: running.as_ref().map_or_else(Vec::new, |running| running.cpus()),
         cpu_profile: vm.spec.cpu_profile.clone(),
@@ -486,7 +487,7 @@ fn disks(host: &Host) -> Vec<DiskInfo> {
                 bytes: partition.sectors * 512,
                 disk: datastore.name().to_string(),
                 partition: partition.number,
-                used_by: storage.owner(index, position).map(|running| running.vm.spec.name.clone()),
+                used_by: storage.owners(index, position).iter().map(|running| running.vm.spec.name.clone()).collect(),
                 read_only: partition.read_only || datastore.geometry().read_only,
                 state: match datastore.health() {
                     Health::Ready => DiskState::Ready,

@@ -3,11 +3,11 @@
 use crate::confinement;
 use crate::host::Cpus;
 use crate::vm::Running;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::gpt::{Guid, Partition};
-use block::{Catalog, Completion, Datastore, Health, IoError, Place, SubmitError, Transfer, VirtualDisk};
+use block::{Catalog, ClaimError, Completion, Datastore, Health, IoError, Place, SubmitError, Transfer, VirtualDisk};
 use iommu::Source;
 use machine::OutTransfer;
 use steering::Steering;
@@ -23,8 +23,8 @@ pub struct Storage {
     /// The device behind each.
     sources: Vec<Source>,
     catalog: Catalog,
-    /// Who has each partition: by datastore and position.
-    owners: Vec<Vec<Option<Owner>>>,
+    /// Who has each partition, or reads it: by datastore and position, and by claim.
+    owners: Vec<Vec<Vec<(VirtualDisk, Owner)>>>,
     /// The vector that each raises, and where those go that are messages.
     vectors: Vec<Option<u8>>,
     steering: Vec<(u8, Steering)>,
@@ -48,8 +48,7 @@ enum Owner {
 
 /// A transfer of the host's own that ended.
 struct HostEnded {
-    datastore: usize,
-    partition: usize,
+    lent: Lent,
     id: u64,
     is_done: bool,
 }
@@ -85,7 +84,7 @@ impl Storage {
     pub fn add(&mut self, datastore: Datastore, source: Source, interrupt: Option<Interrupt>) {
         self.catalog.add(&datastore);
         // One more for the disk as a whole.
-        self.owners.push((0..=datastore.partitions().count()).map(|_| None).collect());
+        self.owners.push((0..=datastore.partitions().count()).map(|_| Vec::new()).collect());
         self.datastores.push(datastore);
         self.sources.push(source);
         self.vectors.push(interrupt.map(|interrupt| interrupt.vector));
@@ -116,16 +115,30 @@ impl Storage {
 
     /// Lends the partition called `name`, or says in one line why not and what to do.
     pub fn claim(&mut self, name: &str) -> Result<Lent, (String, &'static str)> {
+        self.lend(name, Datastore::claim)
+    }
+
+    /// Lends it for reading, beside others who read it, or says why not.
+    pub fn claim_shared(&mut self, name: &str) -> Result<Lent, (String, &'static str)> {
+        self.lend(name, Datastore::claim_shared)
+    }
+
+    fn lend(
+        &mut self,
+        name: &str,
+        claim: fn(&mut Datastore, usize) -> Result<VirtualDisk, ClaimError>,
+    ) -> Result<Lent, (String, &'static str)> {
         let place = self.catalog.find(name).map_err(|error| match error {
             block::FindError::Missing => (alloc::format!("there is no disk {name}"), "see \"disk list\""),
             block::FindError::Ambiguous(names) => {
                 (alloc::format!("several disks are called {name}: {}", names.join(", ")), "name one of them in full")
             }
         })?;
-        let disk = self.datastores[place.datastore].claim(place.partition);
+        let disk = claim(&mut self.datastores[place.datastore], place.partition);
         let disk = disk.map_err(|_| {
-            let owner = self.owner(place.datastore, place.partition);
-            let by = owner.map_or("the host itself".into(), |running| running.vm.name().to_string());
+            let owners = self.owners(place.datastore, place.partition);
+            let names: Vec<&str> = owners.iter().map(|running| running.vm.name()).collect();
+            let by = if names.is_empty() { "the host itself".into() } else { shell::listed(&names) };
             (alloc::format!("disk {name} is in use by {by}"), "see \"disk list\"")
         })?;
         Ok(Lent { datastore: place.datastore, disk })
@@ -175,14 +188,19 @@ impl Storage {
 
     /// Notes who has a partition.
     pub fn set_owner(&mut self, lent: Lent, running: &Arc<Running>, disk: usize) {
-        let owner = Owner::Guest { running: Arc::downgrade(running), disk };
-        self.owners[lent.datastore][lent.disk.partition()] = Some(owner);
+        self.note_owner(lent, Owner::Guest { running: Arc::downgrade(running), disk });
+    }
+
+    fn note_owner(&mut self, lent: Lent, owner: Owner) {
+        let owners = &mut self.owners[lent.datastore][lent.disk.partition()];
+        owners.retain(|(disk, _)| *disk != lent.disk);
+        owners.push((lent.disk, owner));
     }
 
     /// Takes the partition called `name` for the host itself, or says in one line why not and what to do.
     pub fn claim_for_host(&mut self, name: &str) -> Result<Lent, (String, &'static str)> {
         let lent = self.claim(name)?;
-        self.owners[lent.datastore][lent.disk.partition()] = Some(Owner::Host);
+        self.note_owner(lent, Owner::Host);
         Ok(lent)
     }
 
@@ -200,8 +218,9 @@ impl Storage {
         }
         let disk = datastore.claim_whole();
         let disk = disk.map_err(|_| (alloc::format!("{name} is being measured already"), "wait for that"))?;
-        self.owners[index][disk.partition()] = Some(Owner::Host);
-        Ok(Lent { datastore: index, disk })
+        let lent = Lent { datastore: index, disk };
+        self.note_owner(lent, Owner::Host);
+        Ok(lent)
     }
 
     /// Hands a transfer of the host's own to its disk.
@@ -211,18 +230,18 @@ impl Storage {
 
     /// A transfer of the host's own that ended: its id, and whether it succeeded.
     pub fn take_ended_for_host(&mut self, lent: Lent) -> Option<(u64, bool)> {
-        let is_its = |ended: &HostEnded| (ended.datastore, ended.partition) == (lent.datastore, lent.disk.partition());
-        let place = self.host_ended.iter().position(is_its)?;
+        let place = self.host_ended.iter().position(|ended| ended.lent == lent)?;
         let HostEnded { id, is_done, .. } = self.host_ended.remove(place);
         Some((id, is_done))
     }
 
-    /// Who has a partition.
-    pub fn owner(&self, datastore: usize, partition: usize) -> Option<Arc<Running>> {
-        match self.owners[datastore][partition].as_ref()? {
+    /// Which VMs have a partition.
+    pub fn owners(&self, datastore: usize, partition: usize) -> Vec<Arc<Running>> {
+        let running = |(_, owner): &(VirtualDisk, Owner)| match owner {
             Owner::Guest { running, .. } => running.upgrade(),
             Owner::Host => None,
-        }
+        };
+        self.owners[datastore][partition].iter().filter_map(running).collect()
     }
 
     /// The size and abilities of a virtual disk.
@@ -270,14 +289,15 @@ impl Storage {
                 continue;
             }
             while let Some(Completion { disk, id, outcome }) = datastore.completed() {
-                match &self.owners[index][disk.partition()] {
+                let owner = self.owners[index][disk.partition()].iter().find(|(claim, _)| *claim == disk);
+                match owner.map(|(_, owner)| owner) {
                     Some(Owner::Guest { running, disk }) if id != HOST_FLUSH => {
                         let (running, disk, outcome) = (running.upgrade(), *disk, outcome_of(outcome));
                         ended.extend(running.map(|running| Ended { running, datastore: index, disk, id, outcome }));
                     }
                     Some(Owner::Host | Owner::Guest { .. }) => {
-                        let (partition, is_done) = (disk.partition(), outcome.is_ok());
-                        self.host_ended.push(HostEnded { datastore: index, partition, id, is_done });
+                        let lent = Lent { datastore: index, disk };
+                        self.host_ended.push(HostEnded { lent, id, is_done: outcome.is_ok() });
                         for_host = true;
                     }
                     None => {}
@@ -314,7 +334,7 @@ impl Storage {
 
     /// Takes a partition back, of which nothing is outstanding.
     pub fn release(&mut self, lent: Lent) {
-        self.owners[lent.datastore][lent.disk.partition()] = None;
+        self.owners[lent.datastore][lent.disk.partition()].retain(|(disk, _)| *disk != lent.disk);
         self.datastores[lent.datastore].release(lent.disk).expect("a drained claim is released once");
     }
 

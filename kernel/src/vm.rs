@@ -26,7 +26,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use config::{Limits, Mac, VmSpec};
+use config::{DiskSpec, Limits, Mac, VmSpec};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use devices::Devices;
 pub use life::{Away, DiskIo, Ending, Order, Running, Start};
@@ -248,9 +248,9 @@ impl Vm {
         self.devices.lock().macs()
     }
 
-    /// The names of its disks.
-    pub fn disks(&self) -> Vec<String> {
-        self.devices.lock().disk_names()
+    /// Its disks.
+    pub fn disks(&self) -> Vec<DiskSpec> {
+        self.devices.lock().disk_specs()
     }
 
     /// What its console printed, as far as it is kept.
@@ -376,7 +376,7 @@ impl Vm {
         for (gpa, hpa) in machine.variable_pages() {
             second_stage.map_read_only(gpa, hpa).map_err(no_memory)?;
         }
-        let bays = self.disks().into_iter().zip(disks).map(|(name, &lent)| Some(Bay::new(name, lent))).collect();
+        let bays = self.disks().into_iter().zip(disks).map(|(disk, &lent)| Some(Bay::new(disk.name, lent))).collect();
         let now_ns = host.clock.now_ns();
         let parts = Parts { machine, vcpus, second_stage, frames, flash, bays, now_ns, is_first, is_held };
         Ok(Arc::new(Running::new(self.clone(), parts)))
@@ -550,15 +550,17 @@ fn choose_mac() -> Mac {
     Mac::new([0x52, 0x50, a, b, high, low]).expect("a unicast address that is not zero")
 }
 
-fn claim_disks(host: &Host, names: &[String], disks: &mut Vec<Lent>) -> Result<(), Refusal> {
-    for name in names {
-        disks.push(claim_disk(host, name)?);
+fn claim_disks(host: &Host, specs: &[DiskSpec], disks: &mut Vec<Lent>) -> Result<(), Refusal> {
+    for spec in specs {
+        disks.push(claim_disk(host, spec)?);
     }
     Ok(())
 }
 
-fn claim_disk(host: &Host, name: &str) -> Result<Lent, Refusal> {
-    host.storage.lock().claim(name).map_err(|(message, remedy)| (message, remedy.to_string()))
+fn claim_disk(host: &Host, DiskSpec { name, is_cdrom }: &DiskSpec) -> Result<Lent, Refusal> {
+    let mut storage = host.storage.lock();
+    let lent = if *is_cdrom { storage.claim_shared(name) } else { storage.claim(name) };
+    lent.map_err(|(message, remedy)| (message, remedy.to_string()))
 }
 
 fn disk_config(host: &Host, lent: Lent) -> DiskConfig {
@@ -566,7 +568,7 @@ fn disk_config(host: &Host, lent: Lent) -> DiskConfig {
     let mut serial = [0; 20];
     let bytes = geometry.serial.as_bytes();
     serial[..bytes.len().min(20)].copy_from_slice(&bytes[..bytes.len().min(20)]);
-    let discard = geometry.discard && geometry.write_zeroes;
+    let discard = geometry.discard && geometry.write_zeroes && !geometry.read_only;
     DiskConfig {
         sectors: geometry.sectors,
         block_bytes: geometry.logical_block_bytes,

@@ -9,7 +9,7 @@ use crate::vm::{Refusal, Running, limits};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use block::gpt::Guid;
-use config::{Invalid, Mac, NicSpec, Size, VmSpec};
+use config::{DiskSpec, Invalid, Mac, NicSpec, Size, VmSpec};
 use machine::Plan;
 use minicbor::{Decode, Encode};
 
@@ -48,6 +48,9 @@ pub struct Offer {
     /// the VM is given away.
     #[n(11)]
     variables: Option<Partition>,
+    /// Which of the disks is its CD; missing where none is.
+    #[n(12)]
+    cdrom: Option<u32>,
 }
 
 /// A partition that both hosts see.
@@ -64,6 +67,8 @@ impl Offer {
     pub fn new(host: &Host, running: &Running) -> Self {
         let VmSpec { name, kernel, initrd, command_line, weight, cpu_profile, .. } = &running.vm.spec;
         let variables = running.variables_identity(host).map(Partition::from);
+        let disks = running.vm.disks();
+        let cdrom = disks.iter().position(|disk| disk.is_cdrom).map(|index| index as u32);
         let storage = host.storage.lock();
         let partitions = running.lents().into_iter().map(|lent| storage.identity(lent).into());
         Self {
@@ -71,7 +76,7 @@ impl Offer {
             kernel: kernel.clone(),
             initrd: initrd.clone(),
             command_line: command_line.clone(),
-            disks: running.vm.disks(),
+            disks: disks.into_iter().map(|disk| disk.name).collect(),
             plan: running.machine.plan(),
             partitions: partitions.collect(),
             weight: *weight,
@@ -79,6 +84,7 @@ impl Offer {
             limits: Some(limits::to_travel(&running.vm.limits())),
             reserved_bytes: Some(running.vm.reservation.bytes()),
             variables,
+            cdrom,
         }
     }
 
@@ -102,7 +108,7 @@ impl Offer {
     /// The VM's definition here, its addresses, and what its machine is made of.
     pub fn spec(self, host: &Host) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
         let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile, .. } = self;
-        let (limits, reserved_bytes) = (self.limits, self.reserved_bytes);
+        let (limits, reserved_bytes, cdrom) = (self.limits, self.reserved_bytes, self.cdrom);
         let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
             let mut spec = VmSpec::new(name.parse()?, kernel);
@@ -116,8 +122,8 @@ impl Offer {
             spec.cpu_profile = cpu_profile.map(|name| name.parse()).transpose()?;
             let debug = plan.debug_ports();
             (spec.debug_exit, spec.debug_console) = (debug.exit, debug.console);
-            for disk in disks {
-                spec.add_disk(disk)?;
+            for (index, name) in (0..).zip(disks) {
+                spec.add_disk(DiskSpec { name, is_cdrom: cdrom == Some(index) })?;
             }
             let mut macs = Vec::new();
             for bytes in plan.macs() {

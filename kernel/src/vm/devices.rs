@@ -3,9 +3,8 @@
 //! The type is [`Devices`]: the VM's definition as it is now. Disks and cards are in the order in which they came, as they
 //! are in a life's machine; a life that begins takes over all but what was on its way out of the one before.
 
-use alloc::string::String;
 use alloc::vec::Vec;
-use config::{Mac, VmSpec};
+use config::{DiskSpec, Mac, VmSpec};
 
 /// What a VM has.
 pub struct Devices {
@@ -13,9 +12,9 @@ pub struct Devices {
     pub nics: Vec<Nic>,
 }
 
-/// A disk, by its partition's name.
+/// A disk.
 pub struct Disk {
-    pub name: String,
+    pub spec: DiskSpec,
     /// It is on its way out.
     pub leaves: bool,
 }
@@ -32,7 +31,7 @@ pub struct Nic {
 impl Devices {
     /// As the definition says, with these addresses for the cards.
     pub fn new(spec: &VmSpec, macs: Vec<Mac>) -> Self {
-        let disk = |name: &String| Disk { name: name.clone(), leaves: false };
+        let disk = |spec: &DiskSpec| Disk { spec: spec.clone(), leaves: false };
         let nic = |(mac, spec): (Mac, &config::NicSpec)| Nic { mac, is_chosen: spec.mac.is_none(), leaves: false };
         Self { disks: spec.disks.iter().map(disk).collect(), nics: macs.into_iter().zip(&spec.nics).map(nic).collect() }
     }
@@ -43,9 +42,9 @@ impl Devices {
         self.nics.retain(|nic| !nic.leaves);
     }
 
-    /// The names of the disks.
-    pub fn disk_names(&self) -> Vec<String> {
-        self.disks.iter().map(|disk| disk.name.clone()).collect()
+    /// Its disks.
+    pub fn disk_specs(&self) -> Vec<DiskSpec> {
+        self.disks.iter().map(|disk| disk.spec.clone()).collect()
     }
 
     /// The addresses of the cards.

@@ -13,7 +13,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use config::{DISKS_MAX, Mac, NICS_MAX, NicSpec};
+use config::{DISKS_MAX, DiskSpec, Mac, NICS_MAX, NicSpec};
 use machine::{BusFull, NicConfig, Part};
 use shell::{VmPart, VmState};
 use spin::Mutex;
@@ -46,38 +46,42 @@ struct Removal {
 /// A disk or card that a VM has.
 #[derive(Clone)]
 enum Found {
-    Disk(String),
+    Disk(DiskSpec),
     Nic(Mac),
 }
 
-/// Gives a VM a disk.
-pub fn add_disk(host: &'static Host, vm: &Arc<Vm>, name: &str) -> Result<(), Refusal> {
+/// Gives a VM a disk, or a CD.
+pub fn add_disk(host: &'static Host, vm: &Arc<Vm>, spec: &DiskSpec) -> Result<(), Refusal> {
     may_change(vm)?;
-    let names = vm.devices.lock().disk_names();
-    if names.iter().any(|other| other == name) {
+    let (disks, name) = (vm.disks(), &spec.name);
+    if disks.iter().any(|other| other.name == *name) {
         return Err((format!("{} has disk {name} already", vm.name()), "see \"vm show\"".into()));
     }
-    if names.len() >= DISKS_MAX {
+    if let Some(other) = disks.iter().find(|other| spec.is_cdrom && other.is_cdrom) {
+        let remedy = format!("take that out first: vm remove {} --cdrom {}", vm.name(), other.name);
+        return Err((format!("{} has CD {} already", vm.name(), other.name), remedy));
+    }
+    if disks.len() >= DISKS_MAX {
         return Err((format!("{} has {DISKS_MAX} disks already", vm.name()), "remove one first".into()));
     }
     match vm.running() {
-        Some(running) => plug_disk(host, &running, name)?,
+        Some(running) => plug_disk(host, &running, spec)?,
         None if host.storage.lock().catalog().find(name).is_err() => {
             return Err((format!("there is no disk {name}"), "see \"disk list\"".into()));
         }
         None => {}
     }
-    vm.devices.lock().disks.push(devices::Disk { name: name.into(), leaves: false });
+    vm.devices.lock().disks.push(devices::Disk { spec: spec.clone(), leaves: false });
     Ok(())
 }
 
-fn plug_disk(host: &'static Host, running: &Arc<Running>, name: &str) -> Result<(), Refusal> {
-    let lent = claim_disk(host, name)?;
+fn plug_disk(host: &'static Host, running: &Arc<Running>, spec: &DiskSpec) -> Result<(), Refusal> {
+    let lent = claim_disk(host, spec)?;
     let source = host.storage.lock().source(lent);
     let plugged = running.frames.put_in_reach(source).map_err(|_| no_room("there is no memory for page tables"));
     let plugged = plugged.and_then(|()| {
         let config = disk_config(host, lent);
-        let number = running.add_bay(Bay::new(name.into(), lent));
+        let number = running.add_bay(Bay::new(spec.name.clone(), lent));
         host.storage.lock().set_owner(lent, running, number);
         let mut input = InputHost::new(host, SERVICE_CPU, running);
         let plugged = running.machine.plug_disk(config, &mut input);
@@ -230,7 +234,7 @@ impl Removal {
 impl Found {
     fn describe(&self) -> String {
         match self {
-            Self::Disk(name) => format!("disk {name}"),
+            Self::Disk(spec) => spec.to_string(),
             Self::Nic(mac) => format!("NIC {mac}"),
         }
     }
@@ -238,8 +242,8 @@ impl Found {
     fn set_leaving(&self, vm: &Vm, leaves: bool) {
         let mut devices = vm.devices.lock();
         match self {
-            Self::Disk(name) => {
-                devices.disks.iter_mut().filter(|disk| disk.name == *name).for_each(|disk| disk.leaves = leaves);
+            Self::Disk(spec) => {
+                devices.disks.iter_mut().filter(|disk| disk.spec == *spec).for_each(|disk| disk.leaves = leaves);
             }
             Self::Nic(mac) => {
                 devices.nics.iter_mut().filter(|nic| nic.mac == *mac).for_each(|nic| nic.leaves = leaves);
@@ -250,7 +254,7 @@ impl Found {
     /// Which part of a life's machine it is.
     fn part(&self, running: &Running) -> Part {
         match self {
-            Self::Disk(name) => Part::Disk(running.disk_number(name).expect("a life has the disks of its VM")),
+            Self::Disk(spec) => Part::Disk(running.disk_number(&spec.name).expect("a life has the disks of its VM")),
             Self::Nic(mac) => Part::Nic(running.machine.nic_number(mac.bytes()).expect("and its cards")),
         }
     }
@@ -260,8 +264,10 @@ fn find(vm: &Vm, wanted: &VmPart) -> Result<Found, Refusal> {
     let devices = vm.devices.lock();
     let none = |what: String| Err((format!("{} has no {what}", vm.name()), format!("see \"vm show {}\"", vm.name())));
     match wanted {
-        VmPart::Disk(name) if devices.disks.iter().any(|disk| disk.name == *name) => Ok(Found::Disk(name.clone())),
-        VmPart::Disk(name) => none(format!("disk {name}")),
+        VmPart::Disk(spec) => {
+            let found = Found::Disk(spec.clone());
+            if devices.disks.iter().any(|disk| disk.spec == *spec) { Ok(found) } else { none(found.describe()) }
+        }
         VmPart::Nic(Some(mac)) if devices.nics.iter().any(|nic| nic.mac == *mac) => Ok(Found::Nic(*mac)),
         VmPart::Nic(Some(mac)) => none(format!("NIC {mac}")),
         VmPart::Nic(None) => match devices.nics.as_slice() {

@@ -144,16 +144,21 @@ impl Vm {
 
     /// The partition for its variables, where there is one.
     fn place(&self, host: &Host) -> Option<String> {
-        let disks = self.disks();
+        let disk = self.own_disk()?;
         let storage = host.storage.lock();
-        let disk = storage.catalog().find(disks.first()?).ok()?;
-        storage.beside(disk, SUFFIX)
+        let place = storage.catalog().find(&disk).ok()?;
+        storage.beside(place, SUFFIX)
+    }
+
+    /// The first disk that is its alone.
+    fn own_disk(&self) -> Option<String> {
+        self.disks().into_iter().find(|disk| !disk.is_cdrom).map(|disk| disk.name)
     }
 
     fn no_place(&self) -> String {
-        match self.disks().first() {
-            Some(disk) => format!("make a partition {}{SUFFIX} of 2 MiB beside {disk}", base_of(disk)),
-            None => "it has no disk".to_string(),
+        match self.own_disk() {
+            Some(disk) => format!("make a partition {}{SUFFIX} of 2 MiB beside {disk}", base_of(&disk)),
+            None => "it has no disk of its own".to_string(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The test programs: each boots what it needs, and its verdict depends on no timing. The main type is [`Program`].
 
 mod balloon;
+mod cdrom;
 mod console;
 mod deaths;
 mod debian;

@@ -1,8 +1,8 @@
 //! A host disk whose partitions are virtual disks.
 //!
-//! The main type is [`Datastore`]: it lends each partition to one VM, keeps every transfer inside its partition, cuts
-//! what is too long for the disk, queues what the disk has no room for, and joins the completions. Above it is
-//! `machine/storage`, below it a [`Disk`].
+//! The main type is [`Datastore`]: it lends each partition to one VM, or to several that only read it, keeps every
+//! transfer inside its partition, cuts what is too long for the disk, queues what the disk has no room for, and joins the
+//! completions. Above it is `machine/storage`, below it a [`Disk`].
 
 use crate::gpt::{Guid, Partition};
 use crate::pieces::{Cursor, dataless_sectors, join_runs};
@@ -48,7 +48,7 @@ pub struct Completion {
 pub enum ClaimError {
     /// There is none at this position.
     Missing,
-    /// A VM has it.
+    /// A VM has it, or reads it where it was asked for alone.
     InUse,
 }
 
@@ -64,9 +64,17 @@ pub enum ReleaseError {
 /// A partition and who has it.
 struct Lot {
     partition: Partition,
-    claimed: bool,
+    /// One that has it alone, or any number that read.
+    claims: Vec<Claim>,
+    /// The next claim's generation.
+    generation: u32,
+}
+
+struct Claim {
     /// Tells claims of the same partition apart.
     generation: u32,
+    /// It reads, beside others.
+    is_shared: bool,
     /// Transfers submitted and not yet returned by [`Datastore::completed`].
     outstanding: u32,
 }
@@ -141,7 +149,7 @@ impl Datastore {
             .filter(|partition| partition.end_sector().is_some_and(|end| end <= sectors))
             .take(usize::from(u16::MAX) - 1)
             .chain(core::iter::once(whole))
-            .map(|partition| Lot { partition, claimed: false, generation: 0, outstanding: 0 })
+            .map(|partition| Lot { partition, claims: Vec::new(), generation: 0 })
             .collect();
         Self {
             name,
@@ -169,44 +177,48 @@ impl Datastore {
 
     /// The partitions and whether a VM has each.
     pub fn partitions(&self) -> impl Iterator<Item = (&Partition, bool)> {
-        self.lots[..self.whole()].iter().map(|lot| (&lot.partition, lot.claimed))
+        self.lots[..self.whole()].iter().map(|lot| (&lot.partition, !lot.claims.is_empty()))
     }
 
     /// Lends the partition at `position` of [`Datastore::partitions`] to one VM.
     pub fn claim(&mut self, position: usize) -> Result<VirtualDisk, ClaimError> {
-        if position == self.whole() { Err(ClaimError::Missing) } else { self.claim_lot(position) }
+        if position == self.whole() { Err(ClaimError::Missing) } else { self.claim_lot(position, false) }
+    }
+
+    /// Lends it for reading, beside others who read it: nobody writes it meanwhile.
+    pub fn claim_shared(&mut self, position: usize) -> Result<VirtualDisk, ClaimError> {
+        if position == self.whole() { Err(ClaimError::Missing) } else { self.claim_lot(position, true) }
     }
 
     /// Lends the whole disk for reading, whoever has its partitions. Its position is the one behind theirs.
     pub fn claim_whole(&mut self) -> Result<VirtualDisk, ClaimError> {
-        self.claim_lot(self.whole())
+        self.claim_lot(self.whole(), false)
     }
 
     /// Takes a partition back. Nothing of it may be outstanding: [`Datastore::cancel`], then drain
     /// [`Datastore::completed`].
     pub fn release(&mut self, disk: VirtualDisk) -> Result<(), ReleaseError> {
-        let lot = self.lot_mut(disk).ok_or(ReleaseError::Stale)?;
-        if lot.outstanding > 0 {
-            return Err(ReleaseError::Busy(lot.outstanding));
+        let (_, claim) = self.claimed(disk).ok_or(ReleaseError::Stale)?;
+        if claim.outstanding > 0 {
+            return Err(ReleaseError::Busy(claim.outstanding));
         }
-        lot.claimed = false;
-        lot.generation = lot.generation.wrapping_add(1);
+        self.lots[disk.partition()].claims.retain(|claim| claim.generation != disk.generation);
         Ok(())
     }
 
     /// How many transfers of a virtual disk have not come out of [`Datastore::completed`] yet.
     pub fn outstanding(&self, disk: VirtualDisk) -> u32 {
-        self.lot(disk).map_or(0, |lot| lot.outstanding)
+        self.claimed(disk).map_or(0, |(_, claim)| claim.outstanding)
     }
 
     /// The geometry of a virtual disk: the host disk's, with the partition's size, name and serial number (the first
     /// 20 hexadecimal digits of its GUID). `None` for a stale claim.
     pub fn virtual_geometry(&self, disk: VirtualDisk) -> Option<Geometry> {
-        let partition = &self.lot(disk)?.partition;
+        let (partition, claim) = self.claimed(disk)?;
         let host = self.disk.geometry();
         Some(Geometry {
             sectors: partition.sectors,
-            read_only: host.read_only || partition.read_only,
+            read_only: host.read_only || partition.read_only || claim.is_shared,
             serial: format!("{}", partition.unique_guid).chars().filter(|digit| *digit != '-').take(20).collect(),
             name: format!("{}@{}", partition.name, self.name),
             ..host.clone()
@@ -227,7 +239,9 @@ impl Datastore {
             self.vacate(index);
             return Err(SubmitError::Refused);
         }
-        self.lots[disk.partition()].outstanding += 1;
+        if let Some(claim) = self.claim_mut(disk) {
+            claim.outstanding += 1;
+        }
         // A disk without a volatile cache has nothing to flush.
         if transfer.op == Op::Flush && !self.disk.geometry().flush {
             self.end(index);
@@ -253,8 +267,8 @@ impl Datastore {
     pub fn completed(&mut self) -> Option<Completion> {
         loop {
             if let Some(completion) = self.ended.pop_front() {
-                if let Some(lot) = self.lot_mut(completion.disk) {
-                    lot.outstanding -= 1;
+                if let Some(claim) = self.claim_mut(completion.disk) {
+                    claim.outstanding -= 1;
                 }
                 return Some(completion);
             }
@@ -326,35 +340,41 @@ impl Datastore {
         self.lots.len() - 1
     }
 
-    fn claim_lot(&mut self, position: usize) -> Result<VirtualDisk, ClaimError> {
+    fn claim_lot(&mut self, position: usize, is_shared: bool) -> Result<VirtualDisk, ClaimError> {
         let lot = self.lots.get_mut(position).ok_or(ClaimError::Missing)?;
-        if lot.claimed {
+        if lot.claims.iter().any(|other| !(is_shared && other.is_shared)) {
             return Err(ClaimError::InUse);
         }
-        lot.claimed = true;
+        let generation = lot.generation;
+        lot.generation = generation.wrapping_add(1);
+        lot.claims.push(Claim { generation, is_shared, outstanding: 0 });
         // `new` keeps fewer partitions than fit into 16 bits.
-        Ok(VirtualDisk { partition: position as u16, generation: lot.generation })
+        Ok(VirtualDisk { partition: position as u16, generation })
     }
 
-    fn lot(&self, disk: VirtualDisk) -> Option<&Lot> {
-        self.lots.get(disk.partition()).filter(|lot| lot.claimed && lot.generation == disk.generation)
+    fn claimed(&self, disk: VirtualDisk) -> Option<(&Partition, &Claim)> {
+        let lot = self.lots.get(disk.partition())?;
+        let claim = lot.claims.iter().find(|claim| claim.generation == disk.generation)?;
+        Some((&lot.partition, claim))
     }
 
-    fn lot_mut(&mut self, disk: VirtualDisk) -> Option<&mut Lot> {
-        self.lots.get_mut(disk.partition()).filter(|lot| lot.claimed && lot.generation == disk.generation)
+    fn claim_mut(&mut self, disk: VirtualDisk) -> Option<&mut Claim> {
+        let lot = self.lots.get_mut(disk.partition())?;
+        lot.claims.iter_mut().find(|claim| claim.generation == disk.generation)
     }
 
     /// The disk's own number of the transfer's first sector, if all of it may be done.
     fn check(&self, disk: VirtualDisk, transfer: &Transfer<'_>) -> Option<u64> {
-        let partition = &self.lot(disk)?.partition;
+        let (partition, claim) = self.claimed(disk)?;
         let geometry = self.disk.geometry();
+        let may_write = !geometry.read_only && !partition.read_only && !claim.is_shared;
         let allowed = match transfer.op {
             Op::Flush => return (transfer.sectors == 0 && transfer.runs.is_empty()).then_some(0),
             Op::Read => true,
-            Op::Write => !geometry.read_only && !partition.read_only,
-            Op::WriteThrough => geometry.write_through && !geometry.read_only && !partition.read_only,
-            Op::Discard => geometry.discard && !geometry.read_only && !partition.read_only,
-            Op::WriteZeroes => geometry.write_zeroes && !geometry.read_only && !partition.read_only,
+            Op::Write => may_write,
+            Op::WriteThrough => geometry.write_through && may_write,
+            Op::Discard => geometry.discard && may_write,
+            Op::WriteZeroes => geometry.write_zeroes && may_write,
         };
         let end = transfer.sector.checked_add(transfer.sectors.into())?;
         let block_sectors = geometry.sectors_per_block();

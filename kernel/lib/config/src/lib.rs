@@ -26,6 +26,7 @@
 //! weight = 200                # its share of CPUs that others want too, default 100
 //! pin = [2, 3]                # the CPUs of the host for its vCPUs; without it the host chooses
 //! disks = ["web-root"]        # partitions of datastores, by name
+//! cdrom = "debian-iso"        # another, with an ISO image, which the VM only reads and others may have too
 //! nics = [{ mac = "02:00:00:00:00:07" }, {}] # or only how many: nics = 2
 //! autostart = true            # default false
 //!
@@ -66,8 +67,8 @@ pub use peer::{Key, PeerSpec};
 pub use size::Size;
 use toml::de::DeTable;
 pub use vm::{
-    CPU_MAX, DISKS_MAX, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, VCPUS_MAX, VmSpec, WEIGHT_DEFAULT, WEIGHT_MAX,
-    WEIGHT_MIN,
+    CPU_MAX, DISKS_MAX, DiskSpec, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, VCPUS_MAX, VmSpec, WEIGHT_DEFAULT,
+    WEIGHT_MAX, WEIGHT_MIN,
 };
 
 use crate::section::{Lines, Section};

@@ -46,6 +46,7 @@ fn reads_everything() {
         disk_rate = "20M"
         pin = [3, 2]
         disks = ["web-root", "web data"]
+        cdrom = "iso"
         nics = [{ mac = "02:00:00:00:00:07" }, {}]
         debug_exit = true
         debug_console = true
@@ -78,7 +79,7 @@ fn reads_everything() {
         weight: 200,
         limits: Limits { cpu_percent: Some(150), iops: Some(500), disk_rate: Some(Size::from_mib(20)), net_rate: None },
         pin: vec![3, 2],
-        disks: vec!["web-root".into(), "web data".into()],
+        disks: vec![DiskSpec::own("web-root".into()), DiskSpec::own("web data".into()), DiskSpec::cdrom("iso".into())],
         nics: vec![NicSpec { mac }, NicSpec { mac: None }],
         cpu_profile: None,
         debug_exit: true,
@@ -165,6 +166,8 @@ fn bad_values_of_a_vm_are_refused() {
         ("initrd = \"\"", "`initrd` names nothing"),
         ("disks = [\"a\", \"a\"]", "disk `a` is given twice"),
         ("disks = [\"\"]", "a disk has no name"),
+        ("cdrom = \"\"", "a disk has no name"),
+        ("cdrom = 1", "`cdrom` must be text"),
         ("disks = [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\"]", "a VM cannot have more than 8 disks"),
         ("nics = 9", "a VM cannot have more than 8 NICs"),
         ("nics = 9223372036854775807", "a VM cannot have more than 8 NICs"),
@@ -180,6 +183,11 @@ fn bad_values_of_a_vm_are_refused() {
     }
     let long = format!("{vm}command_line = \"{}\"\n", "x".repeat(2048));
     assert_eq!(error(&long).0, 4);
+    let (line, text) = error(&format!("{vm}disks = [\"a\"]\ncdrom = \"a\"\n"));
+    assert!(line == 5 && text.starts_with("disk `a` is given twice"), "line {line}: {text}");
+    let mut vm = VmSpec::new("a".parse().unwrap(), None);
+    vm.add_disk(DiskSpec::cdrom("a".into())).unwrap();
+    assert_eq!(vm.add_disk(DiskSpec::cdrom("b".into())).unwrap_err().message, "a VM cannot have two CDs");
 }
 
 #[test]
@@ -187,7 +195,7 @@ fn what_is_missing_is_named() {
     assert_eq!(error("\n[[vm]]\nkernel = \"k\"\n"), (2, "[[vm]] has no `name`: add name = \"web\"".into()));
     assert_eq!(
         error("[[vm]]\nname = \"a\"\n"),
-        (1, "the VM has nothing to boot: give it a kernel, or a disk that it boots by UEFI".into())
+        (1, "the VM has nothing to boot: give it a kernel, or a disk or CD that it boots by UEFI".into())
     );
 }
 

@@ -1,6 +1,7 @@
 //! What a virtual machine is made of: a table `[[vm]]`, or a `vm create` at the shell.
 
 use alloc::{format, string::String, vec::Vec};
+use core::fmt;
 
 use crate::{Error, Invalid, Limits, Mac, Name, Size, section::Section};
 
@@ -50,8 +51,8 @@ pub struct VmSpec {
     pub limits: Limits,
     /// The CPUs of the host on which its vCPUs run, one after the other; without any the host chooses.
     pub pin: Vec<u16>,
-    /// Its disks, at most [`DISKS_MAX`]: partitions of datastores by name, each once.
-    pub disks: Vec<String>,
+    /// Its disks, at most [`DISKS_MAX`], each once. One of them at most is a CD.
+    pub disks: Vec<DiskSpec>,
     /// Its NICs, at most [`NICS_MAX`].
     pub nics: Vec<NicSpec>,
     /// The CPU profile that it sees; without one, what its host has.
@@ -62,6 +63,15 @@ pub struct VmSpec {
     pub debug_console: bool,
     /// Whether it starts as soon as it exists.
     pub start: bool,
+}
+
+/// A disk of a virtual machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskSpec {
+    /// The partition of a datastore, by name.
+    pub name: String,
+    /// It is a CD: the VM cannot write it, and others may have it too.
+    pub is_cdrom: bool,
 }
 
 /// A NIC of a virtual machine.
@@ -86,6 +96,7 @@ pub(crate) const KEYS: &[&str] = &[
     "net_rate",
     "pin",
     "disks",
+    "cdrom",
     "nics",
     "debug_exit",
     "debug_console",
@@ -219,7 +230,7 @@ impl VmSpec {
         if self.disks.is_empty() {
             return Err(Invalid::new(
                 "the VM has nothing to boot",
-                "give it a kernel, or a disk that it boots by UEFI",
+                "give it a kernel, or a disk or CD that it boots by UEFI",
             ));
         }
         if self.initrd.is_some() || !self.command_line.is_empty() {
@@ -232,16 +243,20 @@ impl VmSpec {
     /// Adds a disk.
     ///
     /// # Errors
-    /// When there are enough, or the VM has this one already.
-    pub fn add_disk(&mut self, disk: String) -> Result<(), Invalid> {
+    /// When there are enough, the VM has this one already, or it is another CD.
+    pub fn add_disk(&mut self, disk: DiskSpec) -> Result<(), Invalid> {
         if self.disks.len() == DISKS_MAX {
             let message = format!("a VM cannot have more than {DISKS_MAX} disks");
             return Err(Invalid::new(message, "leave some out"));
         }
-        if disk.is_empty() || self.disks.contains(&disk) {
+        let name = &disk.name;
+        if name.is_empty() || self.disks.iter().any(|other| other.name == *name) {
             let message =
-                if disk.is_empty() { "a disk has no name".into() } else { format!("disk `{disk}` is given twice") };
+                if name.is_empty() { "a disk has no name".into() } else { format!("disk `{name}` is given twice") };
             return Err(Invalid::new(message, "give each disk once, by its partition's name"));
+        }
+        if disk.is_cdrom && self.disks.iter().any(|other| other.is_cdrom) {
+            return Err(Invalid::new("a VM cannot have two CDs", "leave one out"));
         }
         self.disks.push(disk);
         Ok(())
@@ -293,7 +308,10 @@ impl VmSpec {
             vm.set_command_line(line.into()).map_err(at("command_line"))?;
         }
         for disk in section.texts("disks")? {
-            vm.add_disk(disk).map_err(at("disks"))?;
+            vm.add_disk(DiskSpec::own(disk)).map_err(at("disks"))?;
+        }
+        if let Some(disk) = section.text("cdrom")? {
+            vm.add_disk(DiskSpec::cdrom(disk.into())).map_err(at("cdrom"))?;
         }
         vm.parse_nics(section)?;
         vm.check_boot().map_err(|cause| section.error(cause))?;
@@ -327,6 +345,24 @@ impl VmSpec {
             self.add_nic(NicSpec { mac }).map_err(|cause| table.error(cause))?;
         }
         Ok(())
+    }
+}
+
+impl DiskSpec {
+    /// One that the VM has for itself.
+    pub fn own(name: String) -> Self {
+        Self { name, is_cdrom: false }
+    }
+
+    /// One that it only reads.
+    pub fn cdrom(name: String) -> Self {
+        Self { name, is_cdrom: true }
+    }
+}
+
+impl fmt::Display for DiskSpec {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}", if self.is_cdrom { "CD" } else { "disk" }, self.name)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 
-use config::{Limits, Name, NicSpec, PeerSpec, Size, VmSpec};
+use config::{DiskSpec, Limits, Name, NicSpec, PeerSpec, Size, VmSpec};
 
 use crate::{
     Command, CpuProfileCommand, LimitChanges, MigrateOptions, MigrateStrategy, ParseError, VmAction, VmPart,
@@ -130,6 +130,7 @@ pub(crate) const CATALOG: &[Spec] = &[
                 occurs: Occurs::Often,
                 ..option("--disk", "DISK", Value::Disk, "a disk of its own; once for each")
             },
+            option("--cdrom", "DISK", Value::Disk, "a disk with an ISO image, which it only reads"),
             OptionSpec {
                 occurs: Occurs::Often,
                 ..option("--nic", "[mac=ADDRESS]", Value::Nic, "a NIC; once for each; mac= can be left out")
@@ -139,13 +140,14 @@ pub(crate) const CATALOG: &[Spec] = &[
             flag("--debug-console", "bytes to port 0xe9 go to its console"),
             flag("--start", "start it at once"),
         ],
-        details: "Without a kernel it boots its first disk by UEFI, as an installed machine does. What its firmware keeps \
-                  is kept on the partition DISK-vars (2 MiB) beside the first disk, DISK, where there is one; else it \
+        details: "Without a kernel it boots its first disk by UEFI, as an installed machine does, or else its CD, which \
+                  other VMs may have in theirs too. What its firmware keeps is kept on the partition DISK-vars (2 MiB) beside the first disk, DISK, where there is one; else it \
                   lasts as long as the VM is known. A VM is forgotten when the host restarts, unless the \
                   configuration file has it. `modules` shows what there is to boot and `disk` which disks are free.",
         examples: &[
             "vm create web --kernel vmlinuz --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
              --disk web-root --nic --start",
+            "vm create new --disk new --cdrom debian-iso --memory 2G --nic --start",
             "vm create db --disk db --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07",
         ],
         ..plain(&["vm", "create"], "define a VM", create)
@@ -223,21 +225,25 @@ pub(crate) const CATALOG: &[Spec] = &[
         })
     },
     Spec {
-        options: &[PART_DISK, PART_NIC],
+        options: &[PART_DISK, PART_CDROM, PART_NIC],
         details: "A VM that runs gets it at once, as if it were plugged in; Linux and Windows find it by themselves. It \
                   stays the VM's over its restarts.",
-        examples: &["vm add web --disk scratch", "vm add web --nic", "vm add web --nic mac=02:00:00:00:00:07"],
-        ..on_vm(&["vm", "add"], "give a VM a disk or NIC", |arguments| {
+        examples: &[
+            "vm add web --disk scratch",
+            "vm add web --cdrom debian-iso",
+            "vm add web --nic mac=02:00:00:00:00:07",
+        ],
+        ..on_vm(&["vm", "add"], "give a VM a disk, CD or NIC", |arguments| {
             Ok(Command::VmAdd { name: arguments.name()?, part: part(arguments)? })
         })
     },
     Spec {
-        options: &[PART_DISK, PART_NIC, flag("--force", "pull it out, whatever the guest does with it")],
+        options: &[PART_DISK, PART_CDROM, PART_NIC, flag("--force", "pull it out, whatever the guest does with it")],
         details: "The guest of a VM that runs is asked to let go of it, which it does when it has written what it must; \
                   a disk is free for another VM then. With --force the guest's requests fail, and what it had not \
                   written is lost. `vm show` lists what it has; the address of its only NIC can be left out.",
         examples: &["vm remove web --disk scratch", "vm remove web --nic mac=02:00:00:00:00:07 --force"],
-        ..on_vm(&["vm", "remove"], "take a disk or NIC from a VM", |arguments| {
+        ..on_vm(&["vm", "remove"], "take a disk, CD or NIC from a VM", |arguments| {
             let force = arguments.has("--force");
             Ok(Command::VmRemove { name: arguments.name()?, part: part(arguments)?, force })
         })
@@ -497,7 +503,10 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
         vm.add_pin(number(cpu, 0, config::CPU_MAX.into(), "a CPU's number")?)?;
     }
     for disk in arguments.values("--disk") {
-        vm.add_disk(disk.unwrap_or_default().into())?;
+        vm.add_disk(DiskSpec::own(disk.unwrap_or_default().into()))?;
+    }
+    if let Some(disk) = arguments.value("--cdrom") {
+        vm.add_disk(DiskSpec::cdrom(disk.into()))?;
     }
     for nic in arguments.values("--nic") {
         let mac = nic.and_then(|nic| nic.strip_prefix("mac=")).map(str::parse).transpose()?;
@@ -527,19 +536,26 @@ fn limits(arguments: &Arguments<'_>) -> Result<LimitChanges, ParseError> {
 }
 
 const PART_DISK: OptionSpec = option("--disk", "DISK", Value::Disk, "the disk, by its partition's name");
+const PART_CDROM: OptionSpec = option("--cdrom", "DISK", Value::Disk, "the CD, by its partition's name");
 const PART_NIC: OptionSpec = option("--nic", "[mac=ADDRESS]", Value::Nic, "the NIC; mac= can be left out");
 
-/// The one disk or NIC that a command is about.
+/// The one disk, CD or NIC that a command is about.
 fn part(arguments: &Arguments<'_>) -> Result<VmPart, ParseError> {
-    match (arguments.value("--disk"), arguments.has("--nic")) {
-        (Some(""), _) => Err(ParseError::new("--disk names nothing", "`disk` lists the disks")),
-        (Some(disk), false) => Ok(VmPart::Disk(disk.into())),
-        (None, true) => {
+    let named = [("--disk", arguments.value("--disk")), ("--cdrom", arguments.value("--cdrom"))];
+    if let Some((option, _)) = named.iter().find(|(_, name)| *name == Some("")) {
+        return Err(ParseError::new(format!("{option} names nothing"), "`disk` lists the disks"));
+    }
+    match (named[0].1, named[1].1, arguments.has("--nic")) {
+        (Some(disk), None, false) => Ok(VmPart::Disk(DiskSpec::own(disk.into()))),
+        (None, Some(disk), false) => Ok(VmPart::Disk(DiskSpec::cdrom(disk.into()))),
+        (None, None, true) => {
             let mac = arguments.value("--nic").and_then(|nic| nic.strip_prefix("mac="));
             Ok(VmPart::Nic(mac.map(str::parse).transpose()?))
         }
-        (None, false) => Err(ParseError::new("no disk and no NIC is named", "give --disk DISK or --nic")),
-        (Some(_), true) => Err(ParseError::new("a disk and a NIC are named", "one at a time")),
+        (None, None, false) => {
+            Err(ParseError::new("no disk, CD or NIC is named", "give --disk DISK, --cdrom DISK or --nic"))
+        }
+        _ => Err(ParseError::new("several things are named", "one at a time")),
     }
 }
 

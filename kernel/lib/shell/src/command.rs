@@ -2,7 +2,7 @@
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 
-use config::{Limits, Mac, Name, PeerSpec, Size, VmSpec};
+use config::{DiskSpec, Limits, Mac, Name, PeerSpec, Size, VmSpec};
 
 /// A command and how its reply is to be shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -237,11 +237,11 @@ impl LimitChanges {
     }
 }
 
-/// A disk or NIC of a VM.
+/// A disk, CD or NIC of a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum VmPart {
-    /// The disk on the partition of this name.
-    Disk(String),
+    /// The disk or CD on a partition.
+    Disk(DiskSpec),
     /// The NIC with this address; where none is given, one whose address the host chooses, or the only one.
     Nic(Option<Mac>),
 }

@@ -190,6 +190,7 @@ pub(crate) mod tests {
             "--net-rate",
             "--pin",
             "--disk",
+            "--cdrom",
             "--nic",
             "--cpu-profile",
             "--debug-exit",

@@ -46,3 +46,4 @@ pub use reply::{
     MeasuredLoad, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat,
     VmState, VmSummary, Weakness, WeaknessStatus, Writes,
 };
+pub use words::listed;

@@ -13,6 +13,7 @@ use crate::{
         Table,
     },
     units::{bytes, count, duration, hertz, moment},
+    words::listed,
 };
 
 /// The reply as text, each line with its end (`\n`): for people, or where `json` is asked for, one object on one line,
@@ -276,6 +277,9 @@ fn render_vm(vm: &VmDetail) -> String {
     facts.row(["command line".into(), or_none(vm.command_line.clone())]);
     facts.row(["limits".into(), or_none(render_limits(&vm.limits))]);
     facts.row(["disks".into(), or_none(vm.disks.join(", "))]);
+    if let Some(cdrom) = &vm.cdrom {
+        facts.row(["CD".into(), cdrom.clone()]);
+    }
     facts.row(["NICs".into(), or_none(nics.join(", "))]);
     if !vm.cpus.is_empty() {
         let cpus: Vec<String> = vm.cpus.iter().map(|cpu| format!("{cpu}")).collect();
@@ -327,12 +331,13 @@ fn render_disks(disks: &[DiskInfo]) -> String {
         ("STATE", Left),
     ]);
     for disk in disks {
+        let used_by: Vec<&str> = disk.used_by.iter().map(|name| name.as_str()).collect();
         table.row([
             disk.name.clone(),
             bytes(disk.bytes),
             format!("{} partition {}", disk.disk, disk.partition),
             if disk.read_only { "read only" } else { "read and write" }.into(),
-            disk.used_by.as_ref().map_or_else(|| "-".into(), |name| name.as_str().into()),
+            if disk.used_by.is_empty() { "-".into() } else { listed(&used_by) },
             match disk.state {
                 DiskState::Ready => "ready".into(),
                 DiskState::Recovering => "recovering".into(),

@@ -330,6 +330,8 @@ pub struct VmDetail {
     pub limits: LimitsInfo,
     /// Its disks, by name.
     pub disks: Vec<String>,
+    /// Its CD, by name.
+    pub cdrom: Option<String>,
     /// The addresses of its NICs.
     pub nics: Vec<Mac>,
     /// The CPU that each of its vCPUs runs on now; none where it does not run.
@@ -383,8 +385,8 @@ pub struct DiskInfo {
     pub disk: String,
     /// Its number there, from 1.
     pub partition: u32,
-    /// The VM that has it.
-    pub used_by: Option<Name>,
+    /// The VM that has it, or those that read it.
+    pub used_by: Vec<Name>,
     /// Whether it can only be read.
     pub read_only: bool,
     /// What the host's disk is doing.

@@ -1,6 +1,6 @@
 //! A line taken apart into words, and a word made fit to be part of a line.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 /// A line's words.
 #[derive(Debug, Default)]
@@ -28,6 +28,15 @@ impl Word {
     /// Whether it is written as an option.
     pub(crate) fn is_option(&self) -> bool {
         !self.quoted && self.text.starts_with("--")
+    }
+}
+
+/// Names in a row, the first of many.
+pub fn listed(names: &[&str]) -> String {
+    const SHOWN: usize = 3;
+    match names.len() {
+        0..=SHOWN => names.join(", "),
+        all => format!("{} and {} more", names[..SHOWN].join(", "), all - SHOWN),
     }
 }
 

@@ -46,7 +46,7 @@ fn disk_goes(guest: &mut Guest, sum: &str) -> Result<()> {
     guest.host.ask(&format!("vm remove t --disk {SCRATCH_DISK}"))?;
     guest.expect("test ! -b /dev/vda")?;
     let disk = guest.host.ask(&format!("disk show {SCRATCH_DISK}"))?;
-    ensure!(disk[0]["used_by"].is_null(), "a removed disk is still in use: {disk}");
+    ensure!(disk[0]["used_by"].as_array().is_some_and(Vec::is_empty), "a removed disk is still in use: {disk}");
     let refusal = guest.host.refusal(&format!("vm remove t --disk {SCRATCH_DISK}"))?;
     ensure!(refusal.contains("t has no disk scratch"), "{refusal}");
     guest.host.ask(&format!("vm add t --disk {SCRATCH_DISK}"))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::migrate::{self, Pair};
-use super::{saved, tiny};
+use super::{cdrom, saved, tiny};
 use crate::wire::Wire;
 use crate::{
     Artifacts, COMMAND_LIMIT, Console, DEBIAN_PASSWORD, GUEST_BOOT_LIMIT, Host, Launch, OVMF_CODE, OVMF_VARIABLES,
@@ -22,16 +22,28 @@ const VALUE: &str = r"\007\000\000\000kept";
 const VARIABLES_AND_TABLE_BYTES: usize = 3 << 20;
 
 /// A disk with GPT, system partition, GRUB and a kernel on ext4, booted without a kernel of the host's on two vCPUs; its
-/// firmware's variables outlive a reset.
+/// firmware's variables outlive a reset. It has a CD too, which leaves and comes while it runs.
 pub fn guest(artifacts: &Artifacts) -> Result<()> {
-    let mut host = boot(artifacts, "uefi_guest", &[])?;
+    let cd = cdrom::make_disk(artifacts, "uefi_guest")?;
+    let mut host = artifacts.boot(&launch(artifacts, "uefi_guest", &[])?.disk(&cd))?;
     refuse(&mut host)?;
-    host.ask("vm create d --disk uefi --memory 512M --vcpus 2 --start")?;
+    host.ask("vm create d --disk uefi --cdrom iso --memory 512M --vcpus 2 --start")?;
     let mut console = host.attach("d")?;
     console.expect("GNU GRUB", GUEST_BOOT_LIMIT).context("GRUB did not come")?;
     console.login("root", DEBIAN_PASSWORD)?;
     let cpus = console.run("nproc")?;
     ensure!(cpus == "2", "the guest sees {cpus} CPUs");
+    cdrom::is_read(&mut console)?;
+    console.leave()?;
+    cdrom::is_shared(&mut host)?;
+    host.ask("vm remove d --cdrom iso")?;
+    let mut console = return_to(&mut host, "removed")?;
+    console.run("test ! -b /dev/vdb")?;
+    console.leave()?;
+    host.ask("vm add d --cdrom iso")?;
+    let mut console = return_to(&mut host, "added")?;
+    console.run("until test -b /dev/vdb; do sleep 1; done; udevadm settle")?;
+    cdrom::is_read(&mut console)?;
     console.run(&format!("printf '{VALUE}' > {VARIABLE} && sync"))?;
     console.send("systemctl reboot\r")?;
     console.expect("GNU GRUB", GUEST_BOOT_LIMIT).context("GRUB did not come after the reset")?;
@@ -41,7 +53,9 @@ pub fn guest(artifacts: &Artifacts) -> Result<()> {
     console.send("systemctl poweroff\r")?;
     console.leave()?;
     host.wait_state("d", "stopped", SHUTDOWN_LIMIT)?;
-    host.power_off()
+    host.power_off()?;
+    fs::remove_file(cd)?;
+    Ok(())
 }
 
 /// What a firmware keeps outlives the host's restart, whatever was being written when that came, and only the operator
@@ -76,19 +90,21 @@ pub fn variables(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
-/// A guest is saved and restored while its firmware serves GRUB, and moves to another host with its system running. What
-/// it tells its firmware to keep is on the disk that both hosts see, by whoever runs it.
+/// A guest is saved and restored while its firmware serves GRUB, and moves to another host with its system running and a
+/// CD that it got meanwhile. What it tells its firmware to keep is on the disk that both hosts see, by whoever runs it.
 ///
 /// GRUB does not move: it counts the processor's ticks, whose rate two emulators measure differently.
 pub fn moves(artifacts: &Artifacts) -> Result<()> {
     let (disk, slot) = (copy_datastore(artifacts)?, saved::make_disk(&artifacts.logs, "uefi_moves_slot")?);
+    let cd = cdrom::make_disk(artifacts, "uefi_moves")?;
     let (wire, ovmf) =
         (Wire::new("uefi_moves", 2)?, ovmf(artifacts).map(|(path, name)| (path.to_path_buf(), name.to_owned())));
     let machine = |index: usize| {
         Ok(migrate::machine(artifacts, "uefi_moves", index, &ovmf, &wire.netdev(index))?
             .memory_mib(1536)
             .shared_disk(&disk)
-            .disk(&slot))
+            .disk(&slot)
+            .shared_disk(&cd))
     };
     let mut pair = Pair::boot_with(machine, artifacts)?;
     stop_at_grub(&mut pair.hosts[0])?;
@@ -96,28 +112,27 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     let mut console = boot_from_grub(&mut pair.hosts[0])?;
     write_variable(&mut console, "Corinth")?;
     console.leave()?;
+    pair.hosts[0].ask("vm add d --cdrom iso")?;
+    let mut console = return_to(&mut pair.hosts[0], "added")?;
+    cdrom::mount(&mut console)?;
+    let sum = cdrom::sum(&mut console)?;
+    console.leave()?;
     give_up_ready(&mut pair, &wire)?;
-    let mut console = pair.hosts[0].attach("d")?;
-    // Behind what it printed before.
-    console.send("echo stayed-$((6 * 7))\r")?;
-    console.expect("stayed-42", GUEST_BOOT_LIMIT).context("it does not go on where it stays")?;
+    let mut console = return_to(&mut pair.hosts[0], "stayed").context("it does not go on where it stays")?;
     console.leave()?;
     die_committed(&mut pair, &wire, || artifacts.boot(&machine(1)?))?;
-    let mut console = pair.hosts[0].attach("d")?;
-    console.send("echo resumed-$((6 * 7))\r")?;
-    console.expect("resumed-42", GUEST_BOOT_LIMIT).context("it does not go on where it was taken back")?;
+    let mut console = return_to(&mut pair.hosts[0], "resumed").context("it does not go on where it was taken back")?;
     write_variable(&mut console, "Bathens")?;
     console.leave()?;
     // At once: what was written last is on the disk before the other host may write there.
     let moved = pair.migrate(0, "d")?;
     eprintln!("        {moved}");
     ensure!(is_kept(&disk, "Bathens")?, "what the guest wrote before it moved is not on the disk");
-    let mut console = pair.hosts[1].attach("d")?;
-    // Behind what it printed before it moved.
-    console.send("echo arrived-$((6 * 7))\r")?;
-    console.expect("arrived-42", GUEST_BOOT_LIMIT).context("it does not go on after the move")?;
+    let mut console = return_to(&mut pair.hosts[1], "arrived").context("it does not go on after the move")?;
     let kept = console.run(&format!("cat {VARIABLE} | tail -c 7"))?;
     ensure!(kept == "Bathens", "after the move the variable is {kept:?}");
+    let there = cdrom::sum(&mut console).context("the CD after the move")?;
+    ensure!(there == sum, "after the move another CD is there: {there} and not {sum}");
     write_variable(&mut console, "Avignon")?;
     console.leave()?;
     let show = pair.hosts[1].ask("vm show d")?;
@@ -127,7 +142,16 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     ensure!(is_kept(&disk, "Avignon")?, "what the guest wrote after it moved is not on the disk");
     fs::remove_file(disk)?;
     fs::remove_file(slot)?;
+    fs::remove_file(cd)?;
     Ok(())
+}
+
+/// Its shell again, behind what it printed before; a new `word` each time.
+fn return_to<'a>(host: &'a mut Host, word: &str) -> Result<Console<'a>> {
+    let mut console = host.attach("d")?;
+    console.send(&format!("echo {word}-$((6 * 7))\r"))?;
+    console.expect(&format!("{word}-42"), GUEST_BOOT_LIMIT)?;
+    Ok(console)
 }
 
 /// The target is ready, and the source does not hear that.
@@ -258,6 +282,7 @@ fn refuse(host: &mut Host) -> Result<()> {
         ("vm create x", "nothing to boot"),
         ("vm create x --disk uefi --cmdline quiet", "go with a kernel"),
         ("vm create x --disk nowhere --start", "there is no disk nowhere"),
+        ("vm create x --disk iso --cdrom iso --start", "disk `iso` is given twice"),
     ] {
         let refusal = host.refusal(command)?;
         ensure!(refusal.contains(why), "`{command}`: {refusal}");

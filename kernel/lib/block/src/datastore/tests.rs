@@ -93,6 +93,37 @@ fn a_partition_has_one_user() {
 }
 
 #[test]
+fn several_read_what_nobody_writes() {
+    let (mut datastore, root, script) = datastore();
+    assert_eq!(datastore.claim_shared(0), Err(ClaimError::InUse), "somebody writes it");
+    assert_eq!(datastore.claim_shared(3), Err(ClaimError::Missing), "the whole disk is no partition");
+    let first = datastore.claim_shared(1).unwrap();
+    let second = datastore.claim_shared(1).unwrap();
+    assert_eq!(datastore.claim(1), Err(ClaimError::InUse), "somebody reads it");
+    assert!(datastore.virtual_geometry(first).unwrap().read_only);
+    assert!(!datastore.virtual_geometry(root).unwrap().read_only);
+    let block = [run(0x5000, 512)];
+    for (op, runs) in [(Op::Write, &block[..]), (Op::WriteThrough, &block), (Op::Discard, &[]), (Op::WriteZeroes, &[])]
+    {
+        assert_eq!(datastore.submit(first, &transfer(0, op, 0, 1, runs)), Err(SubmitError::Refused), "{op:?}");
+    }
+    datastore.submit(first, &transfer(1, Op::Read, 0, 1, &block)).unwrap();
+    datastore.submit(second, &transfer(1, Op::Read, 0, 1, &block)).unwrap();
+    assert_eq!((datastore.outstanding(first), datastore.outstanding(second)), (1, 1));
+    script.lock().unwrap().complete(Ok(()));
+    assert_eq!(datastore.completed().map(|completion| completion.disk), Some(first));
+    datastore.release(first).unwrap();
+    assert_eq!(datastore.release(first), Err(ReleaseError::Stale));
+    assert_eq!(datastore.release(second), Err(ReleaseError::Busy(1)));
+    assert_eq!(datastore.claim(1), Err(ClaimError::InUse), "one still reads it");
+    script.lock().unwrap().complete(Ok(()));
+    assert_eq!(datastore.completed().map(|completion| completion.disk), Some(second));
+    datastore.release(second).unwrap();
+    let alone = datastore.claim(1).unwrap();
+    datastore.submit(alone, &transfer(2, Op::Write, 0, 1, &block)).unwrap();
+}
+
+#[test]
 fn the_whole_disk_can_be_read_beside_its_users() {
     let (mut datastore, root, script) = datastore();
     assert_eq!(datastore.partitions().count(), 3);

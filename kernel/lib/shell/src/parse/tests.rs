@@ -1,6 +1,6 @@
 //! Lines that are commands, and lines that are not.
 
-use config::{Limits, Mac, NicSpec, Size, VmSpec};
+use config::{DiskSpec, Limits, Mac, NicSpec, Size, VmSpec};
 use proptest::prelude::*;
 
 use super::*;
@@ -97,14 +97,18 @@ fn what_a_vm_gets_and_loses() {
     let add = |part| Command::VmAdd { name: name("web"), part };
     let remove = |part, force| Command::VmRemove { name: name("web"), part, force };
     let mac = Mac::new([2, 0, 0, 0, 0, 7]);
-    assert_eq!(command("vm add web --disk scratch"), add(VmPart::Disk("scratch".into())));
+    assert_eq!(command("vm add web --disk scratch"), add(VmPart::Disk(DiskSpec::own("scratch".into()))));
+    assert_eq!(command("vm add web --cdrom iso"), add(VmPart::Disk(DiskSpec::cdrom("iso".into()))));
+    assert_eq!(command("vm remove web --cdrom iso"), remove(VmPart::Disk(DiskSpec::cdrom("iso".into())), false));
     assert_eq!(command("vm add web --nic"), add(VmPart::Nic(None)));
     assert_eq!(command("vm add web --nic mac=02:00:00:00:00:07"), add(VmPart::Nic(mac)));
-    assert_eq!(command("vm remove web --disk scratch"), remove(VmPart::Disk("scratch".into()), false));
+    assert_eq!(command("vm remove web --disk scratch"), remove(VmPart::Disk(DiskSpec::own("scratch".into())), false));
     assert_eq!(command("vm remove web --nic mac=02:00:00:00:00:07 --force"), remove(VmPart::Nic(mac), true));
     assert_eq!(command("vm remove web --force --nic"), remove(VmPart::Nic(None), true));
-    assert_eq!(error("vm add web"), "no disk and no NIC is named: give --disk DISK or --nic");
-    assert_eq!(error("vm remove web --disk a --nic"), "a disk and a NIC are named: one at a time");
+    assert_eq!(error("vm add web"), "no disk, CD or NIC is named: give --disk DISK, --cdrom DISK or --nic");
+    assert_eq!(error("vm remove web --disk a --nic"), "several things are named: one at a time");
+    assert_eq!(error("vm remove web --disk a --cdrom b"), "several things are named: one at a time");
+    assert!(error("vm add web --cdrom ''").starts_with("--cdrom names nothing"));
     assert_eq!(error("vm add web --disk a --disk b"), "--disk is given twice: give it once");
     assert!(error("vm add web --disk ''").starts_with("--disk names nothing"));
 }
@@ -157,11 +161,12 @@ fn creates_a_vm() {
     wanted.memory = Size::from_mib(1024);
     wanted.vcpus = 2;
     (wanted.weight, wanted.pin) = (50, vec![1, 0]);
-    wanted.disks = vec!["web-root".into(), "my disk".into()];
+    wanted.disks =
+        vec![DiskSpec::own("web-root".into()), DiskSpec::own("my disk".into()), DiskSpec::cdrom("an iso".into())];
     wanted.nics = vec![NicSpec { mac: None }, NicSpec { mac: Mac::new([2, 0, 0, 0, 0, 7]) }, NicSpec { mac: None }];
     wanted.start = true;
     let line = "vm create --nic --kernel=vmlinuz web --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
-                --memory 1G --vcpus 2 --weight 50 --pin 1,0 --disk web-root --disk \"my disk\" --nic mac=02:00:00:00:00:07 --start --nic";
+                --memory 1G --vcpus 2 --weight 50 --pin 1,0 --disk web-root --cdrom 'an iso' --disk \"my disk\" --nic mac=02:00:00:00:00:07 --start --nic";
     assert_eq!(command(line), Command::VmCreate(wanted.into()));
 }
 
@@ -227,7 +232,7 @@ fn what_is_missing_or_too_much_is_named() {
             "vm create --kernel k",
             "`vm create` needs NAME: for example `vm create db --disk db --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07`",
         ),
-        ("vm create a", "the VM has nothing to boot: give it a kernel, or a disk that it boots by UEFI"),
+        ("vm create a", "the VM has nothing to boot: give it a kernel, or a disk or CD that it boots by UEFI"),
         ("vm start a b", "`b` is one word too many: `vm start` takes one NAME; quote it where it contains blanks"),
         ("host x", "`x` is one word too many: `host` takes only options; `help host` lists them"),
         ("disk show ''", "a name is empty: type `help disk show`"),

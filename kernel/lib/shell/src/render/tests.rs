@@ -168,6 +168,7 @@ fn one_vm_in_full() {
         reserved_bytes: 256 << 20,
         limits: LimitsInfo { cpu_percent: Some(50), iops: Some(2000), ..LimitsInfo::default() },
         disks: vec!["a".into(), "b".into()],
+        cdrom: Some("iso".into()),
         nics: vec![mac()],
         cpus: vec![1, 0],
         cpu_profile: Some("rack1".parse().unwrap()),
@@ -181,6 +182,7 @@ fn one_vm_in_full() {
         ", 256 MiB reserved\n",
         "limits        50 % of a CPU, 2,000 disk requests/s\n",
         "disks         a, b\n",
+        "CD            iso\n",
         "NICs          02:00:00:00:00:07\n",
         "on CPUs       1, 0\n",
         "CPU profile   rack1\n",
@@ -235,7 +237,7 @@ fn the_other_lists() {
         bytes: 1 << 30,
         disk: "disk0".into(),
         partition: 1,
-        used_by: Some(name("web")),
+        used_by: vec![name("web")],
         read_only: false,
         state: DiskState::Failed,
     };
@@ -243,6 +245,8 @@ fn the_other_lists() {
         render(&Reply::Disks(vec![disk]), false),
         "NAME   SIZE  ON                 ACCESS          USED BY  STATE\nroot  1 GiB  disk0 partition 1  read and write  web      failed\n"
     );
+    assert_eq!(crate::listed(&["a", "b", "c"]), "a, b, c");
+    assert_eq!(crate::listed(&["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
     let port = PortInfo {
         name: "uplink".into(),
         mac: None,
