@@ -1,7 +1,7 @@
 /* Writes to memory at a steady rate, and ticks: what live migration is measured by.
    dirty RATE      RATE in MB/s, 0 for none; a word of each page of 32 MiB of noise in turn
-   dirty busy      as fast as it can, a '~' each time that it has written so much: its ticks are its speed
-   Every 10 ms the pages that are due, then one '~', so that whoever watches sees for how long it stood still. */
+   dirty busy      as fast as it can; about once a second "BUSY NS": what it took each time to write so much
+   With a rate, every 10 ms the pages that are due, then one '~', so that whoever watches sees for how long it stood still. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +13,7 @@
 #define REGION (32u << 20)
 #define PAGE 4096u
 #define TICK_NS 10000000L
+#define SECOND_NS 1000000000u
 
 #define BUSY_PASSES 8
 #define BUSY_WORDS 8
@@ -24,6 +25,24 @@ static void work(uint8_t *region, uint32_t tick)
         for (uint32_t page = 0; page < REGION; page += PAGE)
             for (uint32_t word = 0; word < BUSY_WORDS; word++)
                 *(volatile uint32_t *)(region + page + word * 64) = tick + pass;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* For ever. */
+static void be_busy(uint8_t *region)
+{
+    for (uint32_t tick = 1;;) {
+        uint64_t start = now_ns(), end = start, times = 0;
+        for (; end < start + SECOND_NS; end = now_ns(), times++) work(region, tick++);
+        printf("BUSY %lu\n", (unsigned long)((end - start) / times));
+        fflush(stdout);
+    }
 }
 
 int main(int count, char **words)
@@ -40,12 +59,9 @@ int main(int count, char **words)
         }
     printf("DIRTY ready\n");
     fflush(stdout);
+    if (busy) be_busy(region);
     long pages = rate * 1000000 / (1000000000 / TICK_NS) / PAGE;
     uint32_t next = 0;
-    for (uint32_t tick = 1; busy; tick++) {
-        work(region, tick);
-        if (write(1, "~", 1) != 1) return 1;
-    }
     for (uint32_t tick = 1;; tick++) {
         for (long page = 0; page < pages; page++) {
             *(volatile uint32_t *)(region + next) = tick;

@@ -29,12 +29,19 @@ const LOADS: [u32; 3] = [0, 10, 100];
 const GUEST_MIB: u32 = 256;
 const HOST_MIB: u32 = 1024;
 /// The guest's memory where a move's growth with it is measured.
-const SIZES_MIB: [u32; 3] = [256, 512, 1024];
+const SIZES_MIB: [u32; 3] = [256, 1024, 4096];
+/// A move whose memory follows, of a guest that writes so much.
+const FOLLOWING: &str = "--downtime 1 --timeout 1 --strategy postcopy";
+const FOLLOWING_LOAD: &str = "100";
 /// For a guest to be moved, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(150);
 /// How long the guest works before it moves, and how long its ticks are watched afterwards.
 const BEFORE: Duration = Duration::from_secs(3);
 const AFTER: Duration = Duration::from_millis(1500);
+/// How long a guest is watched that works as fast as it can.
+const BUSY: Duration = Duration::from_secs(8);
+/// A move of a guest that stands still at last.
+const WHOLE: &str = "--timeout 120 --strategy stop";
 const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 
 /// Everything under one system.
@@ -56,7 +63,8 @@ pub fn run(rig: &Rig, system: System) -> Result<Figures> {
     Ok(figures)
 }
 
-/// What a move costs under Pollux: how much less its guest gets done, and how it grows from 256 MiB to 1 GiB.
+/// What a move costs under Pollux: how much less its guest gets done, how it grows from 256 MiB to 4 GiB, and one whose
+/// memory follows the guest.
 pub fn cost(rig: &Rig, system: System) -> Result<Figures> {
     let mut figures = Figures::new();
     if system != System::Pollux {
@@ -67,48 +75,76 @@ pub fn cost(rig: &Rig, system: System) -> Result<Figures> {
     for size_mib in SIZES_MIB {
         let vm = format!("size{size_mib}");
         start(&mut hosts[0], &vm, "0", size_mib)?;
-        let (moved, _) = move_watched(rig, &mut hosts, &vm, "size-")?;
+        let (moved, _) = move_watched(rig, &mut hosts, &vm, WHOLE, "size-")?;
         note(&moved, &vm, &mut figures)?;
         end(&mut hosts[1], &vm)?;
     }
+    start(&mut hosts[0], "following", FOLLOWING_LOAD, GUEST_MIB)?;
+    let (moved, gap) = move_watched(rig, &mut hosts, "following", FOLLOWING, "size-")?;
+    note(&moved, "following", &mut figures)?;
+    figures.insert("following_longest_gap_ms".into(), gap.as_secs_f64() * 1e3);
+    end(&mut hosts[1], "following")?;
     Ok(figures)
 }
 
-/// How much less a guest gets done while its writes are tracked and its memory leaves slowly.
+/// How much less a guest gets done while it is looked ten times a second what it writes, and while its memory leaves
+/// slowly besides.
 fn slowdown(rig: &Rig, figures: &mut Figures) -> Result<()> {
-    let name = "bench-migrate-slowdown";
-    let [mut source, _target] = pair(rig, &rig.artifacts.kernel32, name, HOST_MIB)?;
+    let [mut source, _target] = pair(rig, &rig.artifacts.kernel32, "bench-migrate-slowdown", HOST_MIB)?;
     start(&mut source, "busy", "busy", GUEST_MIB)?;
-    let watch = Watch::start(["a", "b"].map(|side| rig.artifacts.logs.join(format!("{name}-{side}.log"))));
-    let free = ticks_a_second(&mut source, &watch)?;
-    source.ask("vm migrate busy to b --bandwidth 4 --timeout 600")?;
-    let until = Instant::now() + LIMIT;
-    // The first look finds pages too large to count; from then on they are small.
-    while source.ask("migrate status")?[0]["looks"].as_u64().is_none_or(|looks| looks == 0) {
-        ensure!(Instant::now() < until, source.emulator().failure("nobody looks what the guest writes"));
-        thread::sleep(Duration::from_millis(100));
-    }
-    let tracked = ticks_a_second(&mut source, &watch)?;
-    let status = source.ask("migrate status")?[0].clone();
-    ensure!(status["phase"] == "copying", source.emulator().failure(&format!("it moved meanwhile: {status}")));
-    source.ask("migrate cancel busy")?;
-    figures.insert("tracked_slowdown_percent".into(), (1.0 - tracked / free) * 100.0);
+    let free_before = busy_ns(&mut source, |_| {
+        thread::sleep(BUSY);
+        Ok(())
+    })?;
+    let tracked = busy_ns(&mut source, |source| {
+        let until = Instant::now() + BUSY;
+        while Instant::now() < until {
+            let writes = source.ask("vm measure busy")?;
+            let number = |name: &str| writes[name].as_f64().with_context(|| format!("{writes} has no {name}"));
+            figures.insert("tracked_look_us".into(), number("look_ns")? / 1e3);
+            figures.insert("tracked_pages_of_a_look".into(), number("pages")? / number("looks")?);
+        }
+        Ok(())
+    })?;
+    let leaving = busy_ns(&mut source, |source| {
+        source.ask("vm migrate busy to b --bandwidth 4 --timeout 600")?;
+        thread::sleep(BUSY);
+        let status = source.ask("migrate status")?[0].clone();
+        ensure!(status["phase"] == "copying", source.emulator().failure(&format!("it moved meanwhile: {status}")));
+        ensure!(status["running_percent"] == 100, source.emulator().failure(&format!("it is throttled: {status}")));
+        source.ask("migrate cancel busy").map(drop)
+    })?;
+    let free_after = busy_ns(&mut source, |_| {
+        thread::sleep(BUSY);
+        Ok(())
+    })?;
+    let free = (free_before + free_after) / 2.0;
+    figures.insert("tracked_slowdown_percent".into(), (1.0 - free / tracked) * 100.0);
+    figures.insert("leaving_slowdown_percent".into(), (1.0 - free / leaving) * 100.0);
+    figures.insert("free_drift_percent".into(), (free_after / free_before - 1.0) * 100.0);
     Ok(())
 }
 
-/// How fast the guest called `busy` works, by its ticks.
-fn ticks_a_second(host: &mut Host, watch: &Watch) -> Result<f64> {
-    host.emulator().send("vm console busy\r")?;
-    // What the console has kept comes first.
+/// What the guest called `busy` takes for its work while something is done, by what it says itself; the median.
+fn busy_ns(host: &mut Host, act: impl FnOnce(&mut Host) -> Result<()>) -> Result<f64> {
+    let before = said_by_busy(host)?.len();
+    act(host)?;
+    let said = said_by_busy(host)?;
+    // The first began before, the last ended afterwards.
+    let during = said.get(before + 1..said.len() - 1).unwrap_or_default();
+    super::median(during).with_context(|| host.emulator().failure("the guest does not say how busy it is"))
+}
+
+/// Everything that it has said of that.
+fn said_by_busy(host: &mut Host) -> Result<Vec<f64>> {
+    let console = host.attach("busy")?;
+    // What it has kept comes first.
     thread::sleep(BEFORE / 3);
-    let (start, count) = (Instant::now(), watch.count());
-    thread::sleep(BEFORE * 2);
-    let (elapsed, count) = (start.elapsed(), watch.count() - count);
-    host.emulator().send("\u{1d}")?;
-    thread::sleep(BEFORE / 6);
-    host.emulator().skip();
-    ensure!(count > 0, host.emulator().failure("the guest does not tick"));
-    Ok(count as f64 / elapsed.as_secs_f64())
+    console.leave()?;
+    let text = host.emulator().transcript();
+    let kept = text.rsplit("vm console busy").next().unwrap_or_default();
+    let said = kept.lines().filter_map(|line| line.trim().strip_prefix("BUSY ")).filter_map(|ns| ns.parse().ok());
+    Ok(said.collect())
 }
 
 /// What the guest is called, and its figures.
@@ -133,7 +169,7 @@ fn under_pollux(rig: &Rig, kernel: &Path, prefix: &str, figures: &mut Figures) -
     for load in LOADS {
         let vm = name_of(load);
         start(&mut hosts[0], &vm, &load.to_string(), GUEST_MIB)?;
-        let (moved, gap) = move_watched(rig, &mut hosts, &vm, prefix)?;
+        let (moved, gap) = move_watched(rig, &mut hosts, &vm, WHOLE, prefix)?;
         let figure = format!("{prefix}{vm}");
         note(&moved, &figure, figures)?;
         figures.insert(format!("{figure}_longest_gap_ms"), gap.as_secs_f64() * 1e3);
@@ -203,11 +239,11 @@ fn pair(rig: &Rig, kernel: &Path, name: &str, memory_mib: u32) -> Result<[Host; 
 }
 
 /// Moves a VM while its console is watched on both hosts; gives what the source says, and the longest gap.
-fn move_watched(rig: &Rig, hosts: &mut [Host; 2], vm: &str, prefix: &str) -> Result<(Value, Duration)> {
+fn move_watched(rig: &Rig, hosts: &mut [Host; 2], vm: &str, options: &str, prefix: &str) -> Result<(Value, Duration)> {
     let logs = ["a", "b"].map(|side| rig.artifacts.logs.join(format!("bench-migrate-{prefix}pollux-{side}.log")));
     let watch = Watch::start(logs);
     let start = Instant::now();
-    hosts[0].ask(&format!("vm migrate {vm} to b --timeout 120 --strategy stop"))?;
+    hosts[0].ask(&format!("vm migrate {vm} to b {options}"))?;
     // Typed without waiting for an answer: the source shows ticks to the last, the target from the first on.
     hosts[0].emulator().send(&format!("vm console {vm}\r"))?;
     let until = start + LIMIT;
@@ -300,11 +336,6 @@ impl Watch {
             }
         });
         Self { ticks, is_over, thread: Some(thread) }
-    }
-
-    /// How many there have been.
-    fn count(&self) -> usize {
-        self.ticks.lock().expect("nobody panics with it").len()
     }
 
     /// The longest time between two ticks that begins after `start`.
