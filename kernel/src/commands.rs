@@ -425,6 +425,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         balloon: running.as_ref().map(|running| balloon_info(host, running)),
         kernel: vm.spec.kernel.clone(),
         initrd: vm.spec.initrd.clone(),
+        modules: vm.spec.modules.iter().map(|module| module.text().to_string()).collect(),
         command_line: vm.spec.command_line.clone(),
         reserved_bytes: vm.reservation.bytes(),
         limits: limits_info(&vm.limits()),

@@ -26,7 +26,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use config::{DiskSpec, Limits, Mac, VmSpec};
+use config::{DiskSpec, Limits, Mac, ModuleSpec, VmSpec};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use devices::Devices;
 pub use life::{Away, DiskIo, Ending, Order, Running, Start};
@@ -106,7 +106,8 @@ pub fn create(host: &'static Host, spec: VmSpec) -> Result<Option<Arc<Running>>,
         return Err((format!("there is a VM {} already", spec.name), "choose another name, or delete it".into()));
     }
     check_fits(host, &spec)?;
-    for name in [&spec.kernel, &spec.initrd].into_iter().flatten() {
+    let files = [&spec.kernel, &spec.initrd].into_iter().flatten().map(String::as_str);
+    for name in files.chain(spec.modules.iter().map(ModuleSpec::name)) {
         module(host, name)?;
     }
     if spec.kernel.is_none() {

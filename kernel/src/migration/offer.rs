@@ -51,6 +51,9 @@ pub struct Offer {
     /// Which of the disks is its CD; missing where none is.
     #[n(12)]
     cdrom: Option<u32>,
+    /// Its kernel's modules, with their texts; missing where there are none.
+    #[n(13)]
+    modules: Option<Vec<String>>,
 }
 
 /// A partition that both hosts see.
@@ -65,7 +68,8 @@ struct Partition {
 impl Offer {
     /// Of a VM that runs.
     pub fn new(host: &Host, running: &Running) -> Self {
-        let VmSpec { name, kernel, initrd, command_line, weight, cpu_profile, .. } = &running.vm.spec;
+        let VmSpec { name, kernel, initrd, modules, command_line, weight, cpu_profile, .. } = &running.vm.spec;
+        let modules: Vec<String> = modules.iter().map(|module| module.text().to_string()).collect();
         let variables = running.variables_identity(host).map(Partition::from);
         let disks = running.vm.disks();
         let cdrom = disks.iter().position(|disk| disk.is_cdrom).map(|index| index as u32);
@@ -85,6 +89,7 @@ impl Offer {
             reserved_bytes: Some(running.vm.reservation.bytes()),
             variables,
             cdrom,
+            modules: (!modules.is_empty()).then_some(modules),
         }
     }
 
@@ -109,10 +114,12 @@ impl Offer {
     pub fn spec(self, host: &Host) -> Result<(VmSpec, Vec<Mac>, Plan), Refusal> {
         let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile, .. } = self;
         let (limits, reserved_bytes, cdrom) = (self.limits, self.reserved_bytes, self.cdrom);
+        let modules = self.modules.unwrap_or_default();
         let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
             let mut spec = VmSpec::new(name.parse()?, kernel);
             spec.initrd = initrd;
+            modules.into_iter().try_for_each(|module| spec.add_module(module))?;
             spec.set_command_line(command_line)?;
             spec.set_memory(Size::from_bytes(plan.memory_bytes()))?;
             spec.set_reserved(Size::from_bytes(reserved_bytes.unwrap_or(0)))?;

@@ -19,7 +19,7 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use config::{Limits, Name, Size};
+use config::{Limits, ModuleSpec, Name, Size};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use iommu::Source;
 use limit::Limit;
@@ -217,7 +217,8 @@ impl Running {
         let boot = match &self.vm.spec.kernel {
             None => self.machine.power_on(),
             Some(kernel) => {
-                let kernel = self.kernel(host, kernel)?;
+                let modules = self.modules(host)?;
+                let kernel = self.kernel(host, kernel, &modules)?;
                 self.machine.load(&kernel).map_err(|error| (error.0, "see \"modules\"".to_string()))?
             }
         };
@@ -310,12 +311,19 @@ impl Running {
         result
     }
 
-    fn kernel<'a>(&'a self, host: &Host, image: &'a str) -> Result<Kernel<'a>, Refusal> {
+    fn modules(&self, host: &Host) -> Result<Vec<Module<'_>>, Refusal> {
+        let found = |module: &ModuleSpec| super::module(host, module.name());
+        let modules = self.vm.spec.modules.iter();
+        modules.map(|module| found(module).map(|bytes| Module { name: module.text(), bytes })).collect()
+    }
+
+    fn kernel<'a>(&'a self, host: &Host, image: &'a str, modules: &'a [Module<'a>]) -> Result<Kernel<'a>, Refusal> {
         let spec = &self.vm.spec;
         let module = |name| super::module(host, name).map(|bytes| Module { name, bytes });
         Ok(Kernel {
             image: module(image)?,
             initrd: spec.initrd.as_deref().map(module).transpose()?,
+            modules,
             command_line: &spec.command_line,
         })
     }

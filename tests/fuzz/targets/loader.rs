@@ -64,6 +64,11 @@ fuzz_target!(|data: &[u8]| {
     let flags = input.u8();
     let initrd = (flags & 2 != 0).then(|| vec![0x5a; usize::from(input.u16()) << 8]);
     let command_line = "x".repeat(usize::from(input.u16()) & 0xfff);
+    let contents: Vec<Vec<u8>> = match flags & 16 {
+        0 => Vec::new(),
+        _ => (0..input.u8() % 20).map(|_| vec![0xa5; usize::from(input.u16()) << 6]).collect(),
+    };
+    let modules: Vec<Module<'_>> = contents.iter().map(|bytes| Module { name: "m", bytes }).collect();
     let kernel = match flags & 5 {
         0 => changed(&mut input),
         4 => changed_multiboot(&mut input, flags & 8 != 0),
@@ -73,6 +78,7 @@ fuzz_target!(|data: &[u8]| {
     let boot = Boot {
         kernel: Module { name: "kernel", bytes: &kernel },
         initrd: initrd.as_deref().map(|bytes| Module { name: "initrd", bytes }),
+        modules: &modules,
         command_line: &command_line,
         rsdp: Gpa::new(0xe_0000),
     };

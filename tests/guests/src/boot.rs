@@ -37,26 +37,23 @@ pub(crate) unsafe fn start(information: u64, protocol: u32) {
 pub struct Module {
     /// Its bytes.
     pub bytes: &'static [u8],
-    /// Its name.
+    /// Its name, and what it was given.
     pub name: &'static str,
 }
 
-/// The first Multiboot module; `None` without one, or where the program was not booted by Multiboot.
-pub fn module() -> Option<Module> {
-    let information = MULTIBOOT.load(Ordering::Relaxed);
-    if information == 0 {
-        return None;
-    }
+/// The Multiboot modules; none where the program was not booted by Multiboot.
+pub fn modules() -> impl Iterator<Item = Module> {
     // SAFETY: the loader's structures; nobody writes there.
     let word = |at: u64| u64::from(unsafe { (at as *const u32).read_unaligned() });
-    if word(information + 20) == 0 {
-        return None;
-    }
-    let entry = word(information + 24);
-    let (start, end) = (word(entry), word(entry + 4));
-    // SAFETY: the loader's module, which nobody writes.
-    let bytes = unsafe { slice::from_raw_parts(start as *const u8, (end - start) as usize) };
-    Some(Module { bytes, name: text(word(entry + 8) as *const u8) })
+    let information = MULTIBOOT.load(Ordering::Relaxed);
+    let (count, list) = if information == 0 { (0, 0) } else { (word(information + 20), word(information + 24)) };
+    (0..count).map(move |index| {
+        let entry = list + 16 * index;
+        let (start, end) = (word(entry), word(entry + 4));
+        // SAFETY: the loader's module, which nobody writes.
+        let bytes = unsafe { slice::from_raw_parts(start as *const u8, (end - start) as usize) };
+        Module { bytes, name: text(word(entry + 8) as *const u8) }
+    })
 }
 
 /// Whether the program was booted by Multiboot.

@@ -20,6 +20,7 @@
 //! name = "web"
 //! kernel = "vmlinuz"          # a boot module
 //! initrd = "initrd.img"       # another
+//! # modules = ["one", "two with words"] # more, for a Multiboot or PVH kernel, with what it is told of each
 //! command_line = "root=/dev/vda1 console=ttyS0"
 //! memory = "1G"               # default "256M"
 //! vcpus = 2                   # default 1
@@ -67,8 +68,8 @@ pub use peer::{Key, PeerSpec};
 pub use size::Size;
 use toml::de::DeTable;
 pub use vm::{
-    CPU_MAX, DISKS_MAX, DiskSpec, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, VCPUS_MAX, VmSpec, WEIGHT_DEFAULT,
-    WEIGHT_MAX, WEIGHT_MIN,
+    CPU_MAX, DISKS_MAX, DiskSpec, MEMORY_MAX, MEMORY_MIN, MODULES_MAX, ModuleSpec, NICS_MAX, NicSpec, VCPUS_MAX,
+    VmSpec, WEIGHT_DEFAULT, WEIGHT_MAX, WEIGHT_MIN,
 };
 
 use crate::section::{Lines, Section};

@@ -21,6 +21,34 @@ fn an_empty_file_is_a_host_with_defaults() {
     assert_eq!(config.host.detach_key, ControlKey::DETACH);
 }
 
+/// What [`reads_everything`] reads of the first VM.
+fn everything() -> VmSpec {
+    let mac = Mac::new([2, 0, 0, 0, 0, 7]);
+    let mut web = VmSpec {
+        modules: Vec::new(),
+        name: "web".parse().unwrap(),
+        kernel: Some("vmlinuz".into()),
+        initrd: Some("initrd.img".into()),
+        command_line: "root=/dev/vda1 console=ttyS0".into(),
+        memory: Size::from_mib(1024),
+        reserved: Size::from_mib(512),
+        vcpus: 2,
+        weight: 200,
+        limits: Limits { cpu_percent: Some(150), iops: Some(500), disk_rate: Some(Size::from_mib(20)), net_rate: None },
+        pin: vec![3, 2],
+        disks: vec![DiskSpec::own("web-root".into()), DiskSpec::own("web data".into()), DiskSpec::cdrom("iso".into())],
+        nics: vec![NicSpec { mac }, NicSpec { mac: None }],
+        cpu_profile: None,
+        debug_exit: true,
+        debug_console: true,
+        start: true,
+    };
+    web.add_module("one".into()).unwrap();
+    web.add_module("two  with words".into()).unwrap();
+    assert_eq!((web.modules[1].name(), web.modules[1].text()), ("two", "two  with words"));
+    web
+}
+
 #[test]
 fn reads_everything() {
     let config = parse(
@@ -47,6 +75,7 @@ fn reads_everything() {
         pin = [3, 2]
         disks = ["web-root", "web data"]
         cdrom = "iso"
+        modules = ["one", "two  with words"]
         nics = [{ mac = "02:00:00:00:00:07" }, {}]
         debug_exit = true
         debug_console = true
@@ -67,28 +96,9 @@ fn reads_everything() {
     assert_eq!(config.host.name.as_str(), "rack1-03");
     assert_eq!(config.host.management, Management::Static(address));
     assert_eq!(config.host.detach_key.byte(), 0x11);
-    let mac = Mac::new([2, 0, 0, 0, 0, 7]);
-    let web = VmSpec {
-        name: "web".parse().unwrap(),
-        kernel: Some("vmlinuz".into()),
-        initrd: Some("initrd.img".into()),
-        command_line: "root=/dev/vda1 console=ttyS0".into(),
-        memory: Size::from_mib(1024),
-        reserved: Size::from_mib(512),
-        vcpus: 2,
-        weight: 200,
-        limits: Limits { cpu_percent: Some(150), iops: Some(500), disk_rate: Some(Size::from_mib(20)), net_rate: None },
-        pin: vec![3, 2],
-        disks: vec![DiskSpec::own("web-root".into()), DiskSpec::own("web data".into()), DiskSpec::cdrom("iso".into())],
-        nics: vec![NicSpec { mac }, NicSpec { mac: None }],
-        cpu_profile: None,
-        debug_exit: true,
-        debug_console: true,
-        start: true,
-    };
     let mut db = VmSpec::new("db".parse().unwrap(), Some("vmlinuz".into()));
     db.nics = vec![NicSpec::default(); 2];
-    assert_eq!(config.vms, [web, db]);
+    assert_eq!(config.vms, [everything(), db]);
 }
 
 #[test]
@@ -168,6 +178,8 @@ fn bad_values_of_a_vm_are_refused() {
         ("disks = [\"\"]", "a disk has no name"),
         ("cdrom = \"\"", "a disk has no name"),
         ("cdrom = 1", "`cdrom` must be text"),
+        ("modules = [\"a\", \" \"]", "a module names nothing"),
+        ("modules = [\"a\\u0000\"]", "a module's text contains a zero byte"),
         ("disks = [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\"]", "a VM cannot have more than 8 disks"),
         ("nics = 9", "a VM cannot have more than 8 NICs"),
         ("nics = 9223372036854775807", "a VM cannot have more than 8 NICs"),
@@ -183,6 +195,10 @@ fn bad_values_of_a_vm_are_refused() {
     }
     let long = format!("{vm}command_line = \"{}\"\n", "x".repeat(2048));
     assert_eq!(error(&long).0, 4);
+    let long = format!("{vm}modules = [\"{}\"]\n", "x".repeat(2048));
+    assert_eq!(error(&long).1, "a module's text is too long: keep it to 2047 bytes");
+    let many = format!("{vm}modules = [{}]\n", "\"m\",".repeat(33));
+    assert_eq!(error(&many).1, "a VM cannot have more than 32 modules: leave some out");
     let (line, text) = error(&format!("{vm}disks = [\"a\"]\ncdrom = \"a\"\n"));
     assert!(line == 5 && text.starts_with("disk `a` is given twice"), "line {line}: {text}");
     let mut vm = VmSpec::new("a".parse().unwrap(), None);

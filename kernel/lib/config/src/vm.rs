@@ -23,6 +23,8 @@ pub const WEIGHT_DEFAULT: u16 = 100;
 pub const CPU_MAX: u16 = 63;
 /// The most disks of a VM.
 pub const DISKS_MAX: usize = 8;
+/// The most modules of a kernel, besides its initial RAM disk.
+pub const MODULES_MAX: usize = 32;
 /// The most NICs of a VM.
 pub const NICS_MAX: usize = 8;
 /// The longest command line that Linux on x86 takes, in bytes without its final zero (COMMAND_LINE_SIZE).
@@ -37,6 +39,8 @@ pub struct VmSpec {
     pub kernel: Option<String>,
     /// The boot module with its initial RAM disk.
     pub initrd: Option<String>,
+    /// A Multiboot or PVH kernel's modules, at most [`MODULES_MAX`]: each a boot module's name, and what is given to it.
+    pub modules: Vec<ModuleSpec>,
     /// The kernel's command line.
     pub command_line: String,
     /// Its memory: [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of 2 MiB.
@@ -65,6 +69,10 @@ pub struct VmSpec {
     pub start: bool,
 }
 
+/// A module of a kernel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModuleSpec(String);
+
 /// A disk of a virtual machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DiskSpec {
@@ -85,6 +93,7 @@ pub(crate) const KEYS: &[&str] = &[
     "name",
     "kernel",
     "initrd",
+    "modules",
     "command_line",
     "memory",
     "reserved",
@@ -110,6 +119,7 @@ impl VmSpec {
             name,
             kernel,
             initrd: None,
+            modules: Vec::new(),
             command_line: String::new(),
             memory: Size::from_mib(256),
             reserved: Size::default(),
@@ -208,14 +218,26 @@ impl VmSpec {
     /// # Errors
     /// When it is longer than Linux takes or contains a zero byte, where Linux would end it.
     pub fn set_command_line(&mut self, command_line: String) -> Result<(), Invalid> {
-        if command_line.len() > COMMAND_LINE_BYTES_MAX {
-            let remedy = format!("keep it to {COMMAND_LINE_BYTES_MAX} bytes");
-            return Err(Invalid::new("the kernel's command line is too long", remedy));
-        }
-        if command_line.contains('\0') {
-            return Err(Invalid::new("the kernel's command line contains a zero byte", "leave it out"));
-        }
+        check_text(&command_line, "the kernel's command line")?;
         self.command_line = command_line;
+        Ok(())
+    }
+
+    /// Adds a module: a boot module's name, and behind a blank what is given to it.
+    ///
+    /// # Errors
+    /// When there are enough, it names nothing, or its text is none for a kernel.
+    pub fn add_module(&mut self, text: String) -> Result<(), Invalid> {
+        check_text(&text, "a module's text")?;
+        if self.modules.len() == MODULES_MAX {
+            let message = format!("a VM cannot have more than {MODULES_MAX} modules");
+            return Err(Invalid::new(message, "leave some out"));
+        }
+        let module = ModuleSpec(text);
+        if module.name().is_empty() {
+            return Err(Invalid::new("a module names nothing", "give a boot module's name, and what is given to it"));
+        }
+        self.modules.push(module);
         Ok(())
     }
 
@@ -233,8 +255,8 @@ impl VmSpec {
                 "give it a kernel, or a disk or CD that it boots by UEFI",
             ));
         }
-        if self.initrd.is_some() || !self.command_line.is_empty() {
-            let message = "an initial RAM disk and a command line go with a kernel";
+        if self.initrd.is_some() || !self.modules.is_empty() || !self.command_line.is_empty() {
+            let message = "an initial RAM disk, modules and a command line go with a kernel";
             return Err(Invalid::new(message, "give the kernel too, or leave them out: the disk has its own"));
         }
         Ok(())
@@ -307,6 +329,9 @@ impl VmSpec {
         if let Some(line) = section.text("command_line")? {
             vm.set_command_line(line.into()).map_err(at("command_line"))?;
         }
+        for text in section.texts("modules")? {
+            vm.add_module(text).map_err(at("modules"))?;
+        }
         for disk in section.texts("disks")? {
             vm.add_disk(DiskSpec::own(disk)).map_err(at("disks"))?;
         }
@@ -348,6 +373,18 @@ impl VmSpec {
     }
 }
 
+impl ModuleSpec {
+    /// The boot module's name: the first word.
+    pub fn name(&self) -> &str {
+        self.0.split_ascii_whitespace().next().unwrap_or_default()
+    }
+
+    /// What the kernel is told with it: all of the text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
 impl DiskSpec {
     /// One that the VM has for itself.
     pub fn own(name: String) -> Self {
@@ -364,6 +401,17 @@ impl fmt::Display for DiskSpec {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{} {}", if self.is_cdrom { "CD" } else { "disk" }, self.name)
     }
+}
+
+/// Checks that a kernel can be given a text, which it calls so.
+fn check_text(text: &str, what: &str) -> Result<(), Invalid> {
+    if text.len() > COMMAND_LINE_BYTES_MAX {
+        return Err(Invalid::new(format!("{what} is too long"), format!("keep it to {COMMAND_LINE_BYTES_MAX} bytes")));
+    }
+    if text.contains('\0') {
+        return Err(Invalid::new(format!("{what} contains a zero byte"), "leave it out"));
+    }
+    Ok(())
 }
 
 /// The name of a boot module under a key.

@@ -7,10 +7,13 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod boot_parameters;
 mod bzimage;
 pub mod layout;
 mod memory_map;
+mod modules;
 mod multiboot;
 mod places;
 mod pvh;
@@ -30,7 +33,7 @@ use zerocopy::IntoBytes;
 /// A file by its name.
 #[derive(Clone, Copy, Debug)]
 pub struct Module<'a> {
-    /// What a Multiboot kernel is told that it is called.
+    /// What a Multiboot or PVH kernel is told that it is called: for its modules, with what they are given behind it.
     pub name: &'a str,
     /// Its bytes.
     pub bytes: &'a [u8],
@@ -41,12 +44,21 @@ pub struct Module<'a> {
 pub struct Boot<'a> {
     /// The bzImage, Multiboot image or PVH kernel.
     pub kernel: Module<'a>,
-    /// The initial RAM disk, which is a Multiboot or PVH kernel's module.
+    /// The initial RAM disk, which is a Multiboot or PVH kernel's first module.
     pub initrd: Option<Module<'a>>,
+    /// More modules, for such a kernel only.
+    pub modules: &'a [Module<'a>],
     /// The command line, without the terminating NUL.
     pub command_line: &'a str,
     /// Where the ACPI tables' root pointer lies.
     pub rsdp: Gpa,
+}
+
+impl<'a> Boot<'a> {
+    /// All that a kernel is given for which everything is a module.
+    fn all_modules(&self) -> impl Iterator<Item = Module<'a>> {
+        self.initrd.into_iter().chain(self.modules.iter().copied())
+    }
 }
 
 /// Why a guest cannot be booted.
@@ -79,6 +91,8 @@ pub enum Error {
     },
     /// The command line contains a NUL byte.
     CommandLineHasNul,
+    /// There are modules, and the kernel is one that takes none.
+    ModulesForLinux,
     /// A Multiboot image that says neither by addresses nor by an ELF header for 32-bit x86 what to load.
     NotElf32,
     /// A Multiboot image requires what this loader does not know.
@@ -125,6 +139,9 @@ impl fmt::Display for Error {
                 write!(out, ": give it more memory")
             }
             Self::CommandLineTooLong { max } => write!(out, "the command line is too long: use at most {max} bytes"),
+            Self::ModulesForLinux => {
+                write!(out, "Linux takes no modules: give it an initial RAM disk, or boot a Multiboot 1 or PVH kernel")
+            }
             Self::CommandLineHasNul => write!(out, "the command line contains a NUL byte: remove it"),
             Self::NotElf32 => {
                 write!(
@@ -167,6 +184,9 @@ pub fn load(memory: &GuestMemory, boot: &Boot<'_>) -> Result<VcpuState, Error> {
 }
 
 fn load_linux(memory: &GuestMemory, boot: &Boot<'_>, image: &BzImage<'_>) -> Result<VcpuState, Error> {
+    if !boot.modules.is_empty() {
+        return Err(Error::ModulesForLinux);
+    }
     check_command_line(boot.command_line, image.header.cmdline_size.get())?;
     let places = Places::find(memory, image, boot.initrd.map_or(0, |module| module.bytes.len()) as u64)?;
     let parameters = BootParameters::new(memory, boot, image, places);

@@ -1,8 +1,8 @@
-//! Multiboot 1: finds a place for the image, its module and what the kernel is told, and enters it as a boot loader does.
+//! Multiboot 1: finds a place for the image, its modules and what the kernel is told, and enters it as a boot loader does.
 //!
 //! [`load`] follows the Multiboot Specification 0.6.96: section 3.1 is the header and 3.4 the image ([`image`]), 3.2 the
 //! machine's state, 3.3 the information. Addresses follow QEMU's `-kernel` where the specification leaves them open: the
-//! module lies on the first page behind the image, the command line begins with the kernel's name.
+//! modules lie on pages behind the image ([`Modules`]), the command line begins with the kernel's name.
 
 mod image;
 mod information;
@@ -12,6 +12,7 @@ mod tests;
 pub use image::{Header, Image};
 
 use crate::memory_map::{self, Kind};
+use crate::modules::Modules;
 use crate::{Boot, Error, layout};
 use addr::{Gpa, PAGE_BYTES};
 use guestmem::GuestMemory;
@@ -26,26 +27,24 @@ const DATA: Segment = Segment { selector: 0x10, attributes: 0xc93, limit: u32::M
 /// Everything that a 32-bit kernel is told lies below.
 const ADDRESSES_END: u64 = 1 << 32;
 
-/// Writes image, module and information, and returns the first vCPU's state.
+/// Writes image, modules and information, and returns the first vCPU's state.
 ///
 /// # Errors
 /// As [`crate::load`].
 pub fn load(memory: &GuestMemory, boot: &Boot<'_>, image: &Image<'_>) -> Result<VcpuState, Error> {
     check_places(memory, image)?;
-    let module = place_module(memory, boot, image)?;
-    let information = Information::new(memory, boot, module)?;
+    let modules = Modules::place(memory, boot, image)?;
+    let information = Information::new(memory, boot, &modules)?;
     let at = place_information(memory, image, information.bytes())?;
 
     image.write(memory)?;
-    if let Some(module) = boot.initrd {
-        memory.write(information.module(), module.bytes)?;
-    }
+    modules.write(memory)?;
     information.write(memory, at)?;
     Ok(state(image.entry, at))
 }
 
 /// Memory that can hold parts of a kernel: first address and end of each range.
-fn usable(memory: &GuestMemory) -> impl Iterator<Item = (u64, u64)> + '_ {
+pub fn usable(memory: &GuestMemory) -> impl Iterator<Item = (u64, u64)> + '_ {
     memory_map::entries(memory)
         .filter(|(_, _, kind)| *kind == Kind::Memory)
         .map(|(start, end, _)| (start, end.min(ADDRESSES_END)))
@@ -61,16 +60,6 @@ pub fn check_places(memory: &GuestMemory, image: &Image<'_>) -> Result<(), Error
         }
     }
     Ok(())
-}
-
-/// The first page behind the image, where there is a module.
-pub fn place_module(memory: &GuestMemory, boot: &Boot<'_>, image: &Image<'_>) -> Result<Gpa, Error> {
-    let Some(module) = boot.initrd else { return Ok(Gpa::new(0)) };
-    let start = image.end().max(layout::HIGH_MEMORY.as_u64()).next_multiple_of(PAGE_BYTES);
-    let needed_bytes = start + module.bytes.len() as u64;
-    let fits = usable(memory).any(|(first, last)| first <= start && needed_bytes <= last);
-    let have_bytes = usable(memory).map(|(_, end)| end).max().unwrap_or(0);
-    if fits { Ok(Gpa::new(start)) } else { Err(Error::TooLarge { needed_bytes, have_bytes }) }
 }
 
 /// The highest page below 640 KiB from which on the image leaves `bytes` alone, but for the first page.

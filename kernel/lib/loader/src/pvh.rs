@@ -1,8 +1,8 @@
 //! PVH: enters an ELF kernel at the 32-bit address that its note names, with one structure that says everything.
 //!
 //! [`load`] follows Xen's docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h (4.19): the machine's state, and
-//! version 1 of the structure. [`image`] says what is loaded where. The initial RAM disk is the first module, on the first
-//! page behind the kernel. Its mirror is [`crate::multiboot`].
+//! version 1 of the structure. [`image`] says what is loaded where. The initial RAM disk is the first of the modules
+//! ([`Modules`]). Its mirror is [`crate::multiboot`].
 
 mod image;
 #[cfg(test)]
@@ -11,7 +11,8 @@ mod tests;
 pub use image::Note;
 
 use crate::memory_map;
-use crate::multiboot::{check_places, place_information, place_module, state};
+use crate::modules::Modules;
+use crate::multiboot::{check_places, place_information, state};
 use crate::{Boot, Error, check_command_line, layout};
 use addr::Gpa;
 use guestmem::{GuestMemory, Outside};
@@ -56,54 +57,76 @@ struct MapEntry {
     reserved: U32,
 }
 
-/// Where things lie in the block behind the structure.
-const MODULE: u64 = size_of::<StartInformation>() as u64;
-const MAP: u64 = MODULE + size_of::<ModuleEntry>() as u64;
+/// Where the memory map lies in the block; behind it the list of modules, the command line, and theirs.
+const MAP: u64 = size_of::<StartInformation>() as u64;
 
-/// Writes kernel, module and information, and returns the first vCPU's state.
+/// Writes kernel, modules and information, and returns the first vCPU's state.
 ///
 /// # Errors
 /// As [`crate::load`].
 pub fn load(memory: &GuestMemory, boot: &Boot<'_>, note: Note) -> Result<VcpuState, Error> {
     let image = image::parse(boot.kernel.bytes, note)?;
-    check_command_line(boot.command_line, layout::COMMAND_LINE_BYTES as u32 - 1)?;
+    texts_of(boot).try_for_each(|text| check_command_line(text, layout::COMMAND_LINE_BYTES as u32 - 1))?;
     check_places(memory, &image)?;
-    let module = place_module(memory, boot, &image)?;
-    let entries = memory_map::entries(memory).take(MAP_ENTRIES_MAX).count() as u64;
-    let command_line = MAP + entries * size_of::<MapEntry>() as u64;
-    let at = place_information(memory, &image, command_line + boot.command_line.len() as u64 + 1)?;
+    let modules = Modules::place(memory, boot, &image)?;
+    let layout = Layout::new(memory, boot, &modules);
+    let at = place_information(memory, &image, layout.bytes)?;
 
     image.write(memory)?;
-    if let Some(initrd) = boot.initrd {
-        memory.write(module, initrd.bytes)?;
-    }
-    write_information(memory, boot, module, at, entries)?;
+    modules.write(memory)?;
+    write_information(memory, boot, &modules, at, &layout)?;
     let mut state = state(image.entry, at);
     state.gprs[Gpr::Rax as usize] = 0;
     Ok(state)
 }
 
-fn write_information(memory: &GuestMemory, boot: &Boot<'_>, module: Gpa, at: Gpa, entries: u64) -> Result<(), Outside> {
+/// Where what hangs on the structure lies in the block.
+struct Layout {
+    map_entries: u64,
+    list: u64,
+    /// The command line, and behind it the modules' texts, each with its NUL.
+    texts: u64,
+    bytes: u64,
+}
+
+impl Layout {
+    fn new(memory: &GuestMemory, boot: &Boot<'_>, modules: &Modules<'_>) -> Self {
+        let map_entries = memory_map::entries(memory).take(MAP_ENTRIES_MAX).count() as u64;
+        let list = MAP + map_entries * size_of::<MapEntry>() as u64;
+        let texts = list + modules.count() * size_of::<ModuleEntry>() as u64;
+        let text_bytes: usize = texts_of(boot).map(|text| text.len() + 1).sum();
+        Self { map_entries, list, texts, bytes: texts + text_bytes as u64 }
+    }
+}
+
+/// The command line, and what the modules are given.
+fn texts_of<'a>(boot: &Boot<'a>) -> impl Iterator<Item = &'a str> {
+    core::iter::once(boot.command_line).chain(boot.all_modules().map(|module| module.name))
+}
+
+fn write_information(
+    memory: &GuestMemory,
+    boot: &Boot<'_>,
+    modules: &Modules<'_>,
+    at: Gpa,
+    layout: &Layout,
+) -> Result<(), Outside> {
     let address = |offset: u64| U64::new(at.wrapping_add(offset).as_u64());
-    let command_line = MAP + entries * size_of::<MapEntry>() as u64;
+    memory.zero(at, layout.bytes)?;
     let structure = StartInformation {
         magic: MAGIC.into(),
         version: VERSION.into(),
         flags: 0.into(),
-        modules: u32::from(boot.initrd.is_some()).into(),
-        module_list: if boot.initrd.is_some() { address(MODULE) } else { 0.into() },
-        command_line: address(command_line),
+        modules: (modules.count() as u32).into(),
+        module_list: if modules.count() > 0 { address(layout.list) } else { 0.into() },
+        command_line: address(layout.texts),
         rsdp: boot.rsdp.as_u64().into(),
         map: address(MAP),
-        map_entries: (entries as u32).into(),
+        map_entries: (layout.map_entries as u32).into(),
         reserved: 0.into(),
     };
     memory.write(at, structure.as_bytes())?;
-    let bytes = boot.initrd.map_or(0, |initrd| initrd.bytes.len() as u64);
-    let entry =
-        ModuleEntry { start: module.as_u64().into(), bytes: bytes.into(), command_line: 0.into(), reserved: 0.into() };
-    memory.write(at.wrapping_add(MODULE), entry.as_bytes())?;
-    for ((start, end, kind), index) in memory_map::entries(memory).take(entries as usize).zip(0..) {
+    for ((start, end, kind), index) in memory_map::entries(memory).take(layout.map_entries as usize).zip(0..) {
         let entry = MapEntry {
             start: start.into(),
             bytes: (end - start).into(),
@@ -112,6 +135,18 @@ fn write_information(memory: &GuestMemory, boot: &Boot<'_>, module: Gpa, at: Gpa
         };
         memory.write(at.wrapping_add(MAP + index * size_of::<MapEntry>() as u64), entry.as_bytes())?;
     }
-    memory.write(at.wrapping_add(command_line), boot.command_line.as_bytes())?;
-    memory.store(at.wrapping_add(command_line + boot.command_line.len() as u64), 1, 0)
+    memory.write(at.wrapping_add(layout.texts), boot.command_line.as_bytes())?;
+    let mut text = layout.texts + boot.command_line.len() as u64 + 1;
+    for ((start, module), index) in modules.iter().zip(0..) {
+        let entry = ModuleEntry {
+            start: start.as_u64().into(),
+            bytes: (module.bytes.len() as u64).into(),
+            command_line: address(text),
+            reserved: 0.into(),
+        };
+        memory.write(at.wrapping_add(layout.list + index * size_of::<ModuleEntry>() as u64), entry.as_bytes())?;
+        memory.write(at.wrapping_add(text), module.name.as_bytes())?;
+        text += module.name.len() as u64 + 1;
+    }
+    Ok(())
 }

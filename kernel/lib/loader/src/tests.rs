@@ -38,7 +38,7 @@ fn module(bytes: &[u8]) -> Module<'_> {
 }
 
 fn linux(kernel: &[u8]) -> Boot<'_> {
-    Boot { kernel: module(kernel), initrd: None, command_line: "console=ttyS0", rsdp: Gpa::new(0xe_0000) }
+    Boot { kernel: module(kernel), initrd: None, modules: &[], command_line: "console=ttyS0", rsdp: Gpa::new(0xe_0000) }
 }
 
 fn read(memory: &GuestMemory, at: Gpa, length: usize) -> Vec<u8> {

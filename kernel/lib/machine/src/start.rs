@@ -11,8 +11,10 @@ use vcpu::VcpuState;
 pub struct Kernel<'a> {
     /// A bzImage or a Multiboot 1 image.
     pub image: Module<'a>,
-    /// Its initial file system, or Multiboot module.
+    /// Its initial file system, or first Multiboot module.
     pub initrd: Option<Module<'a>>,
+    /// More modules.
+    pub modules: &'a [Module<'a>],
     /// Its command line.
     pub command_line: &'a str,
 }
@@ -34,7 +36,8 @@ impl Machine {
         };
         let rsdp = firmware::write_acpi(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;
         firmware::write_smbios(&self.memory, &board).map_err(|error| StartError(error.to_string()))?;
-        let boot = Boot { kernel: kernel.image, initrd: kernel.initrd, command_line: kernel.command_line, rsdp };
+        let &Kernel { image, initrd, modules, command_line } = kernel;
+        let boot = Boot { kernel: image, initrd, modules, command_line, rsdp };
         loader::load(&self.memory, &boot).map_err(|error| StartError(error.to_string()))
     }
 }

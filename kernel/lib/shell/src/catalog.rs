@@ -115,7 +115,11 @@ pub(crate) const CATALOG: &[Spec] = &[
         operand: Some(Operand { title: "NAME", value: Value::Free, required: true, words_max: 1 }),
         options: &[
             option("--kernel", "MODULE", Value::Module, "its kernel: a bzImage or Multiboot 1 image"),
-            option("--initrd", "MODULE", Value::Module, "its initial RAM disk, or Multiboot module"),
+            option("--initrd", "MODULE", Value::Module, "its initial RAM disk"),
+            OptionSpec {
+                occurs: Occurs::Often,
+                ..option("--module", "MODULE", Value::Module, "a Multiboot or PVH module, or in quotes with its text")
+            },
             option("--cmdline", "TEXT", Value::Free, "its kernel's command line, in quotes"),
             option("--memory", "SIZE", Value::Free, "its memory, 256M when not given"),
             option("--reserved", "SIZE", Value::Free, "how much of that is always kept for it; else none"),
@@ -147,6 +151,7 @@ pub(crate) const CATALOG: &[Spec] = &[
         examples: &[
             "vm create web --kernel vmlinuz --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
              --disk web-root --nic --start",
+            "vm create t --kernel mykernel --module fs --module \"driver irq=5\" --debug-exit --start",
             "vm create new --disk new --cdrom debian-iso --memory 2G --nic --start",
             "vm create db --disk db --memory 2G --vcpus 2 --nic mac=02:00:00:00:00:07",
         ],
@@ -484,6 +489,9 @@ fn create(arguments: &Arguments<'_>) -> Result<Command, ParseError> {
     vm.start = arguments.has("--start");
     vm.debug_exit = arguments.has("--debug-exit");
     vm.debug_console = arguments.has("--debug-console");
+    for text in arguments.values("--module") {
+        vm.add_module(text.unwrap_or_default().into())?;
+    }
     if let Some(line) = arguments.value("--cmdline") {
         vm.set_command_line(line.into())?;
     }

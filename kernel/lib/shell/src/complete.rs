@@ -179,6 +179,7 @@ pub(crate) mod tests {
         let all = [
             "--kernel",
             "--initrd",
+            "--module",
             "--cmdline",
             "--memory",
             "--reserved",

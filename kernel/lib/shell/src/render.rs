@@ -274,6 +274,7 @@ fn render_vm(vm: &VmDetail) -> String {
     }
     facts.row(["kernel".into(), vm.kernel.clone().unwrap_or_else(|| "none: it boots by UEFI".into())]);
     facts.row(["initrd".into(), vm.initrd.clone().unwrap_or_else(|| "none".into())]);
+    vm.modules.iter().for_each(|module| facts.row(["module".into(), module.clone()]));
     facts.row(["command line".into(), or_none(vm.command_line.clone())]);
     facts.row(["limits".into(), or_none(render_limits(&vm.limits))]);
     facts.row(["disks".into(), or_none(vm.disks.join(", "))]);

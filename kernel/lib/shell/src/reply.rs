@@ -322,6 +322,8 @@ pub struct VmDetail {
     pub kernel: Option<String>,
     /// The boot module with its initial RAM disk.
     pub initrd: Option<String>,
+    /// Its kernel's modules besides that, with their texts.
+    pub modules: Vec<String>,
     /// The kernel's command line.
     pub command_line: String,
     /// How much of its memory is kept for it.

@@ -28,7 +28,7 @@ pub fn pvh(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
-/// A bare kernel that says by addresses where it lies, and one that is an ELF32 file: Pollux itself, to its prompt.
+/// A bare kernel that says by addresses where it lies, with three modules, and one that is an ELF32 file: Pollux itself, to its prompt.
 pub fn guest(artifacts: &Artifacts) -> Result<()> {
     // The ELF file that the Linux kernel was made from.
     let bare = artifacts.guest("multiboot")?.with_extension("");
@@ -36,7 +36,10 @@ pub fn guest(artifacts: &Artifacts) -> Result<()> {
     let mut host = artifacts.boot(&artifacts.bare_with("multiboot_guest", &modules)?)?;
 
     let image = "--kernel multiboot --initrd multiboot --memory 128M";
-    host.ask(&format!("vm create bare {image} --cmdline \"debug=42\" --debug-exit --debug-console --start"))?;
+    let refusal = host.refusal("vm create x --kernel multiboot --module 'nobody a=b'")?;
+    ensure!(refusal.contains("there is no boot module nobody"), "{refusal}");
+    let many = "--module multiboot --module \"multiboot last=yes\" --cmdline \"debug=42 modules=3\"";
+    host.ask(&format!("vm create bare {image} {many} --debug-exit --debug-console --start"))?;
     let mut console = host.attach("bare")?;
     let (which, _) = console.expect_any(&["# by the debug console", "not ok ", "Bail out!"], GUEST_BOOT_LIMIT)?;
     ensure!(which == 0, console.emulator().failure("it did not get what Multiboot promises"));

@@ -4,7 +4,8 @@
 //! 0.6.96, 3.3).
 
 use crate::memory_map::{self, Kind};
-use crate::{Boot, Error, Module, check_command_line, layout};
+use crate::modules::Modules;
+use crate::{Boot, Error, check_command_line, layout};
 use addr::Gpa;
 use guestmem::{GuestMemory, Outside};
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -16,9 +17,9 @@ const LOADER_NAME: &[u8] = b"Pollux\0";
 const MAP_ENTRIES_MAX: usize = 128;
 
 /// Where things lie in the block. The structure is longer for kernels that know graphics; to them the rest is zeroes.
-const MODULE: u64 = 0x80;
-const NAME: u64 = 0x90;
-const MAP: u64 = 0xa0;
+/// Behind the map come the list of modules, and the texts, each with its NUL.
+const NAME: u64 = 0x80;
+const MAP: u64 = 0x90;
 
 #[derive(FromZeros, IntoBytes, Immutable)]
 #[repr(C)]
@@ -39,7 +40,7 @@ struct Structure {
     apm_table: U32,
 }
 
-const _: () = assert!(size_of::<Structure>() == 72 && size_of::<Structure>() as u64 <= MODULE);
+const _: () = assert!(size_of::<Structure>() == 72 && size_of::<Structure>() as u64 <= NAME);
 
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
@@ -63,33 +64,28 @@ struct MapEntry {
 /// What the kernel is told.
 pub struct Information<'a> {
     boot: &'a Boot<'a>,
-    module: Gpa,
+    modules: &'a Modules<'a>,
     map_entries: u64,
 }
 
 impl<'a> Information<'a> {
-    /// About this memory, with the boot's module at `module`.
+    /// About this memory, with the boot's modules where they were placed.
     ///
     /// # Errors
     /// When a text is too long or has a NUL in it.
-    pub fn new(memory: &GuestMemory, boot: &'a Boot<'a>, module: Gpa) -> Result<Self, Error> {
+    pub fn new(memory: &GuestMemory, boot: &'a Boot<'a>, modules: &'a Modules<'a>) -> Result<Self, Error> {
         let max = layout::COMMAND_LINE_BYTES as u32 - 1;
-        for text in [boot.command_line, boot.kernel.name, boot.initrd.map_or("", |module| module.name)] {
+        for text in [boot.command_line, boot.kernel.name].into_iter().chain(modules.iter().map(|(_, it)| it.name)) {
             check_command_line(text, max)?;
         }
         let map_entries = memory_map::entries(memory).take(MAP_ENTRIES_MAX).count() as u64;
-        Ok(Self { boot, module, map_entries })
-    }
-
-    /// Where the module lies.
-    pub fn module(&self) -> Gpa {
-        self.module
+        Ok(Self { boot, modules, map_entries })
     }
 
     /// The length of the block.
     pub fn bytes(&self) -> u64 {
-        let name = self.boot.initrd.map_or(0, |module| module.name.len() + 1);
-        self.module_name() + name as u64
+        let strings: usize = self.modules.iter().map(|(_, module)| module.name.len() + 1).sum();
+        self.strings() + strings as u64
     }
 
     /// Writes the block to `at`, below 4 GiB.
@@ -104,12 +100,21 @@ impl<'a> Information<'a> {
             memory.write(at.wrapping_add(MAP + index * size_of::<MapEntry>() as u64), entry.as_bytes())?;
         }
         self.write_command_line(memory, at.wrapping_add(self.command_line()))?;
-        let Some(Module { name, bytes }) = self.boot.initrd else { return Ok(()) };
-        let string = at.wrapping_add(self.module_name());
-        let (start, end) = (address(self.module), address(self.module.wrapping_add(bytes.len() as u64)));
-        let entry = ModuleEntry { start, end, string: address(string), reserved: 0.into() };
-        memory.write(at.wrapping_add(MODULE), entry.as_bytes())?;
-        memory.write(string, name.as_bytes())
+        self.write_modules(memory, at)
+    }
+
+    fn write_modules(&self, memory: &GuestMemory, at: Gpa) -> Result<(), Outside> {
+        let mut entry_at = at.wrapping_add(self.module_list());
+        let mut string = at.wrapping_add(self.strings());
+        for (start, module) in self.modules.iter() {
+            let end = address(start.wrapping_add(module.bytes.len() as u64));
+            let entry = ModuleEntry { start: address(start), end, string: address(string), reserved: 0.into() };
+            memory.write(entry_at, entry.as_bytes())?;
+            memory.write(string, module.name.as_bytes())?;
+            entry_at = entry_at.wrapping_add(size_of::<ModuleEntry>() as u64);
+            string = string.wrapping_add(module.name.len() as u64 + 1);
+        }
+        Ok(())
     }
 
     fn structure(&self, memory: &GuestMemory, at: Gpa) -> Structure {
@@ -124,8 +129,8 @@ impl<'a> Information<'a> {
         structure.mem_lower = kib(end_from(0).min(low));
         structure.mem_upper = kib(end_from(high) - high);
         structure.cmdline = address(at.wrapping_add(self.command_line()));
-        structure.mods_count = u32::from(self.boot.initrd.is_some()).into();
-        structure.mods_addr = address(at.wrapping_add(MODULE));
+        structure.mods_count = (self.modules.count() as u32).into();
+        structure.mods_addr = address(at.wrapping_add(self.module_list()));
         structure.mmap_length = ((self.map_entries * size_of::<MapEntry>() as u64) as u32).into();
         structure.mmap_addr = address(at.wrapping_add(MAP));
         structure.boot_loader_name = address(at.wrapping_add(NAME));
@@ -150,13 +155,18 @@ impl<'a> Information<'a> {
         memory.write(at.wrapping_add(name.len() as u64 + 1), self.boot.command_line.as_bytes())
     }
 
-    /// Where the command line lies in the block.
-    fn command_line(&self) -> u64 {
+    /// Where the list of modules lies in the block.
+    fn module_list(&self) -> u64 {
         MAP + self.map_entries * size_of::<MapEntry>() as u64
     }
 
-    /// Where the module's name lies in the block: behind the command line, with its space and its NUL.
-    fn module_name(&self) -> u64 {
+    /// Where the command line lies in it.
+    fn command_line(&self) -> u64 {
+        self.module_list() + self.modules.count() * size_of::<ModuleEntry>() as u64
+    }
+
+    /// Where the modules' texts lie in it: behind the command line, with its space and its NUL.
+    fn strings(&self) -> u64 {
         self.command_line() + (self.boot.kernel.name.len() + self.boot.command_line.len() + 2) as u64
     }
 }

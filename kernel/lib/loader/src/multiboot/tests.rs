@@ -43,6 +43,7 @@ fn boot<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> Boot<'a> {
     Boot {
         kernel: Module { name: "kernel", bytes: kernel },
         initrd: initrd.map(|bytes| Module { name: "module", bytes }),
+        modules: &[],
         command_line: "a b=c",
         rsdp: Gpa::new(0xe_0000),
     }
@@ -128,6 +129,76 @@ fn the_kernel_is_told_what_there_is() {
     assert_eq!(field(44), 4 * 24);
     assert_eq!((entry(0), entry(1)), ((20, 0, 0xa_0000, 1), (20, 0xa_0000, 0x6_0000, 2)));
     assert_eq!((entry(2).1, entry(2).2, entry(3).1), (MIB, 7 * MIB, 1 << 32));
+}
+
+/// The modules that a kernel is told of: first byte, end, text.
+fn told(memory: &GuestMemory, state: &VcpuState) -> Vec<(u64, u64, String)> {
+    let information = state.gprs[Gpr::Rbx as usize];
+    let (count, list) = (word(memory, information + 20), word(memory, information + 24));
+    let text = |at: u64| (at..).map(|at| memory.load(Gpa::new(at), 1).unwrap() as u8).take_while(|byte| *byte != 0);
+    let entries = (0..count).map(|index| list + 16 * index);
+    let module = |entry: u64| {
+        let [start, end, string] = [0, 4, 8].map(|offset| word(memory, entry + offset));
+        (start, end, String::from_utf8(text(string).collect()).unwrap())
+    };
+    entries.map(module).collect()
+}
+
+#[test]
+fn several_modules_lie_on_pages_of_their_own_in_their_order() {
+    let (memory, file) = (guest_memory(8 * MIB), elf());
+    let contents = [vec![1; 0x1001], vec![], vec![2; 0x1000], vec![3; 1]];
+    let names = ["first", "empty a=b", "third with words", ""];
+    let modules: Vec<Module<'_>> = names.iter().zip(&contents).map(|(name, bytes)| Module { name, bytes }).collect();
+    let state = load(&memory, &Boot { modules: &modules, ..boot(&file, Some(b"before all")) }).unwrap();
+    let told = told(&memory, &state);
+    let wanted = [
+        (0x30_2000, 10, "module"),
+        (0x30_3000, 0x1001, "first"),
+        (0x30_5000, 0, "empty a=b"),
+        (0x30_5000, 0x1000, "third with words"),
+        (0x30_6000, 1, ""),
+    ];
+    assert_eq!(told, wanted.map(|(start, bytes, name)| (start, start + bytes, name.to_string())));
+    for ((start, end, _), content) in told[1..].iter().zip(&contents) {
+        assert_eq!(&read(&memory, *start, (end - start) as usize), content);
+    }
+    assert_eq!(read(&memory, word(&memory, state.gprs[Gpr::Rbx as usize] + 16), 13), b"kernel a b=c\0");
+}
+
+#[test]
+fn modules_that_do_not_fit_are_refused_and_nothing_is_written() {
+    let (memory, file, content) = (guest_memory(8 * MIB), elf(), vec![0xee; 2 * MIB as usize]);
+    let module = Module { name: "m", bytes: &content };
+    let try_with = |modules: &[Module<'_>]| load(&memory, &Boot { modules, ..boot(&file, None) });
+    let needed_bytes = 0x30_2000 + 6 * MIB;
+    let refused = Error::TooLarge { needed_bytes, have_bytes: 8 * MIB };
+    assert_eq!(try_with(&[module; 3]).unwrap_err(), refused);
+    assert!(read(&memory, 0, 8 * MIB as usize).iter().all(|byte| *byte == 0));
+    let text = "x".repeat(layout::COMMAND_LINE_BYTES as usize);
+    let (long, cut) = (Module { name: &text, bytes: b"" }, Module { name: "a\0b", bytes: b"" });
+    assert!(matches!(try_with(&[long]), Err(Error::CommandLineTooLong { .. })));
+    assert_eq!(try_with(&[cut]).unwrap_err(), Error::CommandLineHasNul);
+    assert!(try_with(&[module; 2]).is_ok());
+}
+
+/// A module that the memory below a hole has no room for lies above it, and those behind it too.
+#[test]
+fn a_module_is_not_split_by_a_hole() {
+    let mut memory = guest_memory(4 * MIB);
+    memory.add_slot(Gpa::new(6 * MIB), vec![addr::Hpa::new(0)]);
+    let (file, small) = (elf(), vec![1; 0x1000]);
+    let modules = [Module { name: "a", bytes: &small }, Module { name: "b", bytes: &[] }];
+    let placed = |bytes: usize| {
+        let content = vec![0; bytes];
+        let boot = Boot { modules: &modules, ..boot(&file, Some(&content)) };
+        let image = Image::parse(&file, Header::find(&file).unwrap()).unwrap();
+        let modules = Modules::place(&memory, &boot, &image)?;
+        Ok(modules.iter().map(|(at, _)| at.as_u64()).collect::<Vec<_>>())
+    };
+    assert_eq!(placed(0xf_d000), Ok(vec![0x30_2000, 0x3f_f000, 4 * MIB]));
+    assert_eq!(placed(0xf_d001), Ok(vec![0x30_2000, 6 * MIB, 6 * MIB + 0x1000]));
+    assert!(matches!(placed(0x40_0000), Err(Error::TooLarge { .. })));
 }
 
 #[test]
@@ -239,6 +310,7 @@ proptest! {
         words in prop::collection::vec((0usize..0x50, any::<u32>(), 0u32..32), 0..4),
         cut in 0usize..0x2100,
         module_bytes in 0usize..(2 << 20),
+        more in prop::collection::vec(0usize..(1 << 20), 0..4),
     ) {
         let mut file = if is_elf { elf() } else { addressed() };
         for (index, value, shift) in words {
@@ -246,7 +318,9 @@ proptest! {
         }
         file.truncate(cut.max(HEADER));
         let (memory, module) = (guest_memory(4 * MIB), vec![0xee; module_bytes]);
-        if let Ok(state) = load(&memory, &boot(&file, Some(&module))) {
+        let contents: Vec<Vec<u8>> = more.iter().zip(1..).map(|(&bytes, fill)| vec![fill; bytes]).collect();
+        let modules: Vec<Module<'_>> = contents.iter().map(|bytes| Module { name: "more", bytes }).collect();
+        if let Ok(state) = load(&memory, &Boot { modules: &modules, ..boot(&file, Some(&module)) }) {
             prop_assert!(state.rip < 4 * MIB);
             let information = state.gprs[Gpr::Rbx as usize];
             prop_assert!((0x1000..0xa_0000).contains(&information));
@@ -254,6 +328,12 @@ proptest! {
             prop_assert!(start >= MIB && read(&memory, start, module_bytes) == module);
             let image = Image::parse(&file, Header::find(&file).unwrap()).unwrap();
             prop_assert!(image.segments().all(|piece| piece.end <= start));
+            let told = told(&memory, &state);
+            prop_assert_eq!(told.len(), 1 + contents.len());
+            prop_assert!(told.windows(2).all(|pair| pair[0].1 <= pair[1].0 && pair[1].0.is_multiple_of(PAGE_BYTES)));
+            for ((start, end, _), content) in told[1..].iter().zip(&contents) {
+                prop_assert!(&read(&memory, *start, (end - start) as usize) == content);
+            }
         }
     }
 }

@@ -42,6 +42,7 @@ fn boot<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> Boot<'a> {
     Boot {
         kernel: Module { name: "kernel", bytes: kernel },
         initrd: initrd.map(|bytes| Module { name: "module", bytes }),
+        modules: &[],
         command_line: "a b=c",
         rsdp: Gpa::new(0xe_0000),
     }
@@ -81,6 +82,25 @@ fn the_kernel_is_entered_at_its_notes_address_and_told_everything() {
     assert_eq!(entries, 3);
     assert_eq!([0, 8, 16].map(|field| wide(&memory, map + field)), [0, 0xa_0000, 1]);
     assert_eq!([24, 32, 40].map(|field| wide(&memory, map + field)), [0xa_0000, 0x6_0000, 2]);
+}
+
+#[test]
+fn several_modules_are_told_with_their_texts() {
+    let (memory, file) = (guest_memory(8 * MIB), elf());
+    let modules = [Module { name: "m a=b", bytes: &[7; 0x1001] }, Module { name: "n", bytes: b"last" }];
+    let state = load(&memory, &Boot { modules: &modules, ..boot(&file, Some(b"initrd")) }).unwrap();
+    let at = state.gprs[Gpr::Rbx as usize];
+    assert_eq!(wide(&memory, at + 8), 3 << 32);
+    let list = wide(&memory, at + 16);
+    let entry = |index: u64| [0, 8, 16].map(|field| wide(&memory, list + 32 * index + field));
+    let [first, bytes, string] = entry(0);
+    assert_eq!((first, bytes, text(&memory, string, 7)), (2 * MIB + 0x2000, 6, b"module\0".to_vec()));
+    let [second, bytes, string] = entry(1);
+    assert_eq!((second, bytes, text(&memory, string, 6)), (first + 0x1000, 0x1001, b"m a=b\0".to_vec()));
+    let [third, bytes, string] = entry(2);
+    assert_eq!((third, bytes, text(&memory, string, 2)), (second + 0x2000, 4, b"n\0".to_vec()));
+    assert_eq!((text(&memory, third, 4), text(&memory, second, 0x1001)), (b"last".to_vec(), vec![7; 0x1001]));
+    assert_eq!(text(&memory, wide(&memory, at + 24), 6), b"a b=c\0");
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn a_kernel_is_placed_with_the_tables_that_it_finds() {
     let kernel = Kernel {
         image: Module { name: "linux", bytes: &file },
         initrd: Some(Module { name: "initrd", bytes: b"initrd" }),
+        modules: &[],
         command_line: "console=ttyS0",
     };
     let state = bench.machine.load(&kernel).unwrap();
@@ -51,10 +52,13 @@ fn a_kernel_is_placed_with_the_tables_that_it_finds() {
 #[test]
 fn what_cannot_start_says_so() {
     let bench = Bench::new();
-    let refused = |bytes: &[u8]| {
+    let refused_with = |bytes: &[u8], modules: &[Module<'_>]| {
         let image = Module { name: "file", bytes };
-        bench.machine.load(&Kernel { image, initrd: None, command_line: "" }).unwrap_err()
+        bench.machine.load(&Kernel { image, initrd: None, modules, command_line: "" }).unwrap_err()
     };
+    let refused = |bytes: &[u8]| refused_with(bytes, &[]);
+    let StartError(why) = refused_with(&kernel(), &[Module { name: "m", bytes: b"m" }]);
+    assert!(why.contains("Linux takes no modules"), "{why}");
     let StartError(why) = refused(b"ELF");
     assert!(why.contains("bzImage"), "{why}");
     let mut big = kernel();

@@ -157,6 +157,8 @@ fn creates_a_vm() {
     let mut wanted = VmSpec::new(name("web"), Some("vmlinuz".into()));
     assert_eq!(command("vm create web --kernel vmlinuz"), Command::VmCreate(wanted.clone().into()));
     wanted.initrd = Some("initrd.img".into());
+    wanted.add_module("one".into()).unwrap();
+    wanted.add_module("two a=b c".into()).unwrap();
     wanted.command_line = "root=/dev/vda1 console=ttyS0".into();
     wanted.memory = Size::from_mib(1024);
     wanted.vcpus = 2;
@@ -165,7 +167,7 @@ fn creates_a_vm() {
         vec![DiskSpec::own("web-root".into()), DiskSpec::own("my disk".into()), DiskSpec::cdrom("an iso".into())];
     wanted.nics = vec![NicSpec { mac: None }, NicSpec { mac: Mac::new([2, 0, 0, 0, 0, 7]) }, NicSpec { mac: None }];
     wanted.start = true;
-    let line = "vm create --nic --kernel=vmlinuz web --initrd initrd.img --cmdline \"root=/dev/vda1 console=ttyS0\" \
+    let line = "vm create --nic --kernel=vmlinuz web --initrd initrd.img --module one --module 'two a=b c' --cmdline \"root=/dev/vda1 console=ttyS0\" \
                 --memory 1G --vcpus 2 --weight 50 --pin 1,0 --disk web-root --cdrom 'an iso' --disk \"my disk\" --nic mac=02:00:00:00:00:07 --start --nic";
     assert_eq!(command(line), Command::VmCreate(wanted.into()));
 }
