@@ -2,7 +2,8 @@
 //!
 //! [`add_disk`], [`add_nic`] and [`remove`] begin; a removal from a running VM is a [`Removal`], which the services poll: the
 //! guest is asked and lets go, or the part is pulled out; what the disks still do is waited for; then it is free. A guest
-//! that does not answer keeps what it has.
+//! that does not answer keeps what it has. A disk that is pulled out is free as soon as the host's disk is done with it; the
+//! guest has one that only fails, until it lets go of that or [`PULLED_NS`] are over.
 
 use super::life::Bay;
 use super::{Refusal, Running, Start, Vm, choose_mac, claim_disk, devices, disk_config};
@@ -20,6 +21,8 @@ use spin::Mutex;
 
 /// How long a guest has to let go.
 const LET_GO_NS: u64 = 60_000_000_000;
+/// How long it has to let go of a disk that was pulled.
+const PULLED_NS: u64 = 30_000_000_000;
 /// How often it is looked whether it has.
 const PERIOD_NS: u64 = 10_000_000;
 /// The services run on this CPU.
@@ -139,10 +142,10 @@ pub fn remove(host: &'static Host, vm: &Arc<Vm>, wanted: &VmPart, is_pulled: boo
     }
     let part = which.part(&running);
     let mut input = InputHost::new(host, SERVICE_CPU, &running);
-    if is_pulled {
-        running.machine.pull(part, &mut input);
-    } else {
-        running.machine.ask_to_leave(part, &mut input);
+    match part {
+        Part::Disk(disk) if is_pulled && running.may_run() => running.machine.cut_off(disk, &mut input),
+        _ if is_pulled => running.machine.pull(part, &mut input),
+        _ => running.machine.ask_to_leave(part, &mut input),
     }
     which.set_leaving(vm, true);
     BEGUN.lock().push(Removal {
@@ -151,7 +154,7 @@ pub fn remove(host: &'static Host, vm: &Arc<Vm>, wanted: &VmPart, is_pulled: boo
         part,
         which,
         is_pulled,
-        until_ns: host.clock.now_ns() + LET_GO_NS,
+        until_ns: host.clock.now_ns() + if is_pulled { PULLED_NS } else { LET_GO_NS },
         outcome: outcome.clone(),
     });
     services::note_begun();
@@ -183,12 +186,16 @@ impl Removal {
         let machine = &running.machine;
         if !machine.is_leaving(self.part) && host.clock.now_ns() >= self.until_ns {
             let mut input = InputHost::new(host, SERVICE_CPU, &running);
-            machine.let_stay(self.part, &mut input);
-            if !machine.is_leaving(self.part) {
-                return Some(Err(self.stays(host, &running)));
+            if self.is_pulled {
+                machine.pull(self.part, &mut input);
+            } else {
+                machine.let_stay(self.part, &mut input);
+                if !machine.is_leaving(self.part) {
+                    return Some(Err(self.stays(host, &running)));
+                }
             }
         }
-        if !machine.is_leaving(self.part) || !self.take_back(host, &running) {
+        if !(self.is_pulled || machine.is_leaving(self.part)) || !self.take_back(host, &running) {
             return None;
         }
         self.vm.devices.lock().settle();
@@ -200,15 +207,9 @@ impl Removal {
     fn take_back(&self, host: &'static Host, running: &Running) -> bool {
         match self.part {
             Part::Disk(number) => {
-                let Some(lent) = running.lent(number) else { return true };
-                let mut storage = host.storage.lock();
-                // What was begun goes on; what is left over fails.
-                let is_idle = if self.is_pulled { storage.drain(lent) } else { storage.is_idle(lent) };
-                if !is_idle || !running.machine.has_left(self.part) {
+                if !self.free_disk(host, running, number) || !running.machine.has_left(self.part) {
                     return false;
                 }
-                storage.release(lent);
-                running.remove_bay(number);
             }
             Part::Nic(number) => {
                 if !running.machine.has_left(self.part) {
@@ -217,6 +218,26 @@ impl Removal {
                 let port = running.take_port(number);
                 host.network.lock().remove_guest_port(port);
             }
+        }
+        true
+    }
+
+    /// Gives a disk's partition back; says whether that is done.
+    fn free_disk(&self, host: &'static Host, running: &Running, number: usize) -> bool {
+        let Some(lent) = running.lent(number) else { return true };
+        let mut storage = host.storage.lock();
+        // What was begun goes on; what is left over fails.
+        let is_idle = if self.is_pulled { storage.drain(lent) } else { storage.is_idle(lent) };
+        let machine = &running.machine;
+        if !is_idle || !(machine.has_left(self.part) || self.is_pulled && machine.is_disk_idle(number)) {
+            return false;
+        }
+        storage.release(lent);
+        running.remove_bay(number);
+        if self.is_pulled {
+            // The operator has it back, whatever the guest still does.
+            self.vm.devices.lock().settle();
+            self.outcome.settle(Ok(()));
         }
         true
     }

@@ -3,6 +3,10 @@
 //! Like all input these are methods of [`Machine`]; [`Part`] names what they are about. A part leaves in three steps: the
 //! guest lets go of it, or it is pulled; what the host still does for it ends, failed where it was pulled; then its
 //! function is gone, and reads as ones. The guest's side is in `chipset` (registers) and `firmware` (methods).
+//!
+//! A disk is better cut off before it is pulled: Linux gives nothing up that it asked of a disk that has vanished, and waits
+//! for it for ever (6.1, `virtblk_remove`). One that is cut off answers everything, with an error, until the guest has let
+//! go of it; the host is done with it at once.
 
 use crate::board::{Board, LAST_DEVICE, Slot};
 use crate::network::{Card, NicConfig};
@@ -60,6 +64,20 @@ impl Machine {
     /// It may stay after all, unless the guest let go of it already.
     pub fn let_stay(&self, part: Part, host: &mut dyn Host) {
         self.about(part, host, |board, device| board.chipset.let_device_stay(device));
+    }
+
+    /// A disk fails whatever its guest wants of it from now on, and the guest is asked to let go of it. What the host does for
+    /// it is to be ended.
+    pub fn cut_off(&self, disk: usize, host: &mut dyn Host) {
+        self.about(Part::Disk(disk), host, |board, device| {
+            board.fail_disk(&self.memory, disk);
+            board.chipset.ask_device_to_leave(device, &mut board.effects);
+        });
+    }
+
+    /// Whether the host works on nothing of a disk that was cut off, or has left.
+    pub fn is_disk_idle(&self, disk: usize) -> bool {
+        self.board.lock().disks.get(disk).is_none_or(Disk::is_at_rest)
     }
 
     /// A part is pulled out, whatever the guest does with it. What the host does for it is to be ended; it ends as failed.
@@ -158,10 +176,19 @@ impl Board {
         self.leaving |= 1 << device;
         self.drop_kicks(slot);
         if let Slot::Disk(disk) = slot {
-            self.disks[disk].stop(memory);
-            self.disks[disk].function.notify_if_needed(memory, &mut self.signals);
-            self.settle(slot);
+            self.fail_disk(memory, disk);
         }
+    }
+
+    /// What waits at a disk has failed, and what comes will.
+    fn fail_disk(&mut self, memory: &GuestMemory, disk: usize) {
+        let slot = Slot::Disk(disk);
+        self.drop_kicks(slot);
+        if self.disks[disk].stop(memory) {
+            self.kick_again(slot, Disk::QUEUE);
+        }
+        self.disks[disk].function.notify_if_needed(memory, &mut self.signals);
+        self.settle(slot);
     }
 
     fn unplug(&mut self, device: u8, slot: Slot) {

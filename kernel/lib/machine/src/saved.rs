@@ -11,6 +11,7 @@ pub use plan::{Plan, Unlike};
 
 use crate::board::Slot;
 use crate::input::InputMode;
+use crate::storage::Disk;
 use crate::{Machine, Moment, Thread};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -109,7 +110,7 @@ impl Machine {
         match board.disks.find(|disk| !disk.is_at_rest()) {
             Some(disk) => Some(Busy::Disk(disk)),
             None if board.end.is_some() => Some(Busy::Ended),
-            None if board.leaving != 0 => Some(Busy::Leaving),
+            None if board.leaving != 0 || board.disks.iter().any(Disk::is_stopped) => Some(Busy::Leaving),
             None if board.balloon.is_busy() => Some(Busy::Balloon),
             None => (!board.effects.is_empty()).then_some(Busy::Output),
         }

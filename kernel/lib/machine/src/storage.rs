@@ -51,7 +51,7 @@ pub struct Disk {
     under_way: Vec<UnderWay>,
     /// Lists that are free to be used again.
     spare: Vec<Vec<Piece>>,
-    /// It is to leave: what was not done is not done any more.
+    /// It was cut off, or is to leave: what was not done is not done any more.
     is_stopped: bool,
 }
 
@@ -67,10 +67,10 @@ struct UnderWay {
 const FLUSH_FOLLOWS: u64 = 1 << 16;
 const EPOCH_SHIFT: u32 = 17;
 
-/// The one queue of virtio-blk.
-const QUEUE: u16 = 0;
-
 impl Disk {
+    /// The one queue of virtio-blk.
+    pub const QUEUE: u16 = 0;
+
     pub fn new(config: DiskConfig) -> Self {
         let DiskConfig { sectors, block_bytes, read_only, write_through, discard, serial } = config;
         let blk = BlkConfig { block_bytes, read_only, discard, serial, ..BlkConfig::new(sectors) };
@@ -98,23 +98,36 @@ impl Disk {
         }
     }
 
-    /// Nothing more is done: requests that wait fail, a queue of them at most. A guest that goes on making some while its
-    /// disk is pulled gets no answer to those.
-    pub fn stop(&mut self, memory: &GuestMemory) {
+    /// Nothing more is done: requests fail, those that wait now, a queue of them at most, and those that it is told of later;
+    /// says whether there may be more of them now.
+    pub fn stop(&mut self, memory: &GuestMemory) -> bool {
         self.is_stopped = true;
+        self.refuse(memory)
+    }
+
+    fn refuse(&mut self, memory: &GuestMemory) -> bool {
         for head in core::mem::take(&mut self.unflushed) {
             self.function.complete(memory, head, Outcome::IoError);
         }
         for _ in 0..BlkConfig::QUEUE_SIZE {
             if !self.function.next_request(memory, &mut self.request) {
-                break;
+                return false;
             }
             self.function.complete(memory, self.request.id, Outcome::IoError);
         }
+        true
+    }
+
+    /// Whether nothing more is done for its guest.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
     }
 
     /// Takes requests off the queue until there are none; says whether transfers must leave before it can go on.
     pub fn pump(&mut self, memory: &GuestMemory, index: usize, outbox: &mut Outbox, meter: &mut Meter) -> bool {
+        if self.is_stopped {
+            return self.refuse(memory);
+        }
         loop {
             if outbox.is_disk_full() {
                 return true;
@@ -123,7 +136,7 @@ impl Disk {
                 let flush = OutTransfer::new(index, self.transfer_id(head), block::Op::Flush, 0, 0);
                 let Ok(()) = outbox.push_transfer(flush, |_| Ok::<(), Infallible>(()));
                 self.in_flight += 1;
-            } else if !meter.may_take(Slot::Disk(index), QUEUE) {
+            } else if !meter.may_take(Slot::Disk(index), Disk::QUEUE) {
                 return false;
             } else if self.function.next_request(memory, &mut self.request) {
                 let is_transfer = matches!(self.request.op, Op::Read | Op::Write);
@@ -211,7 +224,7 @@ impl Disk {
 impl Board {
     pub(crate) fn disk_done(&mut self, memory: &GuestMemory, disk: usize, id: u64, outcome: Outcome) {
         if self.disks[disk].done(memory, id, outcome) {
-            self.kick_again(Slot::Disk(disk), QUEUE);
+            self.kick_again(Slot::Disk(disk), Disk::QUEUE);
         }
     }
 

@@ -70,12 +70,18 @@ fn card_comes_and_goes(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// Whatever the guest does with it: another VM has the disk at once, and the guest goes on.
+/// Whatever the guest does with it: another VM has the disk at once, and the guest goes on, whose drivers wait for nothing:
+/// else what is plugged in afterwards would not come.
 fn disk_is_pulled(guest: &mut Guest) -> Result<()> {
     guest.host.ask(&format!("vm add t --disk {SCRATCH_DISK}"))?;
     guest.expect("test -b /dev/vda")?;
-    guest.run("{ while dd if=/dev/vda of=/dev/null bs=64k; do :; done; } >/dev/null 2>&1 &")?;
+    guest
+        .run("for n in 1 2 3 4; do { while dd if=/dev/vda of=/dev/null bs=64k; do :; done; } >/dev/null 2>&1 & done")?;
+    guest.run("{ while dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync; do :; done; } >/dev/null 2>&1 &")?;
     guest.host.ask(&format!("vm remove t --disk {SCRATCH_DISK} --force"))?;
     tiny::run_selftest(&mut guest.host, "u", "disk", &format!("--disk {SCRATCH_DISK}"))?;
-    guest.expect("true")
+    guest.expect("test ! -b /dev/vda")?;
+    guest.host.ask(&format!("vm add t --disk {SCRATCH_DISK}"))?;
+    guest.expect("test -b /dev/vda")?;
+    guest.expect("dd if=/dev/vda of=/dev/null bs=64k count=1")
 }

@@ -137,6 +137,44 @@ fn a_pulled_disk_fails_its_requests_and_then_is_gone() {
 }
 
 #[test]
+fn a_disk_that_is_cut_off_fails_all_until_its_guest_lets_go() {
+    let mut bench = bench();
+    let mut driver = Driver::new(&mut bench, 3, VERSION_1 | FLUSH, &[256]);
+    let begun = read_sector(&bench, &mut driver, 0);
+    driver.kick(&mut bench, 0);
+    let waiting = read_sector(&bench, &mut driver, 1);
+    bench.machine.cut_off(0, &mut bench.host);
+    assert_eq!(driver.used(&bench, 0), [(waiting, 1)], "what waited has failed");
+    assert_eq!(bench.input(LEAVING, 4) as u32, 1 << 3, "the guest is asked");
+    assert!(!bench.machine.is_leaving(Part::Disk(0)) && !bench.machine.is_disk_idle(0));
+    end_transfers(&mut bench, Outcome::Ok);
+    assert_eq!(driver.used(&bench, 0), [(begun, 513)], "what was begun ends as it ends");
+    assert!(bench.machine.is_disk_idle(0) && bench.save().is_err(), "the host is done, the guest is not");
+    for index in 2..6 {
+        let head = transfer_sector(&bench, &mut driver, index, index % 2);
+        driver.kick(&mut bench, 0);
+        assert_eq!((driver.used(&bench, 0), bench.load(BUFFERS + 0x8000 + index, 1)), (vec![(head, 1)], 1));
+    }
+    assert!(bench.host.transfers.is_empty(), "nothing new reaches the host's disk");
+    assert_eq!(vendor(&mut bench, 3) & 0xffff, VIRTIO, "it has not vanished");
+    driver.set_status(&mut bench, 0);
+    bench.out(EJECT, 4, 1 << 3);
+    assert!(bench.machine.has_left(Part::Disk(0)) && bench.machine.is_disk_idle(0));
+    assert_eq!((vendor(&mut bench, 3), bench.input(VANISHED, 4) as u32), (u32::MAX, 0));
+    assert!(bench.save().is_ok());
+}
+
+#[test]
+fn a_guest_that_keeps_a_disk_that_was_cut_off_loses_it() {
+    let mut bench = bench();
+    bench.machine.cut_off(0, &mut bench.host);
+    bench.machine.pull(Part::Disk(0), &mut bench.host);
+    assert!(bench.machine.has_left(Part::Disk(0)));
+    assert_eq!((vendor(&mut bench, 3), bench.input(VANISHED, 4) as u32), (u32::MAX, 1));
+    assert_eq!(bench.input(LEAVING, 4) as u32, 0);
+}
+
+#[test]
 fn what_waits_when_a_disk_is_pulled_fails_at_once() {
     let mut bench = bench();
     let mut driver = Driver::new(&mut bench, 3, VERSION_1 | FLUSH, &[256]);
