@@ -118,7 +118,7 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     let sum = cdrom::sum(&mut console)?;
     console.leave()?;
     give_up_ready(&mut pair, &wire)?;
-    let mut console = return_to(&mut pair.hosts[0], "stayed").context("it does not go on where it stays")?;
+    let console = return_to(&mut pair.hosts[0], "stayed").context("it does not go on where it stays")?;
     console.leave()?;
     die_committed(&mut pair, &wire, || artifacts.boot(&machine(1)?))?;
     let mut console = return_to(&mut pair.hosts[0], "resumed").context("it does not go on where it was taken back")?;
