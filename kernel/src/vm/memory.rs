@@ -262,7 +262,8 @@ pub fn has_huge_pages() -> bool {
     cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0
 }
 
-/// Maps the guest's memory, in 1 GiB pages where addresses allow and the processor has them, and its read-only memory.
+/// Maps the guest's memory that is here (of a new guest, none), in 1 GiB pages where addresses allow and the processor has
+/// them, and its read-only memory.
 pub fn map(memory: &GuestMemory, second_stage: &mut SecondStage) -> Result<(), OutOfMemory> {
     memory.rom_pages().try_for_each(|(gpa, hpa)| second_stage.map_read_only(gpa, hpa))?;
     let has_huge = has_huge_pages();

@@ -230,6 +230,10 @@ impl GuestMemory {
     /// Puts a frame behind `at`, where there is none.
     fn fill(&self, slot: &Slot, at: Gpa, at_once: bool) -> Option<Hpa> {
         let index = index_in(slot, at);
+        if let Some(frame) = present(&slot.frames[index]) {
+            // Who zeroes another frame is not waited for.
+            return Some(frame);
+        }
         let _filling = self.filling[(slot.first + index) % FILLERS].lock();
         if let Some(frame) = present(&slot.frames[index]) {
             return Some(frame);

@@ -98,6 +98,7 @@ pub trait Host {
     fn notify(&mut self, vcpu: usize) {
         self.kick(vcpu);
     }
+
     /// The vCPU that runs halts, and `has_mail` says when it may have a reason not to. Says whether that was so before there
     /// was anything else for this CPU to do; false at once where the vCPU had better sleep.
     fn linger(&mut self, _has_mail: &dyn Fn() -> bool) -> bool {

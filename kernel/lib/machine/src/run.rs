@@ -165,6 +165,7 @@ impl Machine {
         thread.takes_posted = thread.vcpu.share_posted(mailbox.posted());
         self.readdress(thread);
         let mut now = host.now();
+        let mut has_looked = false;
         loop {
             self.take_mail(thread);
             self.run_timers(thread, now, host);
@@ -177,7 +178,8 @@ impl Machine {
                 continue;
             }
             if thread.activity != Activity::Running && !self.wakes(thread) {
-                if self.finds_mail(thread, host) {
+                // Once an entry: mail that wakes nobody, as much as there may be of it, does not keep the host from its work.
+                if !core::mem::replace(&mut has_looked, true) && self.finds_mail(thread, host) {
                     now = host.now();
                     continue;
                 }
@@ -185,6 +187,7 @@ impl Machine {
             }
             self.deliver(thread, host);
             self.offer_eoi(thread);
+            has_looked = false;
             let exit = thread.vcpu.run();
             let exited = host.now();
             host.trace(Trace::Exit {

@@ -58,6 +58,20 @@ fn who_lingers_is_told_nothing_and_goes_on() {
 }
 
 #[test]
+fn mail_that_wakes_nobody_does_not_keep_the_host() {
+    let mut bench = with_timer();
+    bench.set_if(false);
+    for _ in 0..10 {
+        let machine = bench.machine.clone();
+        bench.host.lingers.push(Box::new(move || {
+            let _ = machine.mailboxes[0].post(Mail::Vector { vector: 0x41, level_triggered: false });
+        }));
+    }
+    assert_eq!(bench.exit(Exit::Halt), Pause::Idle(None), "interrupts are off");
+    assert_eq!(bench.host.lingers.len(), 9, "once a halt");
+}
+
+#[test]
 fn a_deadline_comes_while_the_guest_runs() {
     let mut bench = with_timer();
     bench.set_if(true);
