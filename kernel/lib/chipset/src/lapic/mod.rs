@@ -241,6 +241,10 @@ impl Lapic {
 
     /// The priority class of the interrupt that waits for nothing but a lower task priority.
     pub fn held_by_tpr(&self) -> Option<u8> {
+        // Asked before each entry, and few guests ever raise it.
+        if self.tpr() == 0 {
+            return None;
+        }
         let class = self.page.requested().highest()? >> 4;
         let in_service = self.page.in_service().highest().unwrap_or(0) >> 4;
         (class > in_service && class <= self.tpr()).then_some(class)
@@ -289,9 +293,10 @@ impl Lapic {
     /// is in service, it is edge-triggered, and none waits that its end would let through. Ask again before each entry.
     pub fn can_pv_eoi(&self) -> bool {
         let in_service = self.page.in_service();
-        self.page.requested().is_empty()
-            && in_service.len() == 1
-            && in_service.highest().is_some_and(|vector| !self.page.trigger_mode().contains(vector))
+        // Asked before each entry: mostly there is none.
+        in_service.highest().is_some_and(|vector| {
+            in_service.len() == 1 && self.page.requested().is_empty() && !self.page.trigger_mode().contains(vector)
+        })
     }
 
     /// The processor-priority register (section 11.8.3.1).
