@@ -302,6 +302,7 @@ fn limits_info(limits: &Limits) -> LimitsInfo {
         iops: limits.iops,
         disk_bytes_per_s: limits.disk_rate.map(Size::bytes),
         net_bytes_per_s: limits.net_rate.map(Size::bytes),
+        receive_bytes_per_s: limits.receive_rate.map(Size::bytes),
     }
 }
 

@@ -403,11 +403,12 @@ impl Forwarder {
 
     /// Hands frames to guests. The network is not locked, but for a moment where one is lost.
     fn deliver<'a>(&mut self, host: &Host, frame: impl Fn(usize) -> Frame<'a>) {
+        let now = host.clock.now();
         for ForGuest { frame: index, port, running, nic } in self.for_guests.drain(..) {
             let Frame { offload, bytes, .. } = frame(index);
             let machine = &running.machine;
             let taken = finish(&offload, bytes, machine.nic_offloads(nic), &mut self.segment, |offload, frame| {
-                machine.frame(nic, offload, frame).is_ok()
+                machine.frame(nic, offload, frame, now).is_ok()
             });
             if !taken {
                 host.network.lock().switch.undelivered(port, bytes.len());

@@ -483,6 +483,7 @@ impl Running {
             disk_requests: limits.iops.map(u64::from),
             disk_bytes: bytes(limits.disk_rate),
             sent_bytes: bytes(limits.net_rate),
+            received_bytes: bytes(limits.receive_rate),
         };
         let from = cpu::percpu::current().index();
         self.machine.set_io_limits(io, &mut InputHost::new(host, from, self));

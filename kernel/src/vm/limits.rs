@@ -26,12 +26,13 @@ pub fn to_travel(limits: &Limits) -> state::Limits {
         iops: limits.iops.map(u64::from),
         disk_bytes_per_s: limits.disk_rate.map(Size::bytes),
         net_bytes_per_s: limits.net_rate.map(Size::bytes),
+        receive_bytes_per_s: limits.receive_rate.map(Size::bytes),
     }
 }
 
 /// Limits that came from elsewhere, checked.
 pub fn from_travel(limits: state::Limits) -> Result<Limits, Invalid> {
-    let state::Limits { cpu_percent, iops, disk_bytes_per_s, net_bytes_per_s } = limits;
+    let state::Limits { cpu_percent, iops, disk_bytes_per_s, net_bytes_per_s, receive_bytes_per_s } = limits;
     let rate = |bytes: Option<u64>| bytes.map(Size::from_bytes);
-    Limits::checked(cpu_percent, iops, rate(disk_bytes_per_s), rate(net_bytes_per_s))
+    Limits::checked(cpu_percent, iops, rate(disk_bytes_per_s), rate(net_bytes_per_s), rate(receive_bytes_per_s))
 }

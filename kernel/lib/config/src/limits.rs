@@ -22,6 +22,8 @@ pub struct Limits {
     pub disk_rate: Option<Size>,
     /// Bytes a second that its NICs send, [`RATE_MIN`] at least.
     pub net_rate: Option<Size>,
+    /// Bytes a second that its NICs receive, [`RATE_MIN`] at least; what comes beyond is lost, as on a slow line.
+    pub receive_rate: Option<Size>,
 }
 
 impl Limits {
@@ -34,12 +36,14 @@ impl Limits {
         iops: Option<u64>,
         disk_rate: Option<Size>,
         net_rate: Option<Size>,
+        receive_rate: Option<Size>,
     ) -> Result<Self, Invalid> {
         Ok(Self {
             cpu_percent: cpu_percent.map(Self::cpu_percent).transpose()?,
             iops: iops.map(Self::iops).transpose()?,
             disk_rate: disk_rate.map(Self::rate).transpose()?,
             net_rate: net_rate.map(Self::rate).transpose()?,
+            receive_rate: receive_rate.map(Self::rate).transpose()?,
         })
     }
 
@@ -95,12 +99,13 @@ mod tests {
     #[test]
     fn limits_of_others_are_checked_one_by_one() {
         let most = Some(Size::from_bytes(u64::MAX));
-        let limits = Limits { cpu_percent: Some(1), iops: Some(1_000_000_000), disk_rate: most, net_rate: None };
-        assert_eq!(Limits::checked(Some(1), Some(IOPS_MAX), most, None), Ok(limits));
-        assert_eq!(Limits::checked(None, None, None, None), Ok(Limits::default()));
-        assert!(Limits::checked(Some(1 << 16 | 50), None, None, None).is_err(), "it does not wrap around");
-        assert!(Limits::checked(None, Some(1 << 32 | 50), None, None).is_err());
-        assert!(Limits::checked(None, None, Some(Size::default()), None).is_err());
-        assert!(Limits::checked(None, None, None, Some(Size::default())).is_err());
+        let limits = Limits { cpu_percent: Some(1), iops: Some(1_000_000_000), disk_rate: most, ..Limits::default() };
+        assert_eq!(Limits::checked(Some(1), Some(IOPS_MAX), most, None, None), Ok(limits));
+        assert_eq!(Limits::checked(None, None, None, None, None), Ok(Limits::default()));
+        assert!(Limits::checked(Some(1 << 16 | 50), None, None, None, None).is_err(), "it does not wrap around");
+        assert!(Limits::checked(None, Some(1 << 32 | 50), None, None, None).is_err());
+        assert!(Limits::checked(None, None, Some(Size::default()), None, None).is_err());
+        assert!(Limits::checked(None, None, None, Some(Size::default()), None).is_err());
+        assert!(Limits::checked(None, None, None, None, Some(Size::default())).is_err());
     }
 }

@@ -34,7 +34,12 @@ fn everything() -> VmSpec {
         reserved: Size::from_mib(512),
         vcpus: 2,
         weight: 200,
-        limits: Limits { cpu_percent: Some(150), iops: Some(500), disk_rate: Some(Size::from_mib(20)), net_rate: None },
+        limits: Limits {
+            cpu_percent: Some(150),
+            iops: Some(500),
+            disk_rate: Some(Size::from_mib(20)),
+            ..Limits::default()
+        },
         pin: vec![3, 2],
         disks: vec![DiskSpec::own("web-root".into()), DiskSpec::own("web data".into()), DiskSpec::cdrom("iso".into())],
         nics: vec![NicSpec { mac }, NicSpec { mac: None }],

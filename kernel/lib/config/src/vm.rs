@@ -103,6 +103,7 @@ pub(crate) const KEYS: &[&str] = &[
     "iops",
     "disk_rate",
     "net_rate",
+    "receive_rate",
     "pin",
     "disks",
     "cdrom",
@@ -353,6 +354,7 @@ impl VmSpec {
             iops: iops.transpose().map_err(at("iops"))?,
             disk_rate: rate("disk_rate")?,
             net_rate: rate("net_rate")?,
+            receive_rate: rate("receive_rate")?,
         };
         Ok(())
     }

@@ -21,7 +21,7 @@ pub enum InputMode {
     Closed,
 }
 
-/// No buffer of the guest's holds the frame: it is lost, as on a wire.
+/// No buffer of the guest's holds the frame, or it is beyond what the machine may receive: it is lost, as on a wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameLost;
 
@@ -41,12 +41,15 @@ impl Machine {
     }
 
     /// A frame arrived for a network card. [`frames_settle`](Self::frames_settle) ends the batch.
-    pub fn frame(&self, nic: usize, offload: &Offload, bytes: &[u8]) -> Result<(), FrameLost> {
+    pub fn frame(&self, nic: usize, offload: &Offload, bytes: &[u8], now: Moment) -> Result<(), FrameLost> {
         let mut board = self.enter();
-        match board.input_mode {
-            InputMode::Solo => board.frame(&self.memory, nic, offload, bytes),
-            InputMode::Closed => Err(FrameLost),
+        if board.input_mode == InputMode::Closed {
+            return Err(FrameLost);
         }
+        if !board.meter.may_receive(bytes.len() as u64, self.epoch.machine_ns(now)) {
+            return Err(FrameLost);
+        }
+        board.frame(&self.memory, nic, offload, bytes)
     }
 
     /// Tells the guest of the frames that arrived since the last call.

@@ -1,7 +1,9 @@
 //! What a machine's disks and cards may do in a time, and the queues that wait until they may again.
 //!
 //! The types are [`IoLimits`], which the host sets, and [`Meter`]. All disks pass one gate, all cards another. A queue
-//! that finds its gate shut joins a line, which the board's timers let go on, so that nobody asks again and again.
+//! that finds its gate shut joins a line, which the board's timers let go on, so that nobody asks again and again. What
+//! arrives beyond its limit is lost, as where a line is slow and its switch full: nobody else waits for that, and
+//! protocols that share a network send less.
 
 use crate::board::{Board, Slot};
 use crate::{Host, Machine};
@@ -22,6 +24,8 @@ pub struct IoLimits {
     pub disk_bytes: Option<u64>,
     /// Bytes that all cards send.
     pub sent_bytes: Option<u64>,
+    /// Bytes that all cards receive.
+    pub received_bytes: Option<u64>,
 }
 
 /// The gates, and the time.
@@ -29,6 +33,8 @@ pub struct IoLimits {
 pub struct Meter {
     disks: Gate,
     cards: Gate,
+    /// What arrives at cards.
+    received: Option<Limit>,
     /// Machine time, as last told.
     now_ns: u64,
 }
@@ -55,10 +61,11 @@ impl Machine {
 
 impl Board {
     fn set_io_limits(&mut self, limits: IoLimits) {
-        let IoLimits { disk_requests, disk_bytes, sent_bytes } = limits;
+        let IoLimits { disk_requests, disk_bytes, sent_bytes, received_bytes } = limits;
         self.resume_waiting(u64::MAX);
         self.meter.disks.set(disk_requests, disk_bytes);
         self.meter.cards.set(None, sent_bytes);
+        self.meter.received = received_bytes.map(|per_second| Limit::new(per_second, BURST_NS));
     }
 
     /// Lets queues go on that have waited until `now_ns`.
@@ -94,6 +101,16 @@ impl Meter {
         let gate = self.gate(slot);
         gate.requests.iter_mut().for_each(|limit| limit.take(1, now_ns));
         gate.bytes.iter_mut().for_each(|limit| limit.take(bytes, now_ns));
+    }
+
+    /// Whether a frame of so many bytes may arrive; it counts if so.
+    pub fn may_receive(&mut self, bytes: u64, now_ns: u64) -> bool {
+        let Some(limit) = &mut self.received else { return true };
+        let may = limit.due_ns(now_ns).is_none();
+        if may {
+            limit.take(bytes, now_ns);
+        }
+        may
     }
 
     /// When queues that wait go on, in machine time.

@@ -129,6 +129,7 @@ pub(crate) const CATALOG: &[Spec] = &[
             IOPS,
             DISK_RATE,
             NET_RATE,
+            RECEIVE_RATE,
             option("--pin", "CPU,...", Value::Free, "CPUs for its vCPUs, one after the other"),
             OptionSpec {
                 occurs: Occurs::Often,
@@ -213,7 +214,7 @@ pub(crate) const CATALOG: &[Spec] = &[
         })
     },
     Spec {
-        options: &[CPU_LIMIT, IOPS, DISK_RATE, NET_RATE],
+        options: &[CPU_LIMIT, IOPS, DISK_RATE, NET_RATE, RECEIVE_RATE],
         details: "The limits of a VM as a whole: time on CPUs in percent of one, requests a second and bytes a second of its \
                   disks, bytes a second that its NICs send. What is not named stays; `none` takes a limit away. A VM \
                   that runs has them at once, and keeps them when it starts again.",
@@ -223,7 +224,7 @@ pub(crate) const CATALOG: &[Spec] = &[
             if changes == LimitChanges::default() {
                 return Err(ParseError::new(
                     "no limit is named",
-                    "give --cpu-limit, --iops, --disk-rate or --net-rate",
+                    "give --cpu-limit, --iops, --disk-rate, --net-rate or --receive-rate",
                 ));
             }
             Ok(Command::VmSet { name: arguments.name()?, changes })
@@ -530,6 +531,8 @@ const CPU_LIMIT: OptionSpec = option("--cpu-limit", "PERCENT", Value::Free, "at 
 const IOPS: OptionSpec = option("--iops", "N", Value::Free, "at most so many disk requests a second");
 const DISK_RATE: OptionSpec = option("--disk-rate", "SIZE", Value::Free, "at most so many bytes a second of its disks");
 const NET_RATE: OptionSpec = option("--net-rate", "SIZE", Value::Free, "at most so many bytes a second that it sends");
+const RECEIVE_RATE: OptionSpec =
+    option("--receive-rate", "SIZE", Value::Free, "at most so many bytes a second that it receives");
 
 /// The limits that are named.
 fn limits(arguments: &Arguments<'_>) -> Result<LimitChanges, ParseError> {
@@ -539,8 +542,8 @@ fn limits(arguments: &Arguments<'_>) -> Result<LimitChanges, ParseError> {
     let cpu = cpu.map(|text| number(text, 1, config::CPU_PERCENT_MAX, "a percentage")).transpose()?;
     let iops = iops.map(|text| number(text, 1, config::IOPS_MAX, "a number of requests")).transpose()?;
     let rate = |option| value(option).map(str::parse::<Size>).transpose();
-    let to = Limits::checked(cpu, iops, rate(&DISK_RATE)?, rate(&NET_RATE)?)?;
-    Ok(LimitChanges { to, lifted: [&CPU_LIMIT, &IOPS, &DISK_RATE, &NET_RATE].map(lifted) })
+    let to = Limits::checked(cpu, iops, rate(&DISK_RATE)?, rate(&NET_RATE)?, rate(&RECEIVE_RATE)?)?;
+    Ok(LimitChanges { to, lifted: [&CPU_LIMIT, &IOPS, &DISK_RATE, &NET_RATE, &RECEIVE_RATE].map(lifted) })
 }
 
 const PART_DISK: OptionSpec = option("--disk", "DISK", Value::Disk, "the disk, by its partition's name");

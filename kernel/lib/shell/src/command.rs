@@ -217,8 +217,8 @@ pub struct MigrateOptions {
 pub struct LimitChanges {
     /// The new limits.
     pub to: Limits,
-    /// Which are taken away: CPU, requests a second, disks' rate, NICs' rate.
-    pub lifted: [bool; 4],
+    /// Which are taken away: CPU, requests a second, disks' rate, NICs' rates.
+    pub lifted: [bool; 5],
 }
 
 impl LimitChanges {
@@ -227,12 +227,13 @@ impl LimitChanges {
         fn change<T>(to: Option<T>, lifted: bool, before: Option<T>) -> Option<T> {
             if lifted { None } else { to.or(before) }
         }
-        let [cpu, iops, disk, net] = self.lifted;
+        let [cpu, iops, disk, net, receive] = self.lifted;
         Limits {
             cpu_percent: change(self.to.cpu_percent, cpu, before.cpu_percent),
             iops: change(self.to.iops, iops, before.iops),
             disk_rate: change(self.to.disk_rate, disk, before.disk_rate),
             net_rate: change(self.to.net_rate, net, before.net_rate),
+            receive_rate: change(self.to.receive_rate, receive, before.receive_rate),
         }
     }
 }

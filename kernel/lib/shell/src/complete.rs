@@ -189,6 +189,7 @@ pub(crate) mod tests {
             "--iops",
             "--disk-rate",
             "--net-rate",
+            "--receive-rate",
             "--pin",
             "--disk",
             "--cdrom",

@@ -298,12 +298,13 @@ fn render_vm(vm: &VmDetail) -> String {
 }
 
 fn render_limits(limits: &LimitsInfo) -> String {
-    let LimitsInfo { cpu_percent, iops, disk_bytes_per_s, net_bytes_per_s } = *limits;
+    let LimitsInfo { cpu_percent, iops, disk_bytes_per_s, net_bytes_per_s, receive_bytes_per_s } = *limits;
     let said = [
         cpu_percent.map(|percent| format!("{percent} % of a CPU")),
         iops.map(|number| format!("{} disk requests/s", count(number.into()))),
         disk_bytes_per_s.map(|rate| format!("disks {}/s", bytes(rate))),
         net_bytes_per_s.map(|rate| format!("NICs {}/s", bytes(rate))),
+        receive_bytes_per_s.map(|rate| format!("receiving {}/s", bytes(rate))),
     ];
     said.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

@@ -359,6 +359,8 @@ pub struct LimitsInfo {
     pub disk_bytes_per_s: Option<u64>,
     /// Bytes a second that its NICs send.
     pub net_bytes_per_s: Option<u64>,
+    /// Bytes a second that they receive.
+    pub receive_bytes_per_s: Option<u64>,
 }
 
 /// What a guest does without, and what it says of its memory.

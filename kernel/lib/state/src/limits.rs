@@ -17,4 +17,7 @@ pub struct Limits {
     /// Bytes a second that its NICs send.
     #[n(3)]
     pub net_bytes_per_s: Option<u64>,
+    /// Bytes a second that they receive.
+    #[n(4)]
+    pub receive_bytes_per_s: Option<u64>,
 }

@@ -42,6 +42,7 @@ fn mistakes(host: &mut Host) -> Result<()> {
         ("--cpu-limit 6401", "`6401` is not a percentage"),
         ("--disk-rate 1K", "a VM cannot be limited to 1K a second"),
         ("--net-rate 99999999999G", "is not a size"),
+        ("--receive-rate 1K", "a VM cannot be limited to 1K a second"),
     ] {
         let refusal = host.refusal(&format!("vm set m {words}"))?;
         ensure!(refusal.contains(why), "`vm set m {words}`: {refusal}");
@@ -79,7 +80,25 @@ fn card(guest: &mut Guest) -> Result<()> {
     let took = timed(guest, &format!("n={sent}; {pings}; until test $(({sent} - n)) -ge {all}; do sleep 0.1; done"))?;
     // The card says that a frame is sent before the next is taken.
     ensure!(took >= 400, "{all} bytes at 64 KiB/s took {took} hundredths of a second");
-    guest.host.ask("vm set t --net-rate none").map(drop)
+    guest.host.ask("vm set t --net-rate none --receive-rate 64K")?;
+    received(guest)
+}
+
+/// Of what answers its pings a guest gets what its limit says, by its own clock, and the rest is counted as lost.
+fn received(guest: &mut Guest) -> Result<()> {
+    let got = "$(cat /sys/class/net/eth0/statistics/rx_bytes)";
+    let pings = format!("for i in 1 2 3 4 5 6; do ping -q -c 1 -W 1 -s {PING_BYTES} 10.0.2.2 & done >/dev/null 2>&1");
+    let answer =
+        guest.run(&format!("n={got}; begin={NOW}; {pings}; sleep 2; echo $(({got} - n)) $(({NOW} - begin))"))?;
+    let numbers: Vec<u64> = answer.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [bytes, hundredths] = numbers[..] else { anyhow::bail!("no numbers: {answer}") };
+    let most = (64 << 10) * (hundredths + 20) / 100 + 4096;
+    ensure!(bytes > 0 && bytes <= most, "{bytes} bytes in {hundredths} hundredths of a second at 64 KiB/s");
+    let ports = guest.host.ask("net")?;
+    let port = ports.as_array().and_then(|ports| ports.iter().find(|port| port["mac"] == MAC)).context("no port")?;
+    ensure!(port["drops"].as_u64() > Some(0), "nothing was lost: {port}");
+    guest.host.ask("vm set t --receive-rate none")?;
+    guest.expect("ping -q -c 1 -W 1 10.0.2.2 >/dev/null 2>&1").context("without a limit")
 }
 
 /// A guest that wants all of a CPU has it, then a quarter, then all again.

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering as AtomicOrdering};
 use std::sync::{Arc, Mutex as StdMutex};
 use vcpu::*;
 
+/// For what is not limited in time.
+pub const NOW: Moment = Moment { ns: 0, tsc: 0 };
 pub const MEMORY_BYTES: u64 = 4 << 20;
 pub const TSC_KHZ: u32 = 2_000_000;
 pub const WALL_UNIX_NS: u64 = 1_700_000_000_123_456_789;

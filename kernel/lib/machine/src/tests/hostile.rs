@@ -196,7 +196,7 @@ fn act(bench: &mut Bench, action: &Action) -> bool {
             assert!(taken <= count);
         }
         Action::Frame(bytes) => {
-            let _ = bench.machine.frame(0, &switch::Offload::default(), &vec![0xff; bytes]);
+            let _ = bench.machine.frame(0, &switch::Offload::default(), &vec![0xff; bytes], NOW);
             bench.machine.frames_settle(0, &mut bench.host);
         }
         Action::Finish(index, ok) => {

@@ -205,12 +205,12 @@ fn a_card_comes_and_goes() {
     let mut driver = drive(&mut bench, NEXT, 0, &[256, 256]);
     driver.add(&bench, 0, &[(BUFFERS, 2048, true)]);
     let frame = [[2, 0, 0, 0, 0, 1].as_slice(), &[7; 60]].concat();
-    bench.machine.frame(0, &Offload::default(), &frame).unwrap();
+    bench.machine.frame(0, &Offload::default(), &frame, NOW).unwrap();
     bench.machine.frames_settle(0, &mut bench.host);
     assert_eq!(driver.used(&bench, 0).len(), 1);
     bench.machine.pull(Part::Nic(0), &mut bench.host);
     assert!(bench.machine.has_left(Part::Nic(0)));
-    assert_eq!(bench.machine.frame(0, &Offload::default(), &frame), Err(FrameLost));
+    assert_eq!(bench.machine.frame(0, &Offload::default(), &frame, NOW), Err(FrameLost));
     bench.machine.frames_settle(0, &mut bench.host);
     assert_eq!(bench.machine.nic_offloads(0), switch::Offloads::default());
     bench.machine.announce(&mut bench.host);

@@ -3,6 +3,7 @@
 use super::bench::*;
 use super::driver::{BUFFERS, Driver, VERSION_1};
 use crate::*;
+use switch::Offload;
 use vcpu::Exit;
 use virtio::blk::Outcome;
 
@@ -159,7 +160,7 @@ fn cards_are_limited_apart_from_disks() {
     let mut disk = Driver::new(&mut bench, 3, VERSION_1 | FLUSH, &[256]);
     let mut card = Driver::new(&mut bench, 4, VERSION_1, &[64, 256, 64]);
     bench.machine.set_io_limits(
-        IoLimits { sent_bytes: Some(100_000), disk_requests: Some(1), disk_bytes: None },
+        IoLimits { sent_bytes: Some(100_000), disk_requests: Some(1), ..IoLimits::default() },
         &mut bench.host,
     );
     offer(&mut bench, &mut disk, 2);
@@ -171,6 +172,33 @@ fn cards_are_limited_apart_from_disks() {
     begun_in::<1>(&mut bench, SECOND_NS);
     assert_eq!(bench.host.frames.len(), 60);
     assert_eq!(card.used(&bench, TRANSMIT).len(), 60);
+}
+
+#[test]
+fn what_arrives_beyond_the_limit_is_lost_and_the_rest_arrives() {
+    let mut bench = Bench::with(vec![], vec![nic(), nic()]);
+    bench.enable_x2apic();
+    let mut cards = [3, 4].map(|device| Driver::new(&mut bench, device, VERSION_1, &[256, 64, 64]));
+    let limits = IoLimits { received_bytes: Some(100_000), ..IoLimits::default() };
+    bench.machine.set_io_limits(limits, &mut bench.host);
+    let frame = [[2, 0, 0, 0, 0, 1].as_slice(), &[7; 994]].concat();
+    for card in &mut cards {
+        for index in 0..100 {
+            card.add(&bench, 0, &[(BUFFERS + 2048 * index, 2048, true)]);
+        }
+    }
+    let arrive = |bench: &mut Bench, count: usize| {
+        let now = bench.host.now();
+        let frames = (0..count).map(|index| bench.machine.frame(index % 2, &Offload::default(), &frame, now));
+        frames.filter(Result::is_ok).count()
+    };
+    assert_eq!(arrive(&mut bench, 60), 11, "a tenth of a second's, of both cards, and one that is being earned");
+    assert_eq!(arrive(&mut bench, 10), 0, "nothing waits, and nothing is owed for what is lost");
+    bench.pass(SECOND_NS / 5);
+    let later = arrive(&mut bench, 60);
+    assert!((10..=12).contains(&later), "{later}");
+    bench.machine.set_io_limits(IoLimits::default(), &mut bench.host);
+    assert_eq!(arrive(&mut bench, 60), 60, "a lifted limit");
 }
 
 #[test]

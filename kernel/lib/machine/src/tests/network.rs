@@ -63,7 +63,7 @@ fn frames_arrive_with_one_interrupt() {
     bench.set_if(true);
     bench.exit(Exit::Halt);
     for tag in 0..3 {
-        assert_eq!(bench.machine.frame(0, &Offload::default(), &frame(tag)), Ok(()));
+        assert_eq!(bench.machine.frame(0, &Offload::default(), &frame(tag), NOW), Ok(()));
     }
     assert!(!bench.machine.has_mail(0), "the batch is open");
     bench.machine.frames_settle(0, &mut bench.host);
@@ -79,11 +79,11 @@ fn frames_arrive_with_one_interrupt() {
 #[test]
 fn without_a_buffer_a_frame_is_lost_and_said_to_be() {
     let (mut bench, mut driver) = bench();
-    assert_eq!(bench.machine.frame(0, &Offload::default(), &frame(0)), Err(FrameLost));
+    assert_eq!(bench.machine.frame(0, &Offload::default(), &frame(0), NOW), Err(FrameLost));
     bench.machine.frames_settle(0, &mut bench.host);
     driver.add(&bench, RECEIVE, &[(BUFFERS, 2048, true)]);
     driver.kick(&mut bench, RECEIVE as u32);
-    assert_eq!(bench.machine.frame(0, &Offload::default(), &frame(1)), Ok(()));
+    assert_eq!(bench.machine.frame(0, &Offload::default(), &frame(1), NOW), Ok(()));
     bench.machine.frames_settle(0, &mut bench.host);
     assert_eq!(driver.used(&bench, RECEIVE), [(0, 76)]);
 }

@@ -63,7 +63,7 @@ fn go_on(bench: &mut Bench) -> Vec<String> {
             seen.push(format!("{msr:#x} {:?}", bench.read_msr(msr)));
         }
         let frame = [[2, 0, 0, 0, 0, 1].as_slice(), &[step as u8; 60]].concat();
-        seen.push(format!("{:?}", bench.machine.frame(0, &Offload::default(), &frame)));
+        seen.push(format!("{:?}", bench.machine.frame(0, &Offload::default(), &frame, NOW)));
         bench.machine.frames_settle(0, &mut bench.host);
         bench.run();
         seen.push(format!("{:?}", bench.taken()));
@@ -163,10 +163,10 @@ fn the_input_door_is_shut_while_it_is_saved() {
     let Bench { machine, mut host, .. } = bench;
     let frame = [2, 0, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
     machine.close();
-    assert_eq!(machine.frame(0, &Offload::default(), &frame), Err(FrameLost));
+    assert_eq!(machine.frame(0, &Offload::default(), &frame, NOW), Err(FrameLost));
     assert_eq!(machine.console_input(b"x", &mut host), 0);
     machine.open();
-    assert_eq!(machine.frame(0, &Offload::default(), &frame), Ok(()));
+    assert_eq!(machine.frame(0, &Offload::default(), &frame, NOW), Ok(()));
 }
 
 fn unlike(error: Result<Bench, RestoreError>) -> String {

@@ -4,7 +4,7 @@ use config::{DiskSpec, Limits, Mac, NicSpec, Size, VmSpec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{CpuProfileCommand, VmAction, VmPart};
+use crate::{CpuProfileCommand, LimitChanges, VmAction, VmPart};
 
 fn command(line: &str) -> Command {
     parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).unwrap().command
@@ -81,6 +81,17 @@ fn cpu_profiles() {
 #[test]
 fn limits_change_alone_or_are_lifted() {
     let Command::VmSet { changes, .. } = command("vm set web --cpu-limit 150 --iops none") else { panic!() };
+    let most = Some(Size::from_mib(3));
+    assert_eq!(
+        command("vm set web --receive-rate 3M --net-rate none"),
+        Command::VmSet {
+            name: name("web"),
+            changes: LimitChanges {
+                to: Limits { receive_rate: most, ..Limits::default() },
+                lifted: [false, false, false, true, false],
+            },
+        }
+    );
     let before = Limits { iops: Some(7), net_rate: Some(Size::from_mib(1)), ..Limits::default() };
     let after = Limits { cpu_percent: Some(150), net_rate: Some(Size::from_mib(1)), ..Limits::default() };
     assert_eq!(changes.apply(&before), after);
