@@ -27,7 +27,7 @@ pub fn build(accel: Accel) -> Result<Artifacts> {
     let bare_guests = kernel::build_guests()?;
     image::build(&kernel.elf, &contents, &image)?;
     image::build_usb(&kernel.elf, &contents, &usb_image)?;
-    image::build(&kernel.elf, &Contents::tests(&guests, &bare_guests), &test_image)?;
+    image::build(&kernel.elf, &Contents::tests(&guests, &bare_guests)?, &test_image)?;
     Ok(Artifacts {
         kernel32: kernel.elf32,
         image,

@@ -27,7 +27,7 @@ const CONFIGURE: &str = "--with-nogui --disable-docbook --enable-all-optimizatio
 const FLAGS: &str = "-O2 -pipe";
 
 /// Mistakes that are mended before it is built: a file, what stands there once, and what shall.
-const MENDS: [(&str, &str, &str); 10] = [
+const MENDS: [(&str, &str, &str); 14] = [
     // The first two are in the loop for several CPUs; with one, another loop runs. These variables live across setjmp: where
     // they are in registers each exception or VM exit sets them back, so that the first CPU hardly runs while another's
     // guest exits, and time stands almost still.
@@ -97,6 +97,35 @@ const MENDS: [(&str, &str, &str); 10] = [
         "    interrupt(vector, BX_EXTERNAL_INTERRUPT, 0, 0);\n",
         "    vm->idt_vector_error_code = 0;\n    vm->idt_vector_info = vector | (BX_EXTERNAL_INTERRUPT << 8);\n    \
          interrupt(vector, BX_EXTERNAL_INTERRUPT, 0, 0);\n",
+    ),
+    // The last four are in what carries a network card's frames, of which a move sends more than one a millisecond.
+    ("iodev/network/eth_socket.cc", "#define BX_PACKET_POLL  1000 ", "#define BX_PACKET_POLL  100 "),
+    // A frame for which the card has no room yet would be lost, as would those behind it in a socket that is full: two mends.
+    (
+        "iodev/network/eth_socket.cc",
+        "#include \"netmod.h\"\n",
+        "#include \"netmod.h\"\n#include <deque>\n#include <vector>\n",
+    ),
+    (
+        "iodev/network/eth_socket.cc",
+        "  nbytes = recvfrom(this->fd, (char*)rxbuf, sizeof(rxbuf), MSG_NOSIGNAL,\n                    \
+         (struct sockaddr*) &sin, &slen);\n",
+        "  static std::deque<std::vector<Bit8u> > waiting;\n  \
+         while ((nbytes = recvfrom(this->fd, (char*)rxbuf, sizeof(rxbuf), MSG_NOSIGNAL,\n                            \
+         (struct sockaddr*) &sin, &slen)) > 0)\n    \
+         waiting.emplace_back(rxbuf, rxbuf + nbytes);\n  \
+         if (waiting.empty() || !(this->rxstat(this->netdev) & BX_NETDEV_RXREADY))\n    \
+         return;\n  \
+         nbytes = (int)waiting.front().size();\n  \
+         memcpy(rxbuf, &waiting.front()[0], nbytes);\n  \
+         waiting.pop_front();\n",
+    ),
+    // The card itself knows which addresses it listens to; a hypervisor's is to hear its guests'.
+    (
+        "iodev/network/eth_socket.cc",
+        "  if ((memcmp(rxbuf, this->socket_macaddr, 6) != 0) &&\n      (memcmp(rxbuf, broadcast_macaddr, 6) != 0)) {\n    \
+         return;\n  }\n",
+        "",
     ),
 ];
 

@@ -77,12 +77,14 @@ impl Contents {
         Self { configuration: CONFIGURATION.to_owned(), modules }
     }
 
-    /// For tests in emulators that load nothing themselves: no configuration, the small guest and the bare ones.
-    pub fn tests(guests: &Guests, bare_guests: &[(String, PathBuf)]) -> Self {
+    /// For tests in emulators that load nothing themselves: a blank configuration, the small guest and the bare ones.
+    pub fn tests(guests: &Guests, bare_guests: &[(String, PathBuf)]) -> Result<Self> {
         let mut modules = bare_guests.to_vec();
+        let kernels = e2e::make_multiboot_kernels(bare_guests, &paths::target())?;
+        modules.extend(e2e::MULTIBOOT_KERNELS.map(str::to_owned).into_iter().zip(kernels));
         modules.push((e2e::LINUX.to_owned(), guests.linux.clone()));
         modules.push((e2e::TINY_INITRD.to_owned(), guests.tiny_initrd.clone()));
-        Self { configuration: String::new(), modules }
+        Ok(Self { configuration: e2e::blank_configuration(), modules })
     }
 }
 

@@ -1,10 +1,11 @@
 //! What the test programs run, built by `cargo xtask` beforehand. The main type is [`Artifacts`].
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::{Accel, Bochs, Host, Launch, Medium, Model, Pc, Skipped};
+use crate::{Accel, Bochs, Host, Launch, Medium, Model, Pc, Release, Skipped};
 
 /// Name of the boot module with the guests' Linux kernel.
 pub const LINUX: &str = "linux";
@@ -26,6 +27,17 @@ pub const DEBIAN_PASSWORD: &str = "pollux";
 /// The small guest's root password.
 pub const TINY_PASSWORD: &str = "pollux";
 
+/// What a blank configuration begins with.
+const BLANK: &str = "# A test may write its configuration here.\n";
+/// How long it is: a block of an ISO 9660 file system, which begins each file in a block of its own.
+const BLANK_BYTES: usize = 2048;
+
+/// The configuration of [`Artifacts::test_image`]: nothing, and room for that of [`Artifacts::configured`].
+#[must_use]
+pub fn blank_configuration() -> String {
+    format!("{BLANK:\n<BLANK_BYTES$}")
+}
+
 /// Paths of everything that a test may boot.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
@@ -35,7 +47,7 @@ pub struct Artifacts {
     pub image: PathBuf,
     /// The USB stick's image.
     pub usb_image: PathBuf,
-    /// An image without a configuration, with the small guest and every bare test guest as boot modules: for emulators
+    /// An image with a [`blank_configuration`], with the small guest and every bare test guest as boot modules: for emulators
     /// that load nothing themselves.
     pub test_image: PathBuf,
     /// A disk with a GPT whose partitions are the virtual disks.
@@ -110,7 +122,7 @@ impl Artifacts {
     /// Switches on a machine of Bochs's with the test image and waits for its prompt.
     ///
     /// # Errors
-    /// If the prompt does not come; [`Skipped`] where there is no Bochs.
+    /// If the prompt does not come; [`Skipped`] where there is no Bochs, or none with a card.
     pub fn boot_bochs(&self, name: &str, model: Model, cpus: u32) -> Result<Host> {
         self.boot_bochs_with(name, model, cpus, None)
     }
@@ -122,7 +134,7 @@ impl Artifacts {
     pub fn boot_bochs_with(&self, name: &str, model: Model, cpus: u32, disk: Option<&Path>) -> Result<Host> {
         let disk = disk.map(Path::to_path_buf);
         let image = self.test_image.clone();
-        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: false })
+        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: false, card: None })
     }
 
     /// The same with a disk that keeps what is written to it.
@@ -132,11 +144,35 @@ impl Artifacts {
     pub fn boot_bochs_keeping(&self, name: &str, model: Model, cpus: u32, disk: &Path) -> Result<Host> {
         let image = self.test_image.clone();
         let disk = Some(disk.to_path_buf());
-        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: true })
+        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: true, card: None })
     }
 
-    fn boot_pc(&self, pc: &Pc) -> Result<Host> {
+    /// A copy of the test image with this configuration, removed by whoever asked for it.
+    ///
+    /// # Errors
+    /// If the configuration is too long, or the copy cannot be made.
+    pub fn configured(&self, name: &str, configuration: &str) -> Result<PathBuf> {
+        ensure!(configuration.len() <= BLANK_BYTES, "the configuration of {name} is too long");
+        let mut image = fs::read(&self.test_image).context("reading the test image")?;
+        let mut blocks = image.chunks_mut(BLANK_BYTES);
+        let block = blocks.find(|block| block.starts_with(BLANK.as_bytes())).context("the test image has no room")?;
+        block.fill(b'\n');
+        block[..configuration.len()].copy_from_slice(configuration.as_bytes());
+        fs::create_dir_all(&self.logs)?;
+        let path = self.logs.join(format!("{name}.img"));
+        fs::write(&path, image).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Switches on a machine of Bochs's and waits for its prompt.
+    ///
+    /// # Errors
+    /// As [`Artifacts::boot_bochs`].
+    pub fn boot_pc(&self, pc: &Pc) -> Result<Host> {
         let bochs = self.bochs.as_ref().map_err(|why| Skipped(why.clone()))?;
+        if pc.card.is_some() && bochs.release == Release::Two {
+            return Err(Skipped("Bochs 2 loses frames: version 3 is mended".to_owned()).into());
+        }
         Host::wait_for_prompt(bochs.start(pc, &self.logs)?)
     }
 

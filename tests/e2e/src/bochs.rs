@@ -65,7 +65,7 @@ impl Model {
     }
 }
 
-/// A machine that has not been switched on: i440FX, 1 GiB, an image in its CD drive, no NIC.
+/// A machine that has not been switched on: i440FX, 1 GiB, an image in its CD drive.
 #[derive(Debug, Clone)]
 pub struct Pc {
     /// Names its log files.
@@ -80,6 +80,17 @@ pub struct Pc {
     pub disk: Option<PathBuf>,
     /// What is written to it is still there when the machine is off.
     pub keeps_disk: bool,
+    /// Its network card, an 82540EM, if it has one.
+    pub card: Option<Card>,
+}
+
+/// A network card. What it sends leaves Bochs in UDP datagrams, a frame in each.
+#[derive(Debug, Clone, Copy)]
+pub struct Card {
+    /// The last byte of its address, which is the machine's number on its network.
+    pub number: u8,
+    /// Where Bochs receives, on this machine; it sends to the port after it.
+    pub port: u16,
 }
 
 impl Bochs {
@@ -114,7 +125,8 @@ impl Bochs {
     }
 
     /// The configuration file. With `sync=none` time is what has been executed, so that a run does not depend on this
-    /// machine's speed; RDRAND would read this machine's random numbers.
+    /// machine's speed; RDRAND would read this machine's random numbers. On a network there are others' clocks, and keys: an idle
+    /// machine must not run ahead of one at work.
     fn configuration(&self, pc: &Pc, serial_port: u16, log: &Path) -> String {
         let display = match self.release {
             Release::Three => "display_library: nogui\nspeaker: enabled=0\n",
@@ -128,17 +140,24 @@ impl Bochs {
             .disk
             .as_ref()
             .map_or(String::new(), |disk| format!("ata0-master: type=disk, path={}, mode={mode}\n", disk.display()));
+        let (clock, hidden, card) = match &pc.card {
+            None => ("none", ", exclude_features=\"rdrand,rdseed\"", String::new()),
+            Some(Card { number, port }) => {
+                let address = format!("52:54:00:50:4d:{number:02x}");
+                ("slowdown", "", format!("e1000: card=0, enabled=1, mac={address}, ethmod=socket, ethdev={port}\n"))
+            }
+        };
         format!(
             "config_interface: textconfig\n{display}\
-             cpu: model={}, count={}, ips={}, reset_on_triple_fault=0, ignore_bad_msrs=1, exclude_features=\"rdrand,rdseed\"\n\
+             cpu: model={}, count={}, ips={}, reset_on_triple_fault=0, ignore_bad_msrs=1{hidden}\n\
              memory: guest=1024, host=1024\n\
              romimage: file={bios}, options=fastboot\n\
              vgaromimage: file={video_bios}\n\
              vga: extension=vbe, update_freq=1, realtime=0\n\
              pci: enabled=1, chipset=i440fx\n\
-             clock: sync=none, time0=1790000000, rtc_sync=0\n\
+             clock: sync={clock}, time0=1790000000, rtc_sync=0\n\
              mouse: enabled=0\n\
-             {disk}ata1-master: type=cdrom, path={image}, status=inserted\n\
+             {disk}{card}ata1-master: type=cdrom, path={image}, status=inserted\n\
              boot: cdrom\n\
              com1: enabled=1, mode=socket-client, dev=localhost:{serial_port}\n\
              log: {log}\n\
@@ -158,14 +177,26 @@ mod tests {
     fn the_configuration_names_the_machine() {
         let bochs =
             |release| Bochs { program: "bochs".into(), release, bios: "/bios".into(), video_bios: "/vga".into() };
-        let pc =
-            Pc { name: "t".into(), model: Model::Amd, cpus: 2, image: "/image".into(), disk: None, keeps_disk: false };
+        let mut pc = Pc {
+            name: "t".into(),
+            model: Model::Amd,
+            cpus: 2,
+            image: "/image".into(),
+            disk: None,
+            keeps_disk: false,
+            card: None,
+        };
         let text = bochs(Release::Three).configuration(&pc, 1234, Path::new("/log"));
         for line in
             ["model=ryzen, count=2", "file=/bios,", "path=/image,", "dev=localhost:1234\n", "nogui", "log: /log\n"]
         {
             assert!(text.contains(line), "{line:?} is missing in {text}");
         }
+        assert!(text.contains("sync=none") && text.contains("rdrand") && !text.contains("e1000"));
         assert!(bochs(Release::Two).configuration(&pc, 1, Path::new("/log")).contains("speaker=0"));
+        pc.card = Some(Card { number: 10, port: 4000 });
+        let text = bochs(Release::Three).configuration(&pc, 1, Path::new("/log"));
+        assert!(text.contains("mac=52:54:00:50:4d:0a, ethmod=socket, ethdev=4000\n") && text.contains("slowdown"));
+        assert!(!text.contains("rdrand"), "keys come from there");
     }
 }

@@ -13,7 +13,6 @@ mod hotplug;
 mod iommu;
 mod limits;
 mod migrate;
-mod multiboot;
 mod nics;
 mod platform;
 mod profiles;
@@ -31,6 +30,7 @@ use anyhow::{Result, ensure};
 use crate::{Artifacts, Emulator};
 
 pub(crate) mod bochs;
+pub(crate) mod multiboot;
 pub(crate) mod smoke;
 
 /// Of [`load_time`], where nobody asks for more.
@@ -120,6 +120,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_svm_guests", bochs::svm_guests),
     full("bochs_vmx_smp", bochs::vmx_smp),
     full("bochs_vmx_saved", bochs::vmx_saved),
+    pair("bochs_vmx_moves", bochs::vmx_moves),
     full("bochs_vmx_writes", bochs::vmx_writes),
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),

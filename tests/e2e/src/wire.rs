@@ -1,9 +1,10 @@
 //! An Ethernet segment between emulated machines and the test itself. The main type is [`Wire`]: a learning switch, so that
 //! a guest that moved and did not say so is out of reach, with faults on order. Machines join by QEMU's stream back end
-//! (a frame behind its length, four bytes, big-endian); the test joins by [`Tap`].
+//! (a frame behind its length, four bytes, big-endian) or Bochs's sockets (a frame in a datagram); the test joins by [`Tap`].
 
 use std::collections::HashMap;
 use std::io::{Read, Write as _};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -11,10 +12,11 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// The largest frame that anybody sends.
 const FRAME_BYTES_MAX: usize = 64 << 10;
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Protocol type of RARP (RFC 903), by which a host announces where a guest is.
 const RARP: [u8; 2] = [0x80, 0x35];
 /// Where the protocol type, the addresses and the payload of an IPv4 frame are.
@@ -84,6 +86,36 @@ impl Wire {
         format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", self.sockets[port].display())
     }
 
+    /// One more port, for a machine whose frames are UDP datagrams as Bochs's are: where it is to receive; it sends to the
+    /// port after that.
+    ///
+    /// # Errors
+    /// If there are no two such ports.
+    pub fn datagrams(&self) -> Result<u16> {
+        let (socket, theirs) = two_ports()?;
+        let (out, queue) = mpsc::channel::<Vec<u8>>();
+        let sender = socket.try_clone()?;
+        thread::spawn(move || {
+            for frame in queue {
+                // A machine that is switched off refuses it.
+                let _ = sender.send_to(&frame, (LOCALHOST, theirs));
+            }
+        });
+        let mut state = self.lock();
+        state.ports.push(Port { out: Some(out), ..Port::default() });
+        let (port, shared) = (state.ports.len() - 1, self.state.clone());
+        thread::spawn(move || {
+            let mut frame = vec![0; FRAME_BYTES_MAX];
+            loop {
+                // What was refused is told here.
+                if let Ok((bytes, _)) = socket.recv_from(&mut frame) {
+                    forward(&shared, port, frame[..bytes].to_vec());
+                }
+            }
+        });
+        Ok(theirs)
+    }
+
     /// Joins the segment.
     #[must_use]
     pub fn tap(&self) -> Tap {
@@ -151,6 +183,18 @@ impl Tap {
     pub fn receive(&self) -> Option<Vec<u8>> {
         self.frames.try_recv().ok()
     }
+}
+
+/// A socket at a port, and the port before it, which is free.
+fn two_ports() -> Result<(UdpSocket, u16)> {
+    for _ in 0..100 {
+        let socket = UdpSocket::bind((LOCALHOST, 0)).context("a port for frames")?;
+        let before = socket.local_addr()?.port() - 1;
+        if UdpSocket::bind((LOCALHOST, before)).is_ok() {
+            return Ok((socket, before));
+        }
+    }
+    bail!("there are no two ports in a row")
 }
 
 /// Carries frames from and to a machine until it hangs up.

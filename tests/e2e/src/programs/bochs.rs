@@ -1,18 +1,26 @@
 //! The same image on Bochs: VT-x on its Intel model, AMD-V on its AMD model. What is done there is done on QEMU too.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::balloon::{self, MIB};
-use super::{guests, host, saved, tiny};
-use crate::{Artifacts, COMMAND_LIMIT, Host, LINUX, Model, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD};
+use super::migrate::{self, Pair};
+use super::tiny::{self, Guest};
+use super::{guests, host, hotplug, limits, multiboot, saved};
+use crate::wire::Wire;
+use crate::{Artifacts, COMMAND_LIMIT, Card, Host, LINUX, Model, Pc, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD};
 
+/// Two machines are as fast as this one lets each be: a guest stands still as long as it takes.
+const MOVING: &str = "--downtime 60000";
 /// What a guest writes again and again, in a fraction of a second, to have its writes found.
 const WRITTEN_MIB: u32 = 2;
 /// Its stack, its page tables and the like.
 const OTHER_PAGES_MAX: u64 = 64;
 
-/// VT-x: the prompt, a bare guest that says hello, and one that looks at CR8, which each vendor's hardware keeps its own way.
+/// VT-x: the prompt, a bare guest that says hello, one that looks at CR8, which each vendor's hardware keeps its own way, and
+/// kernels that start by Multiboot and by PVH.
 pub fn vmx_hello(artifacts: &Artifacts) -> Result<()> {
     hello(artifacts, "bochs_vmx_hello", Model::Intel)
 }
@@ -44,11 +52,18 @@ pub fn vmx_two_guests(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
-/// VT-x, with a disk on an ATA channel: the small guest checks a virtual disk on it.
+/// VT-x, with a disk on an ATA channel: the small guest is given a virtual disk on it and a card, checks what it wrote, and
+/// gives them back; then the disk is limited.
 pub fn ata(artifacts: &Artifacts) -> Result<()> {
-    let mut host = artifacts.boot_bochs_with("bochs_ata", Model::Intel, 1, Some(&artifacts.datastore))?;
-    tiny::run_selftest(&mut host, "t", "disk", &format!("--disk {SCRATCH_DISK}"))?;
-    host.power_off()
+    let host = artifacts.boot_bochs_with("bochs_ata", Model::Intel, 1, Some(&artifacts.datastore))?;
+    let mut guest = Guest::start(host, "")?;
+    hotplug::come_and_go(&mut guest)?;
+    guest.host.ask(&format!("vm add t --disk {SCRATCH_DISK}"))?;
+    guest.expect("test -b /dev/vda")?;
+    guest.host.ask("vm set t --disk-rate 2M")?;
+    limits::disk(&mut guest)?;
+    tiny::power_off(&mut guest.host, "t")?;
+    guest.host.power_off()
 }
 
 /// VT-x: every bare guest beside a Linux guest that must not notice.
@@ -106,6 +121,31 @@ pub fn vmx_saved(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
+/// VT-x: a guest that checks its memory moves between two hosts, there and back.
+pub fn vmx_moves(artifacts: &Artifacts) -> Result<()> {
+    let wire = Wire::new("bochs_vmx_moves", 0)?;
+    let boot = |index: usize| -> Result<Host> {
+        let name = format!("bochs_vmx_moves-{}", migrate::SIDES[index]);
+        let image = artifacts.configured(&name, &migrate::configuration(index))?;
+        let card = Some(Card { number: index as u8, port: wire.datagrams()? });
+        let file = image.clone();
+        let pc = Pc { name, model: Model::Intel, cpus: 1, image, disk: None, keeps_disk: false, card };
+        let host = artifacts.boot_pc(&pc);
+        // It is open where a machine needs it.
+        fs::remove_file(file)?;
+        host
+    };
+    let mut pair = Pair::of(vec![boot(0)?, boot(1)?])?;
+    migrate::start_with(&mut pair.hosts[0], 1, "")?;
+    let mut last = migrate::EVERY;
+    for from in [0, 1] {
+        let moved = pair.migrate_with(from, "g", MOVING)?;
+        eprintln!("        {moved}");
+        last = migrate::check(&mut pair.hosts[1 - from], last)?;
+    }
+    Ok(())
+}
+
 /// VT-x with and without a log of the guest's writes: tracking finds every page that a guest writes again and again, and
 /// hardly another.
 pub fn vmx_writes(artifacts: &Artifacts) -> Result<()> {
@@ -145,6 +185,8 @@ fn hello(artifacts: &Artifacts, name: &str, model: Model) -> Result<()> {
     for guest in ["hello", "cr8"] {
         guests::run(&mut host, guest, "", "").with_context(|| format!("test guest `{guest}`"))?;
     }
+    multiboot::guest_on(&mut host).context("a Multiboot kernel")?;
+    multiboot::pvh_on(&mut host).context("a kernel with PVH's note")?;
     host.power_off()
 }
 

@@ -14,12 +14,17 @@ const SUM: &str = "dd if=/dev/vda bs=1M count=4 2>/dev/null | md5sum | cut -c1-3
 pub fn hotplug(artifacts: &Artifacts) -> Result<()> {
     let host = artifacts.boot(&artifacts.fast("hotplug")?)?;
     let mut guest = Guest::start(host, "")?;
-    let sum = disk_comes(&mut guest)?;
-    disk_goes(&mut guest, &sum)?;
-    card_comes_and_goes(&mut guest)?;
+    come_and_go(&mut guest)?;
     disk_is_pulled(&mut guest)?;
     guest.host.ask("vm kill t")?;
     guest.host.power_off()
+}
+
+/// A disk and a card come and go as their guest lets them.
+pub fn come_and_go(guest: &mut Guest) -> Result<()> {
+    let sum = disk_comes(guest)?;
+    disk_goes(guest, &sum)?;
+    card_comes_and_goes(guest)
 }
 
 fn disk_comes(guest: &mut Guest) -> Result<String> {

@@ -19,7 +19,8 @@ const OPTIONS: &str = "--downtime 3000 --timeout 100 --strategy stop";
 const GUEST: &str = "memory_hash";
 /// It tells of every so many rounds: what a console keeps of its past holds many minutes of them.
 pub const EVERY: u64 = 50;
-/// Where the two hosts are.
+/// What the two hosts are called, and where they are.
+pub const SIDES: [&str; 2] = ["a", "b"];
 const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 
 /// Two hosts, each called as the other knows it: `a` and `b`.
@@ -46,9 +47,12 @@ impl Pair {
 
     /// The same with machines of the caller's.
     pub fn boot_with(machine: impl Fn(usize) -> Result<Launch>, artifacts: &Artifacts) -> Result<Self> {
-        let a = artifacts.boot(&machine(0)?)?;
-        let b = artifacts.boot(&machine(1)?)?;
-        let mut pair = Self { hosts: vec![a, b] };
+        Self::of(vec![artifacts.boot(&machine(0)?)?, artifacts.boot(&machine(1)?)?])
+    }
+
+    /// The same with hosts that run already.
+    pub fn of(hosts: Vec<Host>) -> Result<Self> {
+        let mut pair = Self { hosts };
         pair.introduce(0)?;
         pair.introduce(1)?;
         Ok(pair)
@@ -58,14 +62,19 @@ impl Pair {
     pub fn introduce(&mut self, index: usize) -> Result<()> {
         let report = self.hosts[1 - index].ask("host")?;
         let key = report["key"].as_str().context("`host` shows no key")?.to_owned();
-        let (peer, address) = (["b", "a"][index], ADDRESSES[1 - index]);
+        let (peer, address) = (SIDES[1 - index], ADDRESSES[1 - index]);
         self.hosts[index].ask(&format!("peer add {peer} {address} {key}")).map(drop)
     }
 
     /// Moves a VM from the host with this number to the other; gives what the source says of it.
     pub fn migrate(&mut self, from: usize, vm: &str) -> Result<Value> {
-        let to = ["b", "a"][from];
-        self.hosts[from].ask(&format!("vm migrate {vm} to {to} {OPTIONS}"))?;
+        self.migrate_with(from, vm, OPTIONS)
+    }
+
+    /// The same with these options.
+    pub fn migrate_with(&mut self, from: usize, vm: &str, options: &str) -> Result<Value> {
+        let to = SIDES[1 - from];
+        self.hosts[from].ask(&format!("vm migrate {vm} to {to} {options}"))?;
         let moved = self.wait_end(from)?;
         ensure!(moved["phase"] == "moved", self.hosts[from].emulator().failure(&format!("it did not move: {moved}")));
         self.hosts[from].wait_gone(vm)?;
@@ -104,6 +113,13 @@ impl Pair {
     }
 }
 
+/// A host's configuration. With a key, it is the same host when it is switched on again.
+pub fn configuration(index: usize) -> String {
+    let (side, address) = (SIDES[index], ADDRESSES[index]);
+    let key = side.repeat(64);
+    format!("[host]\nname = \"{side}\"\nmanagement = \"static\"\naddress = \"{address}/24\"\nkey = \"{key}\"\n")
+}
+
 /// A host of the pair: its configuration, these boot modules, and a card on that network.
 pub fn machine(
     artifacts: &Artifacts,
@@ -112,20 +128,12 @@ pub fn machine(
     modules: &[(PathBuf, String)],
     netdev: &str,
 ) -> Result<Launch> {
-    let side = ["a", "b"][index];
+    let side = SIDES[index];
     fs::create_dir_all(&artifacts.logs)?;
-    let configuration = artifacts.logs.join(format!("{name}-{side}.toml"));
-    let address = ADDRESSES[index];
-    fs::write(
-        &configuration,
-        // With a key, it is the same host when it is switched on again.
-        format!(
-            "[host]\nname = \"{side}\"\nmanagement = \"static\"\naddress = \"{address}/24\"\nkey = \"{}\"\n",
-            [side; 64].concat()
-        ),
-    )?;
+    let path = artifacts.logs.join(format!("{name}-{side}.toml"));
+    fs::write(&path, configuration(index))?;
     let mut modules = modules.to_vec();
-    modules.push((configuration, "pollux.toml".to_owned()));
+    modules.push((path, "pollux.toml".to_owned()));
     let launch = Launch::new(&format!("{name}-{side}")).accel(artifacts.accel);
     Ok(launch
         .multiboot(&artifacts.kernel32, "", &modules)?
