@@ -92,6 +92,15 @@ impl Backend {
         }
     }
 
+    /// Whether guests can run XSAVES where the processor has it: VT-x has a control for that.
+    pub fn has_xsaves(&self) -> bool {
+        match self {
+            Self::Svm(_) => true,
+            Self::Vmx(features) => features.contains(vmx::Features::XSAVES),
+            Self::None(_) => false,
+        }
+    }
+
     /// What the report calls it.
     pub fn name(&self) -> &'static str {
         match self {

@@ -394,7 +394,13 @@ enum Origin {
 
 /// What a new guest with so many vCPUs sees here.
 pub fn profile(host: &Host, vcpus: u32) -> CpuProfile {
-    CpuProfile::new(host_leaf, vcpus, host.clock.tsc_khz() as u32)
+    const XSAVES: u32 = 1 << 3;
+    let hidden = if host.backend.has_xsaves() { 0 } else { XSAVES };
+    let leaf = |leaf: u32, subleaf: u32| {
+        let found = host_leaf(leaf, subleaf);
+        if (leaf, subleaf) == (0xd, 1) { Leaf { eax: found.eax & !hidden, ..found } } else { found }
+    };
+    CpuProfile::new(leaf, vcpus, host.clock.tsc_khz() as u32)
 }
 
 /// A vCPU in its CPU's queue.

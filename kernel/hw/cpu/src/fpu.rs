@@ -4,7 +4,7 @@
 //! SDM volume 1, chapter 13; APM volume 2, 11.5. Every component that the processor has is switched, whatever the guest
 //! enabled, so that nothing of one guest is left for another to find.
 
-use crate::cpuid;
+use crate::{cpuid, msr};
 use alloc::boxed::Box;
 use core::arch::asm;
 
@@ -93,8 +93,13 @@ pub fn pkru(xcr0: u64) -> u32 {
     area.pkru()
 }
 
-/// Lets this processor run the XSAVE instructions.
+/// Lets this processor run the XSAVE instructions. Guests are offered no supervisor state, so that their XSAVES finds none.
 pub fn enable() {
+    const XSAVES: u32 = 1 << 3;
+    if cpuid(0xd, 1).eax & XSAVES != 0 {
+        // SAFETY: where there is XSAVES there is the register, and zero is what it has after reset.
+        unsafe { msr::write(msr::XSS, 0) }
+    }
     // SAFETY: the processor has XSAVE; the host uses no floating point that these bits would disturb.
     unsafe {
         asm!("mov {0}, cr0", "and {0}, {1}", "mov cr0, {0}", out(reg) _, in(reg) !CR0_EM_TS, options(nostack));

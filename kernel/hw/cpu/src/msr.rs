@@ -6,6 +6,8 @@ use core::arch::asm;
 pub const APIC_BASE: u32 = 0x1b;
 /// IA32_PAT.
 pub const PAT: u32 = 0x277;
+/// IA32_XSS.
+pub const XSS: u32 = 0xda0;
 /// IA32_TSC_DEADLINE.
 pub const TSC_DEADLINE: u32 = 0x6e0;
 /// EFER.

@@ -71,6 +71,7 @@ const SECONDARY_WANTED: &[Wanted] = &[
     // Without these the instructions would raise #UD though the guest's CPUID offers them.
     optional(secondary::RDTSCP),
     optional(secondary::INVPCID),
+    optional(secondary::XSAVES),
 ];
 
 const LEAVING_WANTED: &[Wanted] = &[

@@ -151,7 +151,7 @@ fn features(controls: Controls, capabilities: u64) -> Features {
         (Features::PREEMPTION_TIMER, pins & pin::PREEMPTION_TIMER != 0),
         (Features::TSC_SCALING, secondaries & secondary::TSC_SCALING != 0),
         (Features::PAUSE_LOOP, controls.secondary & secondary::PAUSE_LOOP != 0),
-        (Features::XSAVES, secondaries & secondary::XSAVES != 0),
+        (Features::XSAVES, controls.secondary & secondary::XSAVES != 0),
         (Features::APIC_REGISTERS, secondaries & secondary::APIC_REGISTERS != 0),
         (Features::X2APIC, secondaries & secondary::X2APIC != 0),
         (Features::VIRTUAL_INTERRUPTS, delivers),

@@ -448,6 +448,9 @@ impl Vmx {
             // Not saved on exits, so that each entry begins anew (26.5.1).
             self.vmcs.write(Field::PREEMPTION_TIMER, RUN_CYCLES_MAX >> controls::preemption_timer_shift());
         }
+        if self.features.contains(Features::XSAVES) {
+            self.vmcs.write(Field::XSS_EXITS, 0);
+        }
         if self.features.contains(Features::PAUSE_LOOP) {
             self.vmcs.write(Field::PAUSE_LOOP_GAP, PAUSE_LOOP_GAP);
             self.vmcs.write(Field::PAUSE_LOOP_WINDOW, PAUSE_LOOP_WINDOW);

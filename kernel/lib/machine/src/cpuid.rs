@@ -118,8 +118,9 @@ const FEATURES_7_EDX: u32 = 1 << 4;
 
 /// Components of XCR0: x87, SSE, AVX, the three of AVX-512, and PKRU.
 const XCR0_COMPONENTS: u32 = 0x2e7;
-/// Leaf 0Dh, subleaf 1: XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES: there is no IA32_XSS.
-const XSAVE_INSTRUCTIONS: u32 = 0x7;
+/// Leaf 0Dh, subleaf 1: XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES with IA32_XSS. No component of IA32_XSS.
+const XSAVE_INSTRUCTIONS: u32 = 0xf;
+const XSAVES: u32 = 1 << 3;
 /// Bytes of the legacy area and the header.
 const XSAVE_BASE_BYTES: u32 = 576;
 
@@ -262,6 +263,11 @@ impl CpuProfile {
         self.basic[7].ebx & 1 << 1 != 0
     }
 
+    /// Whether there is XSAVES, and IA32_XSS with it.
+    pub fn has_xsaves(&self) -> bool {
+        self.xsave[1].eax & XSAVES != 0
+    }
+
     /// The guest's physical address width.
     pub fn physical_address_bits(&self) -> u32 {
         (self.extended[8].eax & 0xff).clamp(36, 52)
@@ -323,11 +329,11 @@ impl CpuProfile {
     }
 
     /// The same in the compacted form, in which components follow each other, some aligned to 64 bytes. Nothing where
-    /// XSAVEC, which writes it, is not offered.
+    /// XSAVEC and XSAVES, which write it, are not offered.
     fn xsave_compacted_bytes(&self, xcr0: u64) -> u32 {
         const XSAVEC: u32 = 1 << 1;
         const ALIGNED: u32 = 1 << 1;
-        if self.xsave[1].eax & XSAVEC == 0 {
+        if self.xsave[1].eax & (XSAVEC | XSAVES) == 0 {
             return 0;
         }
         let enabled = (2..XSAVE_SUBLEAVES).filter(|index| xcr0 & 1 << index != 0).map(|index| self.xsave[index]);

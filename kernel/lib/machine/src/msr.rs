@@ -39,6 +39,7 @@ const X2APIC_LAST: u32 = 0x8ff;
 const X2APIC_SVR: u32 = 0x80f;
 /// Those on which the timer depends: spurious vector (which masks), timer entry, initial count, divider.
 const X2APIC_TIMER: [u32; 4] = [0x80f, 0x832, 0x838, 0x83e];
+const XSS: u32 = 0xda0;
 const EFER: u32 = 0xc000_0080;
 const SYSTEM_CONFIGURATION: u32 = 0xc001_0010;
 const HARDWARE_CONFIGURATION: u32 = 0xc001_0015;
@@ -104,6 +105,8 @@ impl Machine {
             APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => thread.lapic.read_msr(index, clock)?,
             TSC => clock.tsc,
             TSC_ADJUST if self.profile.has_tsc_adjust() => thread.kept.tsc_adjust,
+            // No state of the system's own is offered: XSAVES stores what XSAVEC stores.
+            XSS if self.profile.has_xsaves() => 0,
             EFER => thread.vcpu.paging().efer,
             PAT => thread.vcpu.state().pat,
             MTRR_CAP => MTRR_CAPABILITIES,
@@ -149,6 +152,7 @@ impl Machine {
             TSC_ADJUST if self.profile.has_tsc_adjust() => {
                 self.move_tsc(thread, value.wrapping_sub(thread.kept.tsc_adjust), clock);
             }
+            XSS if self.profile.has_xsaves() => check(value == 0)?,
             EFER => self.write_efer(thread, value)?,
             PAT => {
                 check(value.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7)))?;

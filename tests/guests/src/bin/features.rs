@@ -1,5 +1,5 @@
 //! Checks that a feature which CPUID names works, and that one which it does not name is refused: the bits of CR4, and
-//! what they bring (FSGSBASE, PCID and INVPCID, SMEP, SMAP, protection keys); XCR0; and MSRs that set memory types.
+//! what they bring (FSGSBASE, PCID and INVPCID, SMEP, SMAP, protection keys); XCR0 and XSAVES; and MSRs that set memory types.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "`guest!` exports a symbol, and control registers are written")]
@@ -38,6 +38,7 @@ const MTRR_CAP: u32 = 0xfe;
 const MTRR_DEFAULT: u32 = 0x2ff;
 const MTRR_MASK_0: u32 = 0x201;
 const MTRR_FIXED_64K: u32 = 0x250;
+const XSS: u32 = 0xda0;
 const EFER: u32 = 0xc000_0080;
 const FS_BASE: u32 = 0xc000_0100;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
@@ -67,6 +68,7 @@ fn features() {
     users();
     keys();
     xcr0();
+    xsaves();
     efer();
     memory_types();
     addresses();
@@ -316,6 +318,73 @@ fn xcr0() {
         }
         tap::check(is(xsetbv(1, 1), PROTECTION), "there is no other such register");
     });
+}
+
+/// An XSAVE area, with room for every component.
+#[repr(C, align(64))]
+struct Area([u8; 4096]);
+
+impl Area {
+    fn word(&self, at: usize) -> u64 {
+        self.0[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+}
+
+/// Components, all or x87 alone, go to an area by XSAVES and come back by XRSTORS.
+fn xsaves() {
+    const INSTRUCTIONS: [&str; 2] = ["IA32_XSS without XSAVES", "XSAVES without CR4.OSXSAVE"];
+    if !has(cr4::OSXSAVE) || cpu::cpuid(0xd, 1).eax & 1 << 3 == 0 {
+        // Other processors than a guest's may have the register and say nothing of it.
+        if is_guest() {
+            // SAFETY: it faults, or reads a register.
+            let read = catch(|| unsafe {
+                core::hint::black_box(cpu::read_msr(XSS));
+            });
+            tap::check(is(read, PROTECTION) && is(write(XSS, 0), PROTECTION), INSTRUCTIONS[0]);
+        }
+        return tap::skip("XSAVES", "the processor has none");
+    }
+    let mut area = Area([0; 4096]);
+    let save = |area: &mut Area, low: u32| {
+        // SAFETY: the area is aligned, and has room for every component that CPUID names.
+        catch(|| unsafe { asm!("xsaves64 [{}]", in(reg) area, in("eax") low, in("edx") 0, options(nostack)) })
+    };
+    let restore = |area: &Area| {
+        // SAFETY: this program uses no register of any component.
+        catch(|| unsafe { asm!("xrstors64 [{}]", in(reg) area, in("eax") 3, in("edx") 0, options(nostack)) })
+    };
+    tap::check(is(save(&mut area, 3), UNDEFINED), INSTRUCTIONS[1]);
+    supervisor_components();
+    with(cr4::OSXSAVE, || {
+        tap::check(xsetbv(0, 3).is_none() && cpu::cpuid(0xd, 1).ebx == 576, "CPUID counts what XSAVES stores");
+        // SAFETY: this program uses no register of the FPU.
+        unsafe { asm!("fninit", "fld1", options(nostack)) };
+        tap::check(save(&mut area, 3).is_none(), "XSAVES");
+        tap::check(area.word(XCOMP_BV) == COMPACTED | 3, "it stores in the compacted form what was asked for");
+        // SAFETY: as above.
+        unsafe { asm!("fninit", options(nostack)) };
+        let mut again = Area([0; 4096]);
+        let both = restore(&area).is_none() && save(&mut again, 1).is_none();
+        // ST(0): one.
+        tap::check(both && again.word(32) == 1 << 63 && again.word(40) as u16 == 0x3fff, "XRSTORS brings it back");
+        again.0[XCOMP_BV + 7] = 0;
+        tap::check(is(restore(&again), PROTECTION), "XRSTORS takes no other form");
+    });
+}
+
+/// Bytes of an area's header: which components are stored, and in which form.
+const XCOMP_BV: usize = 520;
+const COMPACTED: u64 = 1 << 63;
+
+/// IA32_XSS takes what CPUID names, and nothing else.
+fn supervisor_components() {
+    let named = u64::from(cpu::cpuid(0xd, 1).ecx) | u64::from(cpu::cpuid(0xd, 1).edx) << 32;
+    tap::check(cpu::read_msr(XSS) == 0, "IA32_XSS is zero at first");
+    tap::check(write(XSS, named).is_none() && cpu::read_msr(XSS) == named, "it takes what CPUID names");
+    write(XSS, 0);
+    for bit in [0, 8, 11, 63].into_iter().filter(|bit| named & 1 << bit == 0) {
+        tap::check(is(write(XSS, 1 << bit), PROTECTION) && cpu::read_msr(XSS) == 0, "and nothing else");
+    }
 }
 
 fn write(index: u32, value: u64) -> Option<Fault> {

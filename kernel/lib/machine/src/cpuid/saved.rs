@@ -121,7 +121,7 @@ const EXTENDED_7_EDX: Names = ("leaf 80000007 EDX", &[(8, "invariant TSC")]);
 const EXTENDED_8_EBX: Names = ("leaf 80000008 EBX", &[(0, "CLZERO")]);
 const XSAVE_COMPONENTS: Names =
     ("XCR0", &[(2, "AVX state"), (5, "AVX-512 state"), (6, "AVX-512 state"), (7, "AVX-512 state"), (9, "PKRU state")]);
-const XSAVE_INSTRUCTIONS: Names = ("leaf D.1 EAX", &[(0, "XSAVEOPT"), (1, "XSAVEC"), (2, "XGETBV1")]);
+const XSAVE_INSTRUCTIONS: Names = ("leaf D.1 EAX", &[(0, "XSAVEOPT"), (1, "XSAVEC"), (2, "XGETBV1"), (3, "XSAVES")]);
 
 impl SavedProfile {
     /// The profile, on the host that it is of.

@@ -153,7 +153,8 @@ pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
         // No protection keys, which the first version did not offer.
         (7, _) => Leaf { ebx: !(1 << 1), ecx: !(1 << 3), ..all },
         (0xd, 0) => Leaf { eax: 0xe7, ebx: 0, ecx: 0, edx: u32::MAX },
-        (0xd, 1) => all,
+        // No XSAVES, which it did not offer either.
+        (0xd, 1) => Leaf { eax: !(1 << 3), ..all },
         (0xd, 2) => component(256, 576, 0),
         // The standard form has a hole before these; the compacted one aligns the last.
         (0xd, 5) => component(40, 1088, 0),

@@ -171,6 +171,24 @@ fn tsc_and_its_adjustment_move_together() {
 }
 
 #[test]
+fn no_supervisor_state_is_offered() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.read_msr(0xda0), Err(PROTECTION), "there is no XSAVES");
+    assert_eq!(bench.write_msr(0xda0, 0), Err(PROTECTION), "there is no XSAVES");
+    let mut bench = Bench::on(with_xsaves, vec![], vec![]);
+    assert_eq!(bench.cpuid(0xd, 1), Leaf { eax: 0xf, ebx: 576, ecx: 0, edx: 0 }, "not its supervisor components");
+    assert_eq!(bench.read_msr(0xda0), Ok(0));
+    bench.write_msr(0xda0, 0).unwrap();
+    refuses(&mut bench, 0xda0, 1 << 8);
+    refuses(&mut bench, 0xda0, 1);
+}
+
+fn with_xsaves(leaf: u32, subleaf: u32) -> Leaf {
+    let there = amd(leaf, subleaf);
+    if (leaf, subleaf) == (0xd, 1) { Leaf { eax: u32::MAX, ..there } } else { there }
+}
+
+#[test]
 fn the_apics_page_lies_in_what_there_is_of_memory() {
     let mut bench = Bench::new();
     refuses(&mut bench, 0x1b, 1 << 40 | 0xfee0_0900);
