@@ -121,6 +121,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_smp", bochs::vmx_smp),
     full("bochs_vmx_saved", bochs::vmx_saved),
     pair("bochs_vmx_moves", bochs::vmx_moves),
+    full("bochs_vmx_uefi", bochs::vmx_uefi),
     full("bochs_vmx_writes", bochs::vmx_writes),
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),

@@ -10,7 +10,9 @@ use super::migrate::{self, Pair};
 use super::tiny::{self, Guest};
 use super::{guests, host, hotplug, limits, multiboot, saved};
 use crate::wire::Wire;
-use crate::{Artifacts, COMMAND_LIMIT, Card, Host, LINUX, Model, Pc, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD};
+use crate::{
+    Artifacts, COMMAND_LIMIT, Card, GUEST_BOOT_LIMIT, Host, LINUX, Model, Pc, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD,
+};
 
 /// Two machines are as fast as this one lets each be: a guest stands still as long as it takes.
 const MOVING: &str = "--downtime 60000";
@@ -118,6 +120,22 @@ pub fn vmx_saved(artifacts: &Artifacts) -> Result<()> {
     ensure!(balloon::run(&mut host, 3, count)? == "2", "it has not both its processors");
     ensure!(balloon::run(&mut host, 4, SUM)? == sum, "the guest's memory changed when the host restarted");
     tiny::power_off(&mut host, "t")?;
+    host.power_off()
+}
+
+/// VT-x: firmware starts GRUB from a guest's disk, and that its system, up to where a user would log in.
+pub fn vmx_uefi(artifacts: &Artifacts) -> Result<()> {
+    let (name, image) = ("bochs_vmx_uefi".to_owned(), artifacts.image.clone());
+    let disk = Some(artifacts.uefi_datastore.clone());
+    let mut host =
+        artifacts.boot_pc(&Pc { name, model: Model::Intel, cpus: 1, image, disk, keeps_disk: false, card: None })?;
+    host.ask("vm create d --disk uefi --memory 512M --start")?;
+    let mut console = host.attach("d")?;
+    console.expect("GNU GRUB", GUEST_BOOT_LIMIT).context("GRUB did not come")?;
+    let (which, _) = console.expect_any(&["debian login:", "Kernel panic"], GUEST_BOOT_LIMIT)?;
+    ensure!(which == 0, console.emulator().failure("its system did not start"));
+    console.leave()?;
+    host.ask("vm kill d")?;
     host.power_off()
 }
 
