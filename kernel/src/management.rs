@@ -175,6 +175,8 @@ fn stream(receive_bytes: usize, send_bytes: usize) -> tcp::Socket<'static> {
     let mut socket = tcp::Socket::new(buffer(receive_bytes), buffer(send_bytes));
     socket.set_timeout(Some(SILENCE));
     socket.set_keep_alive(Some(KEEP_ALIVE));
+    // A window as large as the buffer, sent again and again, would keep a network that loses some of it from recovering.
+    socket.set_congestion_control(tcp::CongestionControl::Reno);
     // Whole messages are written at once: there is nothing to wait for.
     socket.set_nagle_enabled(false);
     socket
