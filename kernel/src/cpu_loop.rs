@@ -179,6 +179,7 @@ impl CpuLoop {
             turns: &mut self.turns,
             limit_ns,
             is_alone,
+            trades: self.trades,
         };
         host.arm_limit();
         host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: vcpu as u16 });
@@ -292,9 +293,26 @@ struct GuestHost<'a> {
     limit_ns: Option<u64>,
     /// Nobody else is ready to run here.
     is_alone: bool,
+    /// vCPUs may move to this CPU.
+    trades: bool,
 }
 
 impl GuestHost<'_> {
+    /// Looks for mail until then, or until there is anything else to do, which comes with an interrupt, and that waits outside.
+    fn find(&self, has_mail: &dyn Fn() -> bool, until_ns: u64) -> bool {
+        loop {
+            for _ in 0..LOOKS {
+                if has_mail() {
+                    return true;
+                }
+                core::hint::spin_loop();
+            }
+            if local_apic::has_requests() || self.host.clock.now_ns() >= until_ns {
+                return false;
+            }
+        }
+    }
+
     fn arm_limit(&self) {
         if let Some(limit_ns) = self.limit_ns {
             local_apic::arm_timer(self.host.clock.tsc_at(limit_ns));
@@ -348,19 +366,14 @@ impl machine::Host for GuestHost<'_> {
         if !is_short || !self.is_alone || self.cpu == 0 && services::has_work() {
             return false;
         }
-        loop {
-            for _ in 0..LOOKS {
-                if has_mail() {
-                    place.end_halt();
-                    return true;
-                }
-                core::hint::spin_loop();
-            }
-            // Whatever else there is to do comes with an interrupt, which waits outside.
-            if local_apic::has_requests() || self.host.clock.now_ns() - start_ns >= LINGER_NS {
-                return false;
-            }
+        // Who has more vCPUs than it can run may send one here.
+        self.host.cpus.set_idle(self.cpu, self.trades);
+        let has_mail = self.find(has_mail, start_ns + LINGER_NS);
+        self.host.cpus.set_idle(self.cpu, false);
+        if has_mail {
+            place.end_halt();
         }
+        has_mail
     }
 
     fn give_way(&mut self, to: Option<usize>) {
@@ -480,11 +493,14 @@ impl GuestHost<'_> {
                 self.end_soon();
             }
         }
+        let mut host = InputHost::new(self.host, self.cpu, running);
         for (disk, id, outcome) in refused {
-            let mut host = InputHost::new(self.host, self.cpu, running);
             running.count_outcome(disk, outcome);
             running.machine.disk_done(disk, id, outcome, &mut host);
             running.machine.disks_settle(disk, &mut host);
+        }
+        if host.woke_here {
+            self.end_soon();
         }
     }
 }

@@ -335,6 +335,7 @@ impl Storage {
     /// Takes a partition back, of which nothing is outstanding.
     pub fn release(&mut self, lent: Lent) {
         self.owners[lent.datastore][lent.disk.partition()].retain(|(disk, _)| *disk != lent.disk);
+        self.host_ended.retain(|ended| ended.lent != lent);
         self.datastores[lent.datastore].release(lent.disk).expect("a drained claim is released once");
     }
 

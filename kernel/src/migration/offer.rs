@@ -115,6 +115,9 @@ impl Offer {
         let Self { name, kernel, initrd, command_line, disks, plan, partitions, weight, cpu_profile, .. } = self;
         let (limits, reserved_bytes, cdrom) = (self.limits, self.reserved_bytes, self.cdrom);
         let modules = self.modules.unwrap_or_default();
+        if cdrom.is_some_and(|index| index as usize >= disks.len()) {
+            return Err(("the VM's description contradicts itself".to_string(), "update the host".to_string()));
+        }
         let disks = names_here(host, &disks, partitions)?;
         let spec = || -> Result<(VmSpec, Vec<Mac>), Invalid> {
             let mut spec = VmSpec::new(name.parse()?, kernel);

@@ -24,7 +24,7 @@ use migrate::clock::Comparison;
 use migrate::pace::Pace;
 use migrate::pages::next_runs;
 use migrate::source::{Effect, Outcome, Phase, Word};
-use migrate::wire::{Message, RUNS_MAX, STATE_BYTES_MAX};
+use migrate::wire::{MESSAGE_BYTES_MAX, Message, RUNS_MAX, STATE_BYTES_MAX};
 use migrate::{Id, Settings, Source, talk};
 use nested::Retired;
 use peer::{Event, KeyPair, PublicKey, Role};
@@ -456,6 +456,9 @@ impl Outgoing {
             Some(message) => {
                 self.message.clear();
                 message.encode(&mut self.message);
+                if self.message.len() > MESSAGE_BYTES_MAX {
+                    return self.source.fail("its description is too long for a message");
+                }
                 link.send(&self.message);
             }
             None => self.telling = Some(0),

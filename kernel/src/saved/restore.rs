@@ -136,7 +136,12 @@ impl Restore {
             Step::Void => {
                 self.staging.fill(&[0; HEADER_BYTES]);
                 let runs = self.staging.runs(HEADER_BYTES as u64);
-                self.slot.submit(host, 0, Op::Write, 0, &runs).map(|()| Step::VoidFlush)
+                let taken = self.slot.submit(host, 0, Op::Write, 0, &runs);
+                if self.slot.has_failed() {
+                    // It was refused: nothing was written.
+                    return Err(io_error(self.slot.name()));
+                }
+                taken.map(|()| Step::VoidFlush)
             }
             Step::VoidFlush => self.slot.flush(host).map(|()| Step::Run),
             Step::Run => {

@@ -152,7 +152,14 @@ impl Save {
             Step::Pages => self.write_pages(host)?,
             Step::Stream => self.write_stream(host)?,
             Step::StreamFlush => self.slot.flush(host).map(|()| Step::Commit),
-            Step::Commit => self.commit(host).map(|()| Step::CommitFlush),
+            Step::Commit => {
+                let taken = self.commit(host);
+                if self.slot.has_failed() {
+                    // It was refused: nothing was written.
+                    return Err(io_error(self.slot.name()));
+                }
+                taken.map(|()| Step::CommitFlush)
+            }
             Step::CommitFlush => self.slot.flush(host).map(|()| Step::End),
             Step::End => return Ok(self.end(host)),
         };

@@ -55,6 +55,17 @@ fn everything() -> VmSpec {
 }
 
 #[test]
+fn the_texts_of_modules_fit_into_a_message() {
+    let mut vm = VmSpec::new("web".parse().unwrap(), Some("kernel".into()));
+    let text = format!("module {}", "x".repeat(2000));
+    let taken = (0..32).take_while(|_| vm.add_module(text.clone()).is_ok()).count();
+    assert_eq!(taken, (16 << 10) / text.len());
+    let invalid = vm.add_module(text).unwrap_err();
+    assert!(invalid.message.contains("together"), "{}", invalid.message);
+    vm.add_module("small".into()).unwrap();
+}
+
+#[test]
 fn reads_everything() {
     let config = parse(
         r#"

@@ -25,6 +25,8 @@ pub const CPU_MAX: u16 = 63;
 pub const DISKS_MAX: usize = 8;
 /// The most modules of a kernel, besides its initial RAM disk.
 pub const MODULES_MAX: usize = 32;
+/// The most bytes that its modules' texts have together: they travel in one message.
+const MODULE_TEXTS_BYTES_MAX: usize = 16 << 10;
 /// The most NICs of a VM.
 pub const NICS_MAX: usize = 8;
 /// The longest command line that Linux on x86 takes, in bytes without its final zero (COMMAND_LINE_SIZE).
@@ -233,6 +235,11 @@ impl VmSpec {
         if self.modules.len() == MODULES_MAX {
             let message = format!("a VM cannot have more than {MODULES_MAX} modules");
             return Err(Invalid::new(message, "leave some out"));
+        }
+        let bytes: usize = self.modules.iter().map(|module| module.0.len()).sum();
+        if bytes + text.len() > MODULE_TEXTS_BYTES_MAX {
+            let message = format!("the modules' texts have more than {MODULE_TEXTS_BYTES_MAX} bytes together");
+            return Err(Invalid::new(message, "say less to them"));
         }
         let module = ModuleSpec(text);
         if module.name().is_empty() {

@@ -253,9 +253,7 @@ impl GuestMemory {
         let end = at.as_u64().saturating_add(bytes);
         while next.as_u64() < end {
             let slot = self.slot_at(next).ok_or(Outside { at: next })?;
-            if present(&slot.frames[index_in(slot, next)]).is_none() {
-                self.fill(slot, next, true).ok_or(Outside { at: next })?;
-            }
+            self.fill(slot, next, true).ok_or(Outside { at: next })?;
             next = next.wrapping_add(LARGE_PAGE_BYTES);
         }
         Ok(())

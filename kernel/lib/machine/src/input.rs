@@ -46,10 +46,13 @@ impl Machine {
         if board.input_mode == InputMode::Closed {
             return Err(FrameLost);
         }
-        if !board.meter.may_receive(bytes.len() as u64, self.epoch.machine_ns(now)) {
+        let now_ns = self.epoch.machine_ns(now);
+        if !board.meter.may_receive(now_ns) {
             return Err(FrameLost);
         }
-        board.frame(&self.memory, nic, offload, bytes)
+        board.frame(&self.memory, nic, offload, bytes)?;
+        board.meter.note_received(bytes.len() as u64, now_ns);
+        Ok(())
     }
 
     /// Tells the guest of the frames that arrived since the last call.

@@ -103,14 +103,16 @@ impl Meter {
         gate.bytes.iter_mut().for_each(|limit| limit.take(bytes, now_ns));
     }
 
-    /// Whether a frame of so many bytes may arrive; it counts if so.
-    pub fn may_receive(&mut self, bytes: u64, now_ns: u64) -> bool {
-        let Some(limit) = &mut self.received else { return true };
-        let may = limit.due_ns(now_ns).is_none();
-        if may {
+    /// Whether a frame may arrive.
+    pub fn may_receive(&self, now_ns: u64) -> bool {
+        self.received.is_none_or(|limit| limit.due_ns(now_ns).is_none())
+    }
+
+    /// Counts a frame that arrived.
+    pub fn note_received(&mut self, bytes: u64, now_ns: u64) {
+        if let Some(limit) = &mut self.received {
             limit.take(bytes, now_ns);
         }
-        may
     }
 
     /// When queues that wait go on, in machine time.

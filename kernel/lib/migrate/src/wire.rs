@@ -11,7 +11,7 @@ use crate::pages::{RUN_BYTES, Runs};
 use alloc::vec::Vec;
 
 /// The protocol's version, part of an offer. Another one is refused.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The longest message: what one frame of `peer` holds.
 pub const MESSAGE_BYTES_MAX: usize = 65_000;

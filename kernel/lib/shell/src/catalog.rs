@@ -216,8 +216,9 @@ pub(crate) const CATALOG: &[Spec] = &[
     Spec {
         options: &[CPU_LIMIT, IOPS, DISK_RATE, NET_RATE, RECEIVE_RATE],
         details: "The limits of a VM as a whole: time on CPUs in percent of one, requests a second and bytes a second of its \
-                  disks, bytes a second that its NICs send. What is not named stays; `none` takes a limit away. A VM \
-                  that runs has them at once, and keeps them when it starts again.",
+                  disks, bytes a second that its NICs send and receive (what comes beyond that is lost). What is not named \
+                  stays; `none` takes a limit away. A VM that runs has them at once, and keeps them when it starts \
+                  again.",
         examples: &["vm set web --cpu-limit 150", "vm set web --iops 500 --disk-rate 20M --net-rate none"],
         ..on_vm(&["vm", "set"], "limit what a VM uses", |arguments| {
             let changes = limits(arguments)?;

@@ -171,7 +171,9 @@ impl Plan {
             check(saved.sectors == here.sectors, Unlike::Disk(index, "has another size"))?;
             check(saved.serial == here.serial, Unlike::Disk(index, "is another disk"))?;
             check(saved.read_only == here.read_only, Unlike::Disk(index, "can be written in one place only"))?;
-            check(saved.discard == here.discard, Unlike::Disk(index, "discards in one place only"))?;
+            // What is only read is never discarded, whatever was offered.
+            let discards_alike = saved.read_only || saved.discard == here.discard;
+            check(discards_alike, Unlike::Disk(index, "discards in one place only"))?;
         }
         let (saved, own) = (self.nics.len(), here.nics.len());
         check(saved == own, Unlike::NicCount(saved, own))?;
