@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::crashed::Crashed;
 use crate::monitor;
 use crate::transcript::{Found, Missing, Transcript};
 
@@ -152,7 +154,16 @@ impl Emulator {
     /// If the monitor cannot be reached. A mistake in the command is part of what is printed.
     pub fn monitor(&mut self, command: &str) -> Result<String> {
         let socket = self.monitor.as_deref().context("this emulator has no monitor")?;
-        monitor::run(socket, command).with_context(|| format!("`{command}` in the monitor"))
+        let result = monitor::run(socket, command).with_context(|| format!("`{command}` in the monitor"));
+        match self.signal() {
+            Some(signal) if result.is_err() => Err(Crashed(signal).into()),
+            _ => result,
+        }
+    }
+
+    /// The signal that it ended by, if it did.
+    fn signal(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten()?.signal()
     }
 
     /// Types `text` on the serial line, without waiting for it to be read.

@@ -7,6 +7,7 @@ mod bochs;
 mod bus;
 mod client;
 mod console;
+mod crashed;
 mod emulator;
 mod host;
 mod launch;

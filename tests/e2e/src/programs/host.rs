@@ -126,7 +126,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("vm create t --kernel linux --cpu-profile nothing", "nothing"),
     ("vm create t", "the VM has nothing to boot"),
     ("vm create t --disk scratch --initrd linux", "go with a kernel"),
-    ("vm add web", "no disk and no NIC is named"),
+    ("vm add web", "no disk, CD or NIC is named"),
     ("vm add web --disk scratch", "web has disk scratch already"),
     ("vm add web --disk nothing", "there is no disk nothing"),
     ("vm add web --nic mac=02:00:00:00:00:07", "02:00:00:00:00:07"),

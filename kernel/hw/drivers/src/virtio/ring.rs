@@ -77,6 +77,8 @@ pub(crate) struct Ring<H: Hal> {
     kicked: u16,
     /// The next used entry to look at.
     next_used: u16,
+    /// The used index at the last look.
+    seen_used: u16,
     broken: bool,
 }
 
@@ -98,6 +100,7 @@ impl<H: Hal> Ring<H> {
             available: 0,
             kicked: 0,
             next_used: 0,
+            seen_used: 0,
             broken: false,
         })
     }
@@ -222,7 +225,8 @@ impl<H: Hal> Ring<H> {
         if self.broken {
             return 0;
         }
-        let count = self.used_index().wrapping_sub(self.next_used);
+        self.seen_used = self.used_index();
+        let count = self.seen_used.wrapping_sub(self.next_used);
         // No entry may be read before the index that counts it.
         fence(Ordering::Acquire);
         self.broken = count > self.size;
@@ -263,19 +267,18 @@ impl<H: Hal> Ring<H> {
         self.free += length;
     }
 
-    /// Asks for an interrupt when the next chain is finished; returns whether one is already, in which case there may be
-    /// no interrupt for it.
+    /// Asks for an interrupt when a chain is finished after the last look; returns whether one is already, in which case
+    /// there may be no interrupt for it.
     pub(crate) fn arm(&mut self) -> bool {
         let available = available_at(usize::from(self.size));
-        let seen = self.used_index();
         if self.event_index {
-            self.memory.store(available + 4 + 2 * usize::from(self.size), seen);
+            self.memory.store(available + 4 + 2 * usize::from(self.size), self.seen_used);
         } else {
             self.memory.store(available, 0_u16);
         }
-        // The wish must be out before the last look.
+        // The wish must be out before the index is read again.
         fence(Ordering::SeqCst);
-        self.used_index() != seen
+        self.used_index() != self.seen_used
     }
 
     /// Asks for no interrupts, as far as possible: an event index wraps round after 65536 chains.

@@ -96,6 +96,20 @@ fn interrupts_are_asked_for() {
 }
 
 #[test]
+fn what_is_finished_between_the_last_look_and_the_wish_is_told_of() {
+    for event_index in [true, false] {
+        let (mut queue, mut device) = queue(0, event_index);
+        let head = queue.ring.push(1, buffer).unwrap();
+        assert_eq!(queue.ring.pop(), None);
+        device.finish(head.into(), 0);
+        assert!(queue.ring.arm(), "the device may have raised no interrupt for it");
+        assert!(queue.ring.pop().is_some());
+        assert_eq!(queue.ring.pop(), None);
+        assert!(!queue.ring.arm());
+    }
+}
+
+#[test]
 fn finished_chains_can_be_looked_at() {
     let (mut queue, mut device) = queue(0, true);
     let heads = [(); 2].map(|()| queue.ring.push(1, buffer).unwrap());
