@@ -1,0 +1,16 @@
+//! An emulator that ended by a signal nobody sent has a fault of its own. The type is [`Crashed`], an error that the
+//! monitor's orders end with; a program that meets a known fault of an emulator's tries again.
+
+use std::fmt;
+
+/// The emulator ended by this signal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crashed(pub i32);
+
+impl fmt::Display for Crashed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "the emulator itself was ended by signal {}", self.0)
+    }
+}
+
+impl std::error::Error for Crashed {}
