@@ -179,7 +179,6 @@ impl CpuLoop {
             turns: &mut self.turns,
             limit_ns,
             is_alone,
-            trades: self.trades,
         };
         host.arm_limit();
         host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: vcpu as u16 });
@@ -293,8 +292,6 @@ struct GuestHost<'a> {
     limit_ns: Option<u64>,
     /// Nobody else is ready to run here.
     is_alone: bool,
-    /// vCPUs may move to this CPU.
-    trades: bool,
 }
 
 impl GuestHost<'_> {
@@ -366,10 +363,7 @@ impl machine::Host for GuestHost<'_> {
         if !is_short || !self.is_alone || self.cpu == 0 && services::has_work() {
             return false;
         }
-        // Who has more vCPUs than it can run may send one here.
-        self.host.cpus.set_idle(self.cpu, self.trades);
         let has_mail = self.find(has_mail, start_ns + LINGER_NS);
-        self.host.cpus.set_idle(self.cpu, false);
         if has_mail {
             place.end_halt();
         }
