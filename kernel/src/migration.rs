@@ -207,9 +207,9 @@ impl Migrations {
         Err((format!("{name} is not on its way"), "see \"migrate status\"".into()))
     }
 
-    /// VMs on their way, and those that were moved lately.
+    /// VMs on their way, and those that were moved lately; of those that leave or left, the last that began is first.
     pub fn status(&self, now_ns: u64) -> Vec<MoveInfo> {
-        let outgoing = self.outgoing.iter().map(|outgoing| outgoing.info(now_ns));
+        let outgoing = self.outgoing.iter().rev().map(|outgoing| outgoing.info(now_ns));
         let incoming = self.incoming.iter().rev().map(|incoming| incoming.info(now_ns));
         let withdrawals = self.withdrawals.iter().map(|withdrawal| withdrawal.info().clone());
         outgoing.chain(withdrawals).chain(self.history.iter().cloned()).chain(incoming).collect()

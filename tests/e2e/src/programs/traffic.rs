@@ -27,7 +27,7 @@ const ANSWERS: u64 = 30;
 /// How far the guest's clock may jump.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(10);
 /// How far it drifts besides: an emulated host knows its TSC's rate to one part in so many.
-const DRIFT_PART: u32 = 400;
+const DRIFT_PART: u32 = 10_000;
 /// A segment of the hosts' own with so many bytes is one with memory in it.
 const CORRUPTED_BYTES: usize = 1400;
 /// The shared disk: its size, and where its one partition begins.
