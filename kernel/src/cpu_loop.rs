@@ -98,6 +98,8 @@ impl CpuLoop {
         self.let_go();
         match self.next_ready() {
             Some(slice) => self.run_slice(&slice, deadline_ns),
+            // They are asked anew.
+            None if self.services.as_mut().is_some_and(Services::note_no_guest) => self.services_due_ns = None,
             None => self.sleep(deadline_ns),
         }
     }
@@ -143,8 +145,11 @@ impl CpuLoop {
         let queued = queue.remove(position);
         drop(queue);
         self.turns.forget(&queued);
+        let mut queue = cpus.queue(to).lock();
+        // In one: who finds it there finds it in the queue.
         queued.running.vcpus[queued.vcpu].move_to(to);
-        cpus.queue(to).lock().push(queued);
+        queue.push(queued);
+        drop(queue);
         cpus.kick(self.index, to);
     }
 
@@ -196,6 +201,9 @@ impl CpuLoop {
         let end_ns = self.host.clock.now_ns();
         let Queued { running, vcpu } = queued;
         running.vcpus[*vcpu].end_slice(start_ns, end_ns);
+        if let Some(services) = &mut self.services {
+            services.note_guest_ran(end_ns.saturating_sub(start_ns));
+        }
         running.book(end_ns.saturating_sub(start_ns), end_ns);
         running.vcpus[*vcpu].throttle(start_ns, end_ns, running.running_percent());
         self.turns.ran(queued, end_ns.saturating_sub(start_ns));

@@ -27,6 +27,10 @@ const BUSY_NS: u64 = 5_000_000;
 const CARDS_NS: u64 = 1_000_000_000;
 /// How soon the driver of a disk that is being reset gets its turn.
 const RECOVERY_NS: u64 = 1_000_000;
+/// Moves have CPU 0 for so many parts where guests who want it have one.
+const MOVES_PARTS: u64 = 3;
+/// How long moves may go on with their part before guests have theirs.
+const OWED_NS_MAX: u64 = 500_000;
 /// How often it is looked whether an ended life can be taken down: another CPU needs microseconds to let go of it.
 const TAKE_DOWN_NS: u64 = 50_000;
 /// How often it is looked whether every vCPU has forgotten memory that its guest gave up.
@@ -64,6 +68,10 @@ pub struct Services {
     console: HostConsole,
     management: Option<Management>,
     management_due_ns: Option<u64>,
+    /// How long guests who want this CPU are to have it for what moves had of it.
+    owed_ns: u64,
+    /// Moves wait until guests have had their part.
+    holds_moves: bool,
     faults_due_ns: Option<u64>,
     ending: Vec<Life>,
     /// Some disks raise no interrupt.
@@ -180,6 +188,8 @@ impl Services {
             console,
             management,
             management_due_ns,
+            owed_ns: 0,
+            holds_moves: false,
             faults_due_ns: Some(0),
             ending: Vec::new(),
             polls_disks,
@@ -296,12 +306,30 @@ impl Services {
         }
     }
 
+    /// Notes that a guest had this CPU for so long.
+    pub fn note_guest_ran(&mut self, ns: u64) {
+        self.owed_ns = self.owed_ns.saturating_sub(ns);
+    }
+
+    /// Notes that no guest wants this CPU; says whether moves wait that may go on now.
+    pub fn note_no_guest(&mut self) -> bool {
+        self.owed_ns = 0;
+        self.holds_moves
+    }
+
+    /// Goes on with moves. Where guests want this CPU too they get their part of it, however much other hosts send.
     fn poll_migrations(&mut self, forwarder: &mut Forwarder) -> Option<u64> {
         let management = self.management.as_mut()?;
+        let start_ns = self.host.clock.now_ns();
+        self.holds_moves = self.owed_ns > OWED_NS_MAX;
+        if self.holds_moves {
+            return Some(start_ns + self.owed_ns - OWED_NS_MAX);
+        }
         let due_ns = self.host.migrations.lock().poll(self.host, management, forwarder);
         if management.has_to_send() {
             self.management_due_ns = management.poll(self.host, forwarder);
         }
+        self.owed_ns += (self.host.clock.now_ns() - start_ns) / MOVES_PARTS;
         // Others have their turn first, and then the rest of what arrived.
         if management.is_behind() { Some(0) } else { due_ns }
     }
