@@ -144,6 +144,12 @@ impl Storage {
         Ok(Lent { datastore: place.datastore, disk })
     }
 
+    /// The serial number that a virtual disk called `name` has; none where there is none.
+    pub fn serial(&self, name: &str) -> Option<String> {
+        let Place { datastore, partition } = self.catalog.find(name).ok()?;
+        self.datastores[datastore].partitions().nth(partition).map(|(partition, _)| partition.serial())
+    }
+
     /// Which partition it is.
     pub fn identity(&self, lent: Lent) -> Identity {
         let datastore = &self.datastores[lent.datastore];

@@ -219,7 +219,8 @@ impl Vm {
         let profile = plan.profile_on(&here).map_err(|unlike| {
             (format!("{} cannot go on here: {unlike}", self.name()), "restore it on a host like the one before".into())
         })?;
-        self.adopt_macs(plan);
+        let serial = |disk: &DiskSpec| padded(&host.storage.lock().serial(&disk.name).unwrap_or_default());
+        self.devices.lock().adopt(plan, serial);
         *self.baseline.lock() = Some(Baseline::of(&profile));
         self.start_as(host, Origin::Saved(Box::new(profile)))
     }
@@ -265,17 +266,6 @@ impl Vm {
                 return text;
             }
             text.extend_from_slice(run);
-        }
-    }
-
-    /// Cards without an address of their own have the one that their guest knows.
-    fn adopt_macs(&self, plan: &Plan) {
-        for (nic, saved) in self.devices.lock().nics.iter_mut().zip(plan.macs()) {
-            if nic.is_chosen
-                && let Some(saved) = Mac::new(saved)
-            {
-                nic.mac = saved;
-            }
         }
     }
 
@@ -572,9 +562,7 @@ fn claim_disk(host: &Host, DiskSpec { name, is_cdrom }: &DiskSpec) -> Result<Len
 
 fn disk_config(host: &Host, lent: Lent) -> DiskConfig {
     let geometry = host.storage.lock().geometry(lent);
-    let mut serial = [0; 20];
-    let bytes = geometry.serial.as_bytes();
-    serial[..bytes.len().min(20)].copy_from_slice(&bytes[..bytes.len().min(20)]);
+    let serial = padded(&geometry.serial);
     let discard = geometry.discard && geometry.write_zeroes && !geometry.read_only;
     DiskConfig {
         sectors: geometry.sectors,
@@ -584,6 +572,13 @@ fn disk_config(host: &Host, lent: Lent) -> DiskConfig {
         discard,
         serial,
     }
+}
+
+/// A serial number as a virtual disk shows it.
+fn padded(serial: &str) -> [u8; 20] {
+    let mut bytes = [0; 20];
+    bytes.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
+    bytes
 }
 
 fn host_leaf(leaf: u32, subleaf: u32) -> Leaf {

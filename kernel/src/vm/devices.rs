@@ -5,6 +5,7 @@
 
 use alloc::vec::Vec;
 use config::{DiskSpec, Mac, VmSpec};
+use machine::Plan;
 
 /// What a VM has.
 pub struct Devices {
@@ -40,6 +41,25 @@ impl Devices {
     pub fn settle(&mut self) {
         self.disks.retain(|disk| !disk.leaves);
         self.nics.retain(|nic| !nic.leaves);
+    }
+
+    /// Puts them in the order in which a saved machine has them, whose disks and cards came and went since it was defined.
+    /// Disks are told by their serial numbers. Cards without an address of their own get the one that their guest knows.
+    /// What the saved machine does not have stays behind.
+    pub fn adopt(&mut self, plan: &Plan, serial: impl Fn(&DiskSpec) -> [u8; 20]) {
+        let place = |disk: &Disk| {
+            let own = serial(&disk.spec);
+            plan.disk_serials().position(|saved| saved == own).unwrap_or(usize::MAX)
+        };
+        self.disks.sort_by_cached_key(place);
+        let mut left = core::mem::take(&mut self.nics);
+        for mac in plan.macs().filter_map(Mac::new) {
+            let own = left.iter().position(|nic| nic.mac == mac && !nic.is_chosen);
+            if let Some(index) = own.or_else(|| left.iter().position(|nic| nic.is_chosen)) {
+                self.nics.push(Nic { mac, ..left.remove(index) });
+            }
+        }
+        self.nics.append(&mut left);
     }
 
     /// Its disks.

@@ -211,15 +211,15 @@ impl Datastore {
         self.claimed(disk).map_or(0, |(_, claim)| claim.outstanding)
     }
 
-    /// The geometry of a virtual disk: the host disk's, with the partition's size, name and serial number (the first
-    /// 20 hexadecimal digits of its GUID). `None` for a stale claim.
+    /// The geometry of a virtual disk: the host disk's, with the partition's size, name and serial number
+    /// ([`Partition::serial`]). `None` for a stale claim.
     pub fn virtual_geometry(&self, disk: VirtualDisk) -> Option<Geometry> {
         let (partition, claim) = self.claimed(disk)?;
         let host = self.disk.geometry();
         Some(Geometry {
             sectors: partition.sectors,
             read_only: host.read_only || partition.read_only || claim.is_shared,
-            serial: format!("{}", partition.unique_guid).chars().filter(|digit| *digit != '-').take(20).collect(),
+            serial: partition.serial(),
             name: format!("{}@{}", partition.name, self.name),
             ..host.clone()
         })

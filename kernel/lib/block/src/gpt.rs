@@ -7,6 +7,7 @@
 mod table;
 
 use crate::SECTOR_BYTES;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -51,6 +52,11 @@ impl Partition {
     /// The first sector past it, or `None` where that is not representable.
     pub fn end_sector(&self) -> Option<u64> {
         self.first_sector.checked_add(self.sectors)
+    }
+
+    /// The serial number of a virtual disk that it is: the first 20 hexadecimal digits of its GUID.
+    pub fn serial(&self) -> String {
+        format!("{}", self.unique_guid).chars().filter(|digit| *digit != '-').take(20).collect()
     }
 }
 

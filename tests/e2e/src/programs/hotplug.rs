@@ -1,23 +1,95 @@
-//! Disks and network cards come and go while a Linux guest runs, and what it wrote to them stays.
+//! Disks and network cards come and go while a Linux guest runs, and what it wrote to them stays, also past a save.
 
-use anyhow::{Result, ensure};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
 
 use super::tiny::{self, Guest};
-use crate::{Artifacts, SCRATCH_DISK};
+use super::{cdrom, saved};
+use crate::{Artifacts, Host, SCRATCH_DISK};
 
 const MAC: &str = "02:00:00:00:00:77";
 /// Writes what nobody can guess to the disk and says its checksum.
 const WRITE: &str = "dd if=/dev/urandom of=/fill bs=1M count=4 2>/dev/null; dd if=/fill of=/dev/vda bs=1M conv=fsync 2>/dev/null; md5sum /fill | cut -c1-32";
 const SUM: &str = "dd if=/dev/vda bs=1M count=4 2>/dev/null | md5sum | cut -c1-32";
 
-/// A disk and a card are added to a guest, used, removed and pulled.
+/// A disk and a card are added to a guest, used, removed and pulled; with a CD, they are saved and restored.
 pub fn hotplug(artifacts: &Artifacts) -> Result<()> {
-    let host = artifacts.boot(&artifacts.fast("hotplug")?)?;
-    let mut guest = Guest::start(host, "")?;
+    let (disk, cd) = (saved::make_disk(&artifacts.logs, "hotplug")?, cdrom::make_disk(artifacts, "hotplug")?);
+    let boot = || artifacts.boot(&artifacts.fast("hotplug")?.kept_disk(&disk).disk(&cd));
+    let mut guest = Guest::start(boot()?, "")?;
     come_and_go(&mut guest)?;
     disk_is_pulled(&mut guest)?;
+    guest.host.ask(&format!("vm remove t --disk {SCRATCH_DISK}"))?;
+    guest.expect("test ! -b /dev/vda")?;
+    let sums = all_come(&mut guest)?;
+    guest.host.ask("vm save t --to slot")?;
+    guest.host.ask("vm restore t --from slot")?;
+    are_whole(&mut guest, &sums).context("restored on the same host")?;
+    guest.host.ask("vm save t --to slot")?;
+    let mut guest = guest.restart_host(boot)?;
+    restore(&mut guest.host)?;
+    are_whole(&mut guest, &sums).context("restored on the host after it restarted")?;
+    all_go(&mut guest).context("restored on the host after it restarted")?;
     guest.host.ask("vm kill t")?;
-    guest.host.power_off()
+    guest.host.power_off()?;
+    fs::remove_file(disk)?;
+    fs::remove_file(cd)?;
+    Ok(())
+}
+
+/// A CD, a disk and a card come, in this order, and the guest uses them; gives the checksums of what it reads.
+fn all_come(guest: &mut Guest) -> Result<[String; 2]> {
+    guest.host.ask("vm add t --cdrom iso")?;
+    guest.expect("test -b /dev/vda")?;
+    guest.host.ask("vm add t --disk other")?;
+    guest.expect("test -b /dev/vdb")?;
+    guest.host.ask(&format!("vm add t --nic mac={MAC}"))?;
+    guest.expect(&format!("grep -q {MAC} /sys/class/net/eth0/address"))?;
+    guest.run("ip link set eth0 up; udhcpc -q -n -t 20 -i eth0 -s /bin/dhcp")?;
+    let written = guest.run(&WRITE.replace("vda", "vdb"))?;
+    let sums = [guest.run(SUM)?, written];
+    are_whole(guest, &sums)?;
+    Ok(sums)
+}
+
+/// The guest reads the same from CD and disk, past its cache, writes to the disk alone, and its card is on the network.
+fn are_whole(guest: &mut Guest, sums: &[String; 2]) -> Result<()> {
+    guest.run("echo 3 > /proc/sys/vm/drop_caches")?;
+    let now = [guest.run(SUM)?, guest.run(&SUM.replace("vda", "vdb"))?];
+    ensure!(now == *sums && now[0] != now[1], "the CD and the disk were {sums:?} and are {now:?}");
+    guest.expect("dd if=/fill of=/dev/vdb bs=1M conv=fsync")?;
+    guest.expect("test $(cat /sys/block/vda/ro) = 1")?;
+    guest.expect("ping -c 1 -W 1 10.0.2.2 >/dev/null")
+}
+
+/// A definition that lacks the CD, or has another one, is refused; one that names all in another order than that in which
+/// they came is not.
+fn restore(host: &mut Host) -> Result<()> {
+    let define = |options: &str| {
+        let what = "--kernel linux --initrd tiny-initrd --cmdline \"console=ttyS0 quiet shell=yes\"";
+        format!("vm create t {what} {options} --nic mac={MAC}")
+    };
+    for options in ["--disk other", "--disk other --cdrom small"] {
+        host.ask(&define(options))?;
+        let refusal = host.refusal("vm restore t --from slot")?;
+        ensure!(refusal.contains("this VM lacks its disk with the serial number"), "{options}: {refusal}");
+        host.ask("vm delete t")?;
+    }
+    host.ask(&define("--disk other --cdrom iso"))?;
+    host.ask("vm restore t --from slot").map(drop)
+}
+
+/// The guest lets go of what came before it was saved, and one that comes now comes.
+fn all_go(guest: &mut Guest) -> Result<()> {
+    guest.host.ask("vm remove t --disk other")?;
+    guest.expect("test ! -b /dev/vdb")?;
+    guest.host.ask("vm remove t --cdrom iso")?;
+    guest.expect("test ! -b /dev/vda")?;
+    guest.host.ask("vm remove t --nic")?;
+    guest.expect("test ! -e /sys/class/net/eth0")?;
+    guest.host.ask("vm add t --disk other")?;
+    guest.expect("test -b /dev/vda")
 }
 
 /// A disk and a card come and go as their guest lets them.

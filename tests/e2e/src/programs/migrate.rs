@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::cdrom;
 use super::saved::make_disk;
 use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, Launch};
 
@@ -175,11 +176,20 @@ pub fn check_after(host: &mut Host, last: u64) -> Result<u64> {
     Ok(last)
 }
 
-/// There, back, and there again; then the guest is told to stay where it is by a host that does not know the caller.
+/// There, back, and there again, with what came while it ran; then the guest is told to go to a host that does not see its
+/// CD, and to one that does not know the caller, and stays where it is.
 pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
-    let mut pair = Pair::boot(artifacts, "migrate")?;
+    let (disk, cd) = (make_disk(&artifacts.logs, "migrate")?, cdrom::make_disk(artifacts, "migrate")?);
+    let (sockets, guest) = (Pair::sockets()?, modules(artifacts)?);
+    let host = |index: usize| {
+        let launch = machine(artifacts, "migrate", index, &guest, &sockets[index])?.memory_mib(512).shared_disk(&disk);
+        Ok(if index == 1 { launch.disk(&cd) } else { launch })
+    };
+    let mut pair = Pair::boot_with(host, artifacts)?;
     start(&mut pair.hosts[0], "--reserved 32M")?;
     pair.hosts[0].ask("vm set g --cpu-limit 90 --net-rate 1G")?;
+    pair.hosts[0].ask("vm add g --disk small")?;
+    pair.hosts[0].ask("vm add g --nic mac=02:00:00:00:00:77")?;
     let mut last = EVERY;
     for from in [0, 1, 0] {
         let moved = pair.migrate(from, "g")?;
@@ -188,14 +198,27 @@ pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
         let limits = &shown["limits"];
         ensure!(shown["reserved_bytes"] == 32 << 20, "what is reserved stayed: {shown}");
         ensure!(limits["cpu_percent"] == 90 && limits["net_bytes_per_s"] == 1 << 30, "its limits stayed: {limits}");
+        let has_all = shown["disks"][0] == "small" && shown["nics"][1] == "02:00:00:00:00:77";
+        ensure!(has_all, "what came while it ran stayed: {shown}");
         last = check(&mut pair.hosts[1 - from], last)?;
     }
+    pair.hosts[1].ask("vm add g --cdrom iso")?;
+    stays(&mut pair, "does not see disk iso")?;
     pair.hosts[0].ask("peer remove b")?;
+    stays(&mut pair, "does not trust")?;
+    check(&mut pair.hosts[1], last)?;
+    fs::remove_file(disk)?;
+    fs::remove_file(cd)?;
+    Ok(())
+}
+
+/// The guest is refused at the first host, in these words.
+fn stays(pair: &mut Pair, why: &str) -> Result<()> {
     pair.hosts[1].ask(&format!("vm migrate g to a {OPTIONS}"))?;
     let refused = pair.wait_end(1)?;
-    ensure!(refused["phase"] == "stayed", "a host took a VM from a stranger: {refused}");
-    ensure!(refused["reason"].as_str().is_some_and(|reason| reason.contains("does not trust")), "{refused}");
-    check(&mut pair.hosts[1], last).map(drop)
+    let reason = refused["reason"].as_str().unwrap_or_default();
+    ensure!(refused["phase"] == "stayed" && reason.contains(why), "it was not refused as it should be: {refused}");
+    Ok(())
 }
 
 /// The link is cut while memory is sent, and the VM stays; a second try succeeds.

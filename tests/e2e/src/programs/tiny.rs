@@ -32,6 +32,12 @@ impl Guest {
         Ok(Self { host, commands: 0 })
     }
 
+    /// The guest, which was saved, on the host as it is after it was switched off and on.
+    pub fn restart_host(self, boot: impl FnOnce() -> Result<Host>) -> Result<Self> {
+        self.host.power_off()?;
+        Ok(Self { host: boot()?, ..self })
+    }
+
     /// Runs a command and gives what it printed.
     pub fn run(&mut self, command: &str) -> Result<String> {
         self.commands += 1;

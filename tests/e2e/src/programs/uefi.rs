@@ -18,6 +18,8 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
 /// A variable that no firmware has: attributes (non-volatile, for boot services and the running system), then a value.
 const VARIABLE: &str = "/sys/firmware/efi/efivars/Pollux-706f6c6c-7578-4000-8000-0000000000aa";
 const VALUE: &str = r"\007\000\000\000kept";
+/// Of the card that comes while it runs.
+const MAC: &str = "02:00:00:00:00:77";
 /// The last of the datastore: the partition for variables, and the table's copy.
 const VARIABLES_AND_TABLE_BYTES: usize = 3 << 20;
 
@@ -91,7 +93,7 @@ pub fn variables(artifacts: &Artifacts) -> Result<()> {
 }
 
 /// A guest is saved and restored while its firmware serves GRUB, and moves to another host with its system running and a
-/// CD that it got meanwhile. What it tells its firmware to keep is on the disk that both hosts see, by whoever runs it.
+/// CD, a disk and a card that it got meanwhile, and lets go of there. What it tells its firmware to keep is on the disk that both hosts see, by whoever runs it.
 ///
 /// GRUB does not move: it counts the processor's ticks, whose rate two emulators measure differently.
 pub fn moves(artifacts: &Artifacts) -> Result<()> {
@@ -103,7 +105,7 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
         Ok(migrate::machine(artifacts, "uefi_moves", index, &ovmf, &wire.netdev(index))?
             .memory_mib(1536)
             .shared_disk(&disk)
-            .disk(&slot)
+            .shared_disk(&slot)
             .shared_disk(&cd))
     };
     let mut pair = Pair::boot_with(machine, artifacts)?;
@@ -112,10 +114,14 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     let mut console = boot_from_grub(&mut pair.hosts[0])?;
     write_variable(&mut console, "Corinth")?;
     console.leave()?;
-    pair.hosts[0].ask("vm add d --cdrom iso")?;
+    for part in ["--cdrom iso", "--disk small", &format!("--nic mac={MAC}")] {
+        pair.hosts[0].ask(&format!("vm add d {part}"))?;
+    }
     let mut console = return_to(&mut pair.hosts[0], "added")?;
     cdrom::mount(&mut console)?;
     let sum = cdrom::sum(&mut console)?;
+    console.run("until test -b /dev/vdc; do sleep 1; done; echo Corinth | dd of=/dev/vdc conv=fsync 2>&1")?;
+    console.run(&format!("until grep -q {MAC} /sys/class/net/*/address; do sleep 1; done"))?;
     console.leave()?;
     give_up_ready(&mut pair, &wire)?;
     let console = return_to(&mut pair.hosts[0], "stayed").context("it does not go on where it stays")?;
@@ -133,6 +139,14 @@ pub fn moves(artifacts: &Artifacts) -> Result<()> {
     ensure!(kept == "Bathens", "after the move the variable is {kept:?}");
     let there = cdrom::sum(&mut console).context("the CD after the move")?;
     ensure!(there == sum, "after the move another CD is there: {there} and not {sum}");
+    let there = console.run("dd if=/dev/vdc count=1 iflag=direct 2>/dev/null | head -n 1")?;
+    ensure!(there == "Corinth", "after the move the disk that came has {there:?}");
+    console.run("ip link set $(ls /sys/class/net | grep -v lo) up; test $(cat /sys/class/net/[!l]*/carrier) = 1")?;
+    console.leave()?;
+    pair.hosts[1].ask("vm remove d --disk small")?;
+    pair.hosts[1].ask("vm remove d --nic")?;
+    let mut console = return_to(&mut pair.hosts[1], "removed")?;
+    console.run(&format!("test ! -b /dev/vdc && ! grep -q {MAC} /sys/class/net/*/address"))?;
     write_variable(&mut console, "Avignon")?;
     console.leave()?;
     let show = pair.hosts[1].ask("vm show d")?;

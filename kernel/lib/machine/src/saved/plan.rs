@@ -83,6 +83,8 @@ pub enum Unlike {
     Vcpus(u32, u32),
     /// Another memory size, in bytes: saved, here.
     Memory(u64, u64),
+    /// The machine here lacks the disk with this serial number.
+    NoDisk([u8; 20]),
     /// Another number of disks: saved, here.
     DiskCount(usize, usize),
     /// This disk is another one: how.
@@ -143,6 +145,11 @@ impl Plan {
         self.debug.map_or(DebugPorts::default(), |ports| DebugPorts { exit: ports.exit, console: ports.console })
     }
 
+    /// The serial numbers of the disks.
+    pub fn disk_serials(&self) -> impl Iterator<Item = [u8; 20]> + '_ {
+        self.disks.iter().map(|disk| disk.serial)
+    }
+
     /// The addresses of the network cards.
     pub fn macs(&self) -> impl Iterator<Item = [u8; 6]> + '_ {
         self.nics.iter().map(|nic| nic.mac)
@@ -165,6 +172,8 @@ impl Plan {
         check(self.vcpus == here.vcpus, Unlike::Vcpus(self.vcpus, here.vcpus))?;
         check(self.memory_bytes == here.memory_bytes, Unlike::Memory(self.memory_bytes, here.memory_bytes))?;
         check(self.firmware == here.firmware, Unlike::Firmware)?;
+        let lacking = self.disk_serials().find(|serial| here.disk_serials().all(|own| own != *serial));
+        lacking.map_or(Ok(()), |serial| Err(Unlike::NoDisk(serial)))?;
         let (saved, own) = (self.disks.len(), here.disks.len());
         check(saved == own, Unlike::DiskCount(saved, own))?;
         for (index, (saved, here)) in self.disks.iter().zip(&here.disks).enumerate() {
@@ -197,6 +206,10 @@ impl fmt::Display for Unlike {
             Self::Vcpus(saved, here) => write!(out, "it was saved with {saved} vCPUs, and this VM has {here}"),
             Self::Memory(saved, here) => {
                 write!(out, "it was saved with {} MiB of memory, and this VM has {}", saved >> 20, here >> 20)
+            }
+            Self::NoDisk(serial) => {
+                let serial = serial.split(|&byte| byte == 0).next().unwrap_or_default();
+                write!(out, "this VM lacks its disk with the serial number {}", serial.escape_ascii())
             }
             Self::DiskCount(saved, here) => write!(out, "it was saved with {saved} disks, and this VM has {here}"),
             Self::Disk(index, how) => write!(out, "disk {index} {how}"),

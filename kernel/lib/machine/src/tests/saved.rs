@@ -197,7 +197,12 @@ fn what_differs_is_named() {
         };
         unlike(bench.restore_with(&saved, 1000, 0, config))
     };
-    assert_eq!(with(vec![], vec![nic()], profile()), "it was saved with 1 disks, and this VM has 0");
+    let lacking = "this VM lacks its disk with the serial number ssssssssssssssssssss";
+    assert_eq!(with(vec![], vec![nic()], profile()), lacking);
+    let other = DiskConfig { serial: *b"12345\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", ..disk(1000) };
+    assert_eq!(with(vec![other.clone()], vec![nic()], profile()), lacking);
+    let more = [disks(), vec![other]].concat();
+    assert_eq!(with(more, vec![nic()], profile()), "it was saved with 1 disks, and this VM has 2");
     assert_eq!(with(vec![disk(999)], vec![nic()], profile()), "disk 0 has another size");
     let other = NicConfig { mac: [2, 0, 0, 0, 0, 2], mtu: 1500 };
     assert_eq!(with(disks(), vec![other], profile()), "network card 0 has another address");
