@@ -111,6 +111,11 @@ pub fn io_apic_message(id: u8, to: u32, vector: u8) -> Option<(u64, u32)> {
     known.unwrap_or_else(|| local_apic::msi(to, vector))
 }
 
+/// Whether interrupts pass by an IOMMU. Its routes are for messages and edges.
+pub fn remaps_interrupts() -> bool {
+    CONFINEMENT.get().is_some_and(|confinement| confinement.lock().remaps)
+}
+
 /// Puts memory in a device's reach; `None` where nothing is confined.
 pub fn grant(source: Source, runs: &[(Hpa, u64)]) -> Result<Option<Grant>, OutOfMemory> {
     let Some(confinement) = CONFINEMENT.get() else { return Ok(None) };

@@ -6,15 +6,20 @@
 
 use crate::cpu_loop::InputHost;
 use crate::host::Host;
+use crate::lines;
 use crate::network::{Arrived, Forwarder};
 use crate::services;
 use crate::storage::Ended;
 use crate::vm::Running;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use interrupts::LINE;
 
 /// How soon a card is asked again that had more frames than one turn takes; a guest on this CPU runs meanwhile.
 const MORE_FRAMES_NS: u64 = 100_000;
+
+/// How often in a row lines may interrupt for none of the cards: its cause may be taken away just before it is looked for.
+const STRAY_LINES_MAX: u32 = 1000;
 
 /// One CPU's part in the work for disks and cards.
 pub struct Devices {
@@ -26,18 +31,31 @@ pub struct Devices {
     ended: Vec<Ended>,
     /// When a card is asked again.
     frames_due_ns: Option<u64>,
+    /// How often in a row a line interrupted and no card had pulled.
+    stray_lines: u32,
+    /// Some cards raise no interrupt.
+    polls_cards: bool,
 }
 
 impl Devices {
     /// For CPU `cpu`, once all drivers have started.
     pub fn new(host: &Host, cpu: usize) -> Self {
-        let (disks, cards) = (host.storage.lock().vectors(), host.network.lock().vectors().to_vec());
-        Self { cpu, disks, cards, ended: Vec::new(), frames_due_ns: None }
+        let disks = host.storage.lock().vectors();
+        let (cards, polls_cards) = {
+            let network = host.network.lock();
+            (network.vectors().to_vec(), network.polls())
+        };
+        Self { cpu, disks, cards, ended: Vec::new(), frames_due_ns: None, stray_lines: 0, polls_cards }
     }
 
     /// Whether an interrupt is a disk's or a card's.
     pub fn raise(&self, vector: u8) -> bool {
         self.disks.contains(&vector) || self.cards.contains(&vector)
+    }
+
+    /// Whether some card must be asked because it raises no interrupt.
+    pub fn polls_cards(&self) -> bool {
+        self.polls_cards
     }
 
     /// When it wants to be called next.
@@ -50,9 +68,28 @@ impl Devices {
         if arrived.iter().any(|vector| self.disks.contains(vector)) {
             self.finish_transfers(host, Some(arrived));
         }
+        let has_line = arrived.contains(&LINE);
+        if has_line {
+            self.release_lines(host);
+        }
         let is_due = self.frames_due_ns.is_some_and(|due_ns| due_ns <= host.clock.now_ns());
         if is_due || arrived.iter().any(|vector| self.cards.contains(vector)) {
             self.take_frames(host, forwarder);
+        }
+        if has_line {
+            interrupts::end_line();
+        }
+    }
+
+    /// Has cards let their lines go, and gives the lines up where it is somebody else who pulls.
+    fn release_lines(&mut self, host: &Host) {
+        let mut network = host.network.lock();
+        self.stray_lines = if network.release_lines() { 0 } else { self.stray_lines + 1 };
+        if self.stray_lines == STRAY_LINES_MAX {
+            log::warn!("a device that is not driven pulls at a card's interrupt line: the card is asked instead");
+            lines::give_up();
+            network.poll_lines();
+            self.polls_cards = true;
         }
     }
 

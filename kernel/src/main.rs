@@ -13,6 +13,7 @@ mod epitaph;
 mod host;
 mod host_console;
 mod isa;
+mod lines;
 mod log_ring;
 mod management;
 mod measure;

@@ -13,6 +13,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use config::Mac;
+use interrupts::LINE;
 use switch::{
     CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Received, Segments, Switch, coalesce,
     complete_checksum,
@@ -38,6 +39,10 @@ pub struct Network {
     uplink: usize,
     /// Interrupt vectors of the cards. They stay with CPU 0: a guest that sends goes on sending meanwhile.
     vectors: Vec<u8>,
+    /// The cards that pull at a line.
+    lines: Vec<usize>,
+    /// Their lines were given up.
+    polls_lines: bool,
     management_frames: VecDeque<Vec<u8>>,
 }
 
@@ -67,6 +72,8 @@ impl Network {
             links: Vec::new(),
             uplink: 0,
             vectors: Vec::new(),
+            lines: Vec::new(),
+            polls_lines: false,
             management_frames: VecDeque::new(),
         }
     }
@@ -80,6 +87,7 @@ impl Network {
             self.ports.push((port, Port::Uplink));
         }
         self.links.push(nic.link());
+        self.lines.extend((vector == Some(LINE)).then_some(self.nics.len()));
         self.nics.push(nic);
         self.vectors.extend(vector);
     }
@@ -157,7 +165,27 @@ impl Network {
 
     /// Whether some card must be asked because it raises no interrupt.
     pub fn polls(&self) -> bool {
-        self.nics.iter().any(|nic| !nic.has_interrupt())
+        self.polls_lines || self.nics.iter().any(|nic| !nic.has_interrupt())
+    }
+
+    /// Has every card that pulls at a line let it go; says whether one did. What it pulled for is to be seen to before
+    /// the interrupt ends.
+    pub fn release_lines(&mut self) -> bool {
+        self.lines.iter().filter(|&&index| self.nics[index].acknowledge_interrupt()).count() > 0
+    }
+
+    /// Asks cards from now on that pull at a line.
+    pub fn poll_lines(&mut self) {
+        self.lines.clear();
+        self.polls_lines = true;
+    }
+
+    /// Takes away why the uplink's message came. What pulls at a line is let go when that interrupts, and not
+    /// otherwise: its interrupt would find nothing.
+    fn acknowledge_uplink(&mut self) {
+        if !self.lines.contains(&self.uplink) {
+            self.nics[self.uplink].acknowledge_interrupt();
+        }
     }
 
     /// Every port with its counters.
@@ -212,8 +240,8 @@ impl Network {
     /// Throws away what a card received while it stood by.
     fn discard(&mut self) {
         let mut frame = Vec::new();
+        self.acknowledge_uplink();
         let nic = &mut self.nics[self.uplink];
-        nic.acknowledge_interrupt();
         (0..RECEIVED_FRAMES_MAX).take_while(|_| nic.receive(&mut frame).is_some()).count();
     }
 
@@ -222,10 +250,10 @@ impl Network {
     /// several calls.
     fn receive(&mut self, into: &mut [Received], is_first: bool) -> Option<(PortId, usize)> {
         let port = self.ports.iter().find_map(|(id, port)| matches!(port, Port::Uplink).then_some(*id))?;
-        let nic = self.nics.get_mut(self.uplink)?;
         if is_first {
-            nic.acknowledge_interrupt();
+            self.acknowledge_uplink();
         }
+        let nic = self.nics.get_mut(self.uplink)?;
         let mut count = 0;
         for (offload, bytes) in into {
             let Some(received) = nic.receive(bytes) else { break };

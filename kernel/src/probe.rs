@@ -4,6 +4,7 @@ use crate::backend::Backend as HostBackend;
 use crate::confinement;
 use crate::host::Host;
 use crate::isa;
+use crate::lines;
 use crate::network::Network;
 use crate::serial;
 use crate::storage::{Interrupt, Storage};
@@ -60,7 +61,8 @@ pub fn devices(platform: &Platform, clock: Clock) -> (Storage, Network) {
             Probed::Nic(nic) => {
                 let mac = config::Mac::new(nic.mac()).map_or_else(|| "no address".into(), |mac| mac.to_string());
                 let name = format!("nic{}", network.nics().len());
-                DEVICES.lock().1.push(ready(name, format!("{} at {place}, {mac}", nic.name())));
+                let how = if nic.has_interrupt() { "" } else { ", polled" };
+                DEVICES.lock().1.push(ready(name, format!("{} at {place}, {mac}{how}", nic.name())));
                 network.add_nic(nic, interrupt.map(|interrupt| interrupt.vector));
             }
             Probed::Unsupported { what } => add_unsupported(place, &what),
@@ -95,6 +97,12 @@ impl Interrupts for Line<'_> {
 
     fn isa(&mut self, irq: u8) -> bool {
         self.vector(false).is_some_and(|vector| isa::route(self.platform, irq, vector))
+    }
+
+    fn line(&mut self, pull: &mut dyn FnMut(bool)) -> bool {
+        let is_found = lines::find(self.platform, pull);
+        self.interrupt = is_found.then_some(Interrupt { vector: interrupts::LINE, is_message: false });
+        is_found
     }
 }
 

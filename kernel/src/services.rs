@@ -82,8 +82,6 @@ pub struct Services {
     keepers: Keepers,
     measurements: Measurements,
     removals: Removals,
-    /// Some cards raise none.
-    polls_cards: bool,
     /// Until when devices without an interrupt are asked more often.
     busy_until_ns: u64,
     /// When the cards are looked after next; none without one.
@@ -177,10 +175,7 @@ impl Services {
     pub fn new(host: &'static Host) -> Self {
         let (console, management) = (HostConsole::new(), Management::new(host));
         let polls_disks = host.storage.lock().polls();
-        let (polls_cards, cards_due_ns) = {
-            let network = host.network.lock();
-            (network.polls(), (!network.nics().is_empty()).then_some(0))
-        };
+        let cards_due_ns = (!host.network.lock().nics().is_empty()).then_some(0);
         // Without an uplink there is nothing that could ever be due.
         let management_due_ns = management.is_some().then_some(0);
         Self {
@@ -198,7 +193,6 @@ impl Services {
             keepers: Keepers::default(),
             measurements: Measurements::default(),
             removals: Removals::default(),
-            polls_cards,
             busy_until_ns: 0,
             cards_due_ns,
             release_due_ns: None,
@@ -219,7 +213,7 @@ impl Services {
             self.finish_transfers(devices);
         }
         self.tick_cards();
-        let had_frames = (self.polls_cards || first) && devices.take_frames(host, forwarder);
+        let had_frames = (devices.polls_cards() || first) && devices.take_frames(host, forwarder);
         self.poll_management(forwarder);
         let migration_due_ns = self.poll_migrations(forwarder);
         devices::settle(host, 0, forwarder);
@@ -232,7 +226,7 @@ impl Services {
         let removals_due_ns = self.removals.poll(host);
         CONSOLE.take();
         let console_due_ns = self.console.poll(host, arrived.iter().any(|&vector| may_be_console(devices, vector)));
-        let poll_due_ns = self.poll_due_ns(had_frames);
+        let poll_due_ns = self.poll_due_ns(devices.polls_cards(), had_frames);
         let faults_due_ns = self.tell_of_faults();
         let services_due_ns = [
             self.management_due_ns,
@@ -250,13 +244,13 @@ impl Services {
 
     /// When devices without an interrupt are asked next. `had_frames`: a card
     /// without one had some, just now.
-    fn poll_due_ns(&mut self, had_frames: bool) -> Option<u64> {
+    fn poll_due_ns(&mut self, polls_cards: bool, had_frames: bool) -> Option<u64> {
         let now_ns = self.host.clock.now_ns();
         if had_frames {
             self.busy_until_ns = now_ns + BUSY_NS;
         }
         let is_busy = now_ns < self.busy_until_ns;
-        (self.polls_disks || self.polls_cards).then_some(now_ns + if is_busy { BUSY_POLL_NS } else { POLL_NS })
+        (self.polls_disks || polls_cards).then_some(now_ns + if is_busy { BUSY_POLL_NS } else { POLL_NS })
     }
 
     /// Lets the disks' drivers look after their devices when that is due; returns whether it was.

@@ -33,7 +33,7 @@ fn act(nic: &mut IntelNic<HeapHal, Card>, card: &Card, input: &mut Input<'_>, fr
         3 => card.set_link(input.u8() & 1 != 0),
         4 => (0..input.u8()).for_each(|_| drop(card.send())),
         5 => transmit(nic, input),
-        6 => nic.acknowledge_interrupt(),
+        6 => _ = nic.acknowledge_interrupt(),
         7 => nic.tick(),
         8 if input.u8() == 0 => card.vanish(),
         _ => {

@@ -15,13 +15,14 @@ mod setup;
 mod transmit;
 
 use crate::pci::Function;
-use crate::pci::interrupt::{Message, enable_msi};
+use crate::pci::interrupt::enable_msi;
+use crate::probe::Interrupts;
 use alloc::vec::Vec;
 use core::fmt;
 pub use model::{Family, Model};
 use receive::Receiver;
 pub use registers::Bus;
-use registers::{ALL_ONES, CAUSE_LINK, CRCERRS, GPRC, GPTC, ICR, MPC, PciBus, RLEC, RXERRC};
+use registers::{ALL_ONES, CAUSE_LINK, CAUSES, CRCERRS, GPRC, GPTC, ICR, MPC, PciBus, RLEC, RXERRC};
 use switch::{CardCounters, Full, Link, Mac, Nic, Offload, Offloads};
 use transmit::Transmitter;
 use virtio_drivers::Hal;
@@ -76,17 +77,24 @@ struct Stall {
     count: u32,
 }
 
-/// Starts the driver of a function. `message` is asked for its interrupt.
+/// Starts the driver of a function. `interrupts` is asked for its interrupt: a message, or where the card has none its
+/// line.
 pub(crate) fn start<H: Hal>(
     model: Model,
     function: Function,
-    message: impl FnOnce() -> Option<Message>,
+    interrupts: &mut dyn Interrupts,
 ) -> Result<IntelNic<H, PciBus>, Fault> {
     let address = function.address();
     let spare = [0x02, 0, 0, address.bus(), address.device(), address.function()];
     let bus = PciBus::open::<H>(function).ok_or(Fault::Registers)?;
     IntelNic::start(model, bus, spare, |bus: &mut PciBus| {
-        model.family.is_express() && message().is_some_and(|message| enable_msi(bus.function(), message))
+        if model.family.is_express() {
+            return interrupts.message().is_some_and(|message| enable_msi(bus.function(), message));
+        }
+        bus.function().let_pull(true);
+        let has_line = interrupts.line(&mut |pulls| setup::pull(bus, pulls));
+        bus.function().let_pull(has_line);
+        has_line
     })
 }
 
@@ -264,15 +272,19 @@ impl<H: Hal, B: Bus> Nic for IntelNic<H, B> {
         self.receiver.receive(&mut self.bus, into)
     }
 
-    fn acknowledge_interrupt(&mut self) {
+    fn acknowledge_interrupt(&mut self) -> bool {
         if !self.has_interrupt || self.link == Link::Failed {
-            return;
+            return false;
         }
-        match self.bus.read(ICR) {
-            ALL_ONES => self.fail("it vanished"),
-            causes if causes & CAUSE_LINK != 0 => self.look(),
-            _ => {}
+        let causes = self.bus.read(ICR);
+        if causes == ALL_ONES {
+            self.fail("it vanished");
+            return false;
         }
+        if causes & CAUSE_LINK != 0 {
+            self.look();
+        }
+        causes & CAUSES != 0
     }
 
     fn has_interrupt(&self) -> bool {

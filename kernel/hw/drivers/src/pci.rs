@@ -296,10 +296,19 @@ impl Function {
         });
     }
 
-    /// Takes DMA from the function, whatever state it is in. MSI-X goes with it.
+    /// Lets the function pull its interrupt pin, or silences it.
+    pub(crate) fn let_pull(&mut self, may_pull: bool) {
+        PciHeader::new(self.address).update_command(self.access, |mut command| {
+            command.set(CommandRegister::INTERRUPT_DISABLE, !may_pull);
+            command
+        });
+    }
+
+    /// Takes DMA from the function, whatever state it is in, and silences its interrupt pin. MSI-X goes with DMA.
     pub(crate) fn stop_dma(&mut self) {
-        PciHeader::new(self.address)
-            .update_command(self.access, |command| command - CommandRegister::BUS_MASTER_ENABLE);
+        PciHeader::new(self.address).update_command(self.access, |command| {
+            (command - CommandRegister::BUS_MASTER_ENABLE) | CommandRegister::INTERRUPT_DISABLE
+        });
     }
 
     pub(crate) fn access(&self) -> ConfigAccess {

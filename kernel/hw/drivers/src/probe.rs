@@ -34,6 +34,10 @@ pub trait Interrupts {
 
     /// Brings an ISA interrupt, which the device raises as an edge, to a processor; says whether that was possible.
     fn isa(&mut self, irq: u8) -> bool;
+
+    /// Brings the interrupt line of a device without messages to a processor, as the level that it is; says whether that
+    /// was possible. Where the line ends is found by experiment: `pull` has the device pull at it, or let it go.
+    fn line(&mut self, pull: &mut dyn FnMut(bool)) -> bool;
 }
 
 /// What a function turned out to be.
@@ -68,17 +72,17 @@ pub fn probe<H: Hal + 'static>(
             Err(fault) => Probed::Unsupported { what: format!("IDE controller at {place}: {fault}") },
         };
     }
+    if let Some(model) = Model::find(function.ids()) {
+        return match intel_nic::start::<H>(model, function, interrupts) {
+            Ok(nic) => Probed::Nic(Box::new(nic)),
+            Err(fault) => Probed::Unsupported { what: format!("{} network card at {place}: {fault}", model.name) },
+        };
+    }
     let message = || interrupts.message();
     if function.class() == AHCI {
         return match ahci::start::<H>(function, message, now_ns) {
             Ok(disks) => Probed::Disks(disks),
             Err(fault) => Probed::Unsupported { what: format!("AHCI controller at {place}: {fault}") },
-        };
-    }
-    if let Some(model) = Model::find(function.ids()) {
-        return match intel_nic::start::<H>(model, function, message) {
-            Ok(nic) => Probed::Nic(Box::new(nic)),
-            Err(fault) => Probed::Unsupported { what: format!("{} network card at {place}: {fault}", model.name) },
         };
     }
     if function.class() == NVME {

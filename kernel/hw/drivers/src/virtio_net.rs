@@ -140,8 +140,9 @@ impl<H: Hal> Nic for VirtioNet<H> {
         received
     }
 
-    fn acknowledge_interrupt(&mut self) {
+    fn acknowledge_interrupt(&mut self) -> bool {
         self.device.acknowledge_interrupt();
+        false
     }
 
     fn has_interrupt(&self) -> bool {

@@ -1,7 +1,7 @@
-//! The host's I/O APICs, as far as Pollux needs them: everything masked, and the edges of the serial
-//! console and of legacy disk channels routed.
+//! The host's I/O APICs, as far as Pollux needs them: everything masked, and routed what devices without messages
+//! raise: the serial console, legacy disk channels, and old cards on PCI.
 //!
-//! 82093AA data sheet. Devices on PCI use message-signalled interrupts and pass by the I/O APIC.
+//! 82093AA data sheet. All other devices on PCI use message-signalled interrupts and pass by the I/O APIC.
 
 use addr::Hpa;
 
@@ -38,15 +38,35 @@ impl IoApic {
     /// Has input `gsi` send `vector` as a message to `address`, which says to which processor. Bits 19:4 of it are an
     /// entry's upper ones, whatever they mean (VT-d 4.1, section 5.1.5.1).
     pub fn route(self, gsi: u32, address: u64, vector: u8, level: bool, active_low: bool) {
-        let register = REDIRECTION + 2 * (gsi - self.first_gsi) as u8;
+        self.prepare(gsi, address, vector, level, active_low);
+        self.unmask(gsi);
+    }
+
+    /// The same, but leaves the input masked. A level that comes before it is unmasked is seen then.
+    pub fn prepare(self, gsi: u32, address: u64, vector: u8, level: bool, active_low: bool) {
+        let register = self.entry(gsi);
         let flags = if level { LEVEL } else { 0 } | if active_low { ACTIVE_LOW } else { 0 };
+        self.write(register, MASKED | u32::from(vector) | flags);
         self.write(register + 1, ((address >> 4) as u32 & 0xffff) << 16);
-        self.write(register, u32::from(vector) | flags);
+    }
+
+    /// Masks input `gsi`.
+    pub fn mask(self, gsi: u32) {
+        self.write(self.entry(gsi), self.read(self.entry(gsi)) | MASKED);
+    }
+
+    /// Opens input `gsi`, which was prepared.
+    pub fn unmask(self, gsi: u32) {
+        self.write(self.entry(gsi), self.read(self.entry(gsi)) & !MASKED);
+    }
+
+    fn entry(self, gsi: u32) -> u8 {
+        REDIRECTION + 2 * (gsi - self.first_gsi) as u8
     }
 
     fn read(self, register: u8) -> u32 {
         self.select(register);
-        // SAFETY: the data window, selected above; one processor programs the I/O APICs, at start-up.
+        // SAFETY: the data window, selected above; one processor programs the I/O APICs.
         unsafe { ((self.base.as_u64() + 0x10) as *const u32).read_volatile() }
     }
 

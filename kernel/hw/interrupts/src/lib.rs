@@ -17,6 +17,10 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
 
+/// The lines of devices that send no messages, all of them. They are levels: such an interrupt ends when whoever took its
+/// cause away says so ([`end_line`]), and until then its level is not seen again. Of all that the host takes it has the
+/// lowest priority, so that nothing else waits meanwhile.
+pub const LINE: u8 = 0x20;
 /// The local APIC's timer.
 pub const TIMER: u8 = 0xe0;
 /// Another processor wants this one to look around.
@@ -130,6 +134,11 @@ pub fn take_device_vector() -> Option<u8> {
     Some(vector)
 }
 
+/// Ends a [`LINE`] interrupt of this processor, outside of any handler. What still pulls interrupts again.
+pub fn end_line() {
+    local_apic::end_of_interrupt();
+}
+
 fn set_stub(idt: &mut InterruptDescriptorTable, vector: u8, stub: VirtAddr) {
     use cpu::tables::{DOUBLE_FAULT_STACK, MACHINE_CHECK_STACK, NMI_STACK};
     // SAFETY: the stubs save and restore every register and end with IRETQ; the special stacks are those that
@@ -175,6 +184,7 @@ extern "C" fn interrupt_arrived(frame: &Frame) {
         },
         0..32 => HOOK.get().expect("init ran")(frame),
         SPURIOUS => {}
+        LINE => percpu::current().arrive(LINE),
         _ => {
             percpu::current().arrive(vector);
             local_apic::end_of_interrupt();

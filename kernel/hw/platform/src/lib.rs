@@ -63,6 +63,8 @@ pub struct Override {
     pub active_low: bool,
 }
 
+/// The first inputs are those of the ISA interrupts, but for overrides.
+const ISA_INTERRUPTS: u32 = 16;
 /// No table is longer.
 const TABLE_BYTES_MAX: usize = 16 << 20;
 const HEADER_BYTES: usize = size_of::<SdtHeader>();
@@ -144,6 +146,23 @@ impl Platform {
         let place = self.overrides.iter().find(|place| place.irq == irq).copied().unwrap_or(own);
         let takes = |apic: &&IoApic| apic.first_gsi <= place.gsi && place.gsi < apic.first_gsi + apic.inputs();
         Some((*self.io_apics.iter().find(takes)?, place))
+    }
+
+    /// The inputs where a PCI device's interrupt line may end, as they are signalled then: those past the ISA interrupts,
+    /// and of these the ones that firmware calls levels (PCI Local Bus Specification 3.0, section 2.2.6; ACPI 6.5,
+    /// section 5.2.12.5).
+    pub fn line_inputs(&self) -> impl Iterator<Item = (IoApic, Override)> {
+        let all = self.io_apics.iter().flat_map(|apic| {
+            let inputs = apic.first_gsi..apic.first_gsi.saturating_add(apic.inputs());
+            inputs.map(|gsi| (*apic, gsi))
+        });
+        let signalled = |gsi: u32| {
+            let own = Override { irq: 0, gsi, level: gsi >= ISA_INTERRUPTS, active_low: true };
+            self.overrides.iter().find(|place| place.gsi == gsi).copied().unwrap_or(own)
+        };
+        let levels = all.map(move |(apic, gsi)| (apic, signalled(gsi))).filter(|(_, input)| input.level);
+        let (own, isa): (Vec<_>, Vec<_>) = levels.partition(|(_, input)| input.gsi >= ISA_INTERRUPTS);
+        own.into_iter().chain(isa)
     }
 
     fn read_madt(&mut self, madt: Pin<&Madt>) {

@@ -87,8 +87,9 @@ pub trait Nic: Send {
     /// arms the receive interrupt, so a caller that has seen `None` may wait for it.
     fn receive(&mut self, into: &mut Vec<u8>) -> Option<Offload>;
 
-    /// Withdraws a level-triggered interrupt where the device needs it; nothing with MSI-X.
-    fn acknowledge_interrupt(&mut self);
+    /// Takes the cause of the card's interrupt away where the card wants that, as one must that pulls at a line; says
+    /// whether there was one. Nothing with MSI-X.
+    fn acknowledge_interrupt(&mut self) -> bool;
 
     /// Whether received frames raise an interrupt. Otherwise the caller polls [`Nic::receive`].
     fn has_interrupt(&self) -> bool;

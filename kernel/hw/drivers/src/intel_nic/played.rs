@@ -83,6 +83,7 @@ impl State {
             MDIC => drop(self.registers.insert(MDIC, value & 0xffff | MDIC_READY)),
             RDH => self.receive_head = value,
             TDH => self.transmit_head = value,
+            ICS => *self.registers.entry(ICR).or_default() |= value,
             IMS => *self.registers.entry(IMS).or_default() |= value,
             IMC => *self.registers.entry(IMS).or_default() &= !value,
             _ => drop(self.registers.insert(register, value)),
@@ -112,6 +113,12 @@ impl Card {
     pub fn set_link(&self, is_up: bool) {
         self.set(STATUS, if is_up { STATUS_LINK_UP | 2 << STATUS_SPEED_SHIFT } else { 0 });
         self.set(ICR, CAUSE_LINK);
+    }
+
+    /// Whether it pulls at its interrupt line.
+    pub fn pulls(&self) -> bool {
+        let state = self.0.lock();
+        state.get(ICR) & state.get(IMS) != 0
     }
 
     /// Takes the card out of its slot.

@@ -38,6 +38,8 @@ pub(super) const MDIC_READY: u32 = 1 << 28;
 pub(super) const MDIC_ERROR: u32 = 1 << 30;
 /// Interrupt causes: reading clears them.
 pub(super) const ICR: usize = 0x00c0;
+/// Sets causes, as if they had occurred.
+pub(super) const ICS: usize = 0x00c8;
 /// Interrupt throttling, in units of 256 ns.
 pub(super) const ITR: usize = 0x00c4;
 /// Causes that interrupt: set and clear.
@@ -45,6 +47,10 @@ pub(super) const IMS: usize = 0x00d0;
 pub(super) const IMC: usize = 0x00d8;
 pub(super) const CAUSE_LINK: u32 = 1 << 2;
 pub(super) const CAUSE_RECEIVED: u32 = 1 << 7;
+/// Few transmit descriptors are left, by a threshold that stays off: only who sets it makes it occur.
+pub(super) const CAUSE_TRANSMIT_LOW: u32 = 1 << 15;
+/// Those that interrupt.
+pub(super) const CAUSES: u32 = CAUSE_RECEIVED | CAUSE_LINK;
 /// Receive control.
 pub(super) const RCTL: usize = 0x0100;
 pub(super) const RCTL_ENABLE: u32 = 1 << 1;

@@ -157,7 +157,20 @@ pub(super) fn enable_interrupt(bus: &mut impl Bus, family: Family) {
         Family::E1000 | Family::E1000e => bus.write(ITR, THROTTLE_NS / 256),
     }
     bus.read(ICR);
-    bus.write(IMS, CAUSE_RECEIVED | CAUSE_LINK);
+    bus.write(IMS, CAUSES);
+}
+
+/// Has the card pull at its interrupt line, or let it go, before [`enable_interrupt`] (8254x manual, section 13.4.18).
+pub(super) fn pull(bus: &mut impl Bus, pulls: bool) {
+    if pulls {
+        bus.write(IMS, CAUSE_TRANSMIT_LOW);
+        bus.write(ICS, CAUSE_TRANSMIT_LOW);
+        // It has arrived when a register can be read again, which takes no cause away.
+        bus.read(STATUS);
+    } else {
+        bus.write(IMC, ALL_ONES);
+        bus.read(ICR);
+    }
 }
 
 /// Whether there is a carrier.
