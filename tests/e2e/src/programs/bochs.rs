@@ -141,9 +141,35 @@ pub fn vmx_uefi(artifacts: &Artifacts) -> Result<()> {
 
 /// VT-x: a guest that checks its memory moves between two hosts, there and back.
 pub fn vmx_moves(artifacts: &Artifacts) -> Result<()> {
-    let wire = Wire::new("bochs_vmx_moves", 0)?;
+    let mut pair = pair(artifacts, "bochs_vmx_moves", &Wire::new("bochs_vmx_moves", 0)?)?;
+    migrate::start_with(&mut pair.hosts[0], 1, "")?;
+    let mut last = migrate::EVERY;
+    for from in [0, 1] {
+        let moved = pair.migrate_with(from, "g", MOVING)?;
+        eprintln!("        {moved}");
+        last = migrate::check(&mut pair.hosts[1 - from], last)?;
+    }
+    Ok(())
+}
+
+/// VT-x: the link is cut while the guest's memory is sent, and it stays; then it goes ahead of its memory, and the link is cut
+/// again until it waits for that.
+pub fn vmx_link_cut(artifacts: &Artifacts) -> Result<()> {
+    let wire = Wire::new("bochs_vmx_link_cut", 0)?;
+    let mut pair = pair(artifacts, "bochs_vmx_link_cut", &wire)?;
+    let set_link = |_: &mut Pair, is_up: bool| {
+        wire.cut(0, !is_up);
+        Ok(())
+    };
+    migrate::start_with(&mut pair.hosts[0], 1, "")?;
+    let last = migrate::stays(&mut pair, migrate::EVERY, set_link)?;
+    migrate::goes_ahead(&mut pair, last, set_link).map(drop)
+}
+
+/// Two hosts on a segment, that trust each other.
+fn pair(artifacts: &Artifacts, name: &str, wire: &Wire) -> Result<Pair> {
     let boot = |index: usize| -> Result<Host> {
-        let name = format!("bochs_vmx_moves-{}", migrate::SIDES[index]);
+        let name = format!("{name}-{}", migrate::SIDES[index]);
         let image = artifacts.configured(&name, &migrate::configuration(index))?;
         let card = Some(Card { number: index as u8, port: wire.datagrams()? });
         let file = image.clone();
@@ -153,15 +179,7 @@ pub fn vmx_moves(artifacts: &Artifacts) -> Result<()> {
         fs::remove_file(file)?;
         host
     };
-    let mut pair = Pair::of(vec![boot(0)?, boot(1)?])?;
-    migrate::start_with(&mut pair.hosts[0], 1, "")?;
-    let mut last = migrate::EVERY;
-    for from in [0, 1] {
-        let moved = pair.migrate_with(from, "g", MOVING)?;
-        eprintln!("        {moved}");
-        last = migrate::check(&mut pair.hosts[1 - from], last)?;
-    }
-    Ok(())
+    Pair::of(vec![boot(0)?, boot(1)?])
 }
 
 /// VT-x with and without a log of the guest's writes: tracking finds every page that a guest writes again and again, and

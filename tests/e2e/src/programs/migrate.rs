@@ -225,15 +225,26 @@ fn stays(pair: &mut Pair, why: &str) -> Result<()> {
 pub fn link_cut(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate_link_cut")?;
     start(&mut pair.hosts[0], "")?;
-    pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 100 --bandwidth 1")?;
-    pair.hosts[0].emulator().monitor("set_link net0 off")?;
-    let stayed = pair.wait_end(0)?;
-    ensure!(stayed["phase"] == "stayed", "without a link it did not stay: {stayed}");
-    let last = check(&mut pair.hosts[0], EVERY)?;
-    pair.hosts[0].emulator().monitor("set_link net0 on")?;
-    pair.hosts[1].wait_gone("g")?;
+    let last = stays(&mut pair, EVERY, set_link)?;
     pair.migrate(0, "g")?;
     check(&mut pair.hosts[1], last).map(drop)
+}
+
+/// Cuts the link while the guest's memory is sent from the first host, and mends it again. Gives the last round.
+pub fn stays(pair: &mut Pair, last: u64, set_link: impl Fn(&mut Pair, bool) -> Result<()>) -> Result<u64> {
+    pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 100 --bandwidth 1")?;
+    set_link(pair, false)?;
+    let stayed = pair.wait_end(0)?;
+    ensure!(stayed["phase"] == "stayed", "without a link it did not stay: {stayed}");
+    let last = check(&mut pair.hosts[0], last)?;
+    set_link(pair, true)?;
+    pair.hosts[1].wait_gone("g")?;
+    Ok(last)
+}
+
+/// Cuts the first host's cable, or mends it.
+fn set_link(pair: &mut Pair, is_up: bool) -> Result<()> {
+    pair.hosts[0].emulator().monitor(if is_up { "set_link net0 on" } else { "set_link net0 off" }).map(drop)
 }
 
 /// The disk cannot make stable what was written: the guest is not saved, and does not move; a second try succeeds.
@@ -263,24 +274,30 @@ pub fn disk_error(artifacts: &Artifacts) -> Result<()> {
 pub fn postcopy(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate_postcopy")?;
     start_with(&mut pair.hosts[0], 8, "")?;
+    let last = goes_ahead(&mut pair, EVERY, set_link)?;
+    // Whole again, it moves on as any other.
+    pair.migrate(1, "g")?;
+    check(&mut pair.hosts[0], last)?;
+    given_up(&mut pair)
+}
+
+/// Lets the guest go ahead to the second host, without most of its memory, and cuts the link until it waits there. Gives the
+/// last round.
+pub fn goes_ahead(pair: &mut Pair, last: u64, set_link: impl Fn(&mut Pair, bool) -> Result<()>) -> Result<u64> {
     pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 1 --strategy postcopy --bandwidth 1")?;
     pair.wait_move(0, "sending the rest", |_| true)?;
-    pair.hosts[0].emulator().monitor("set_link net0 off")?;
+    set_link(pair, false)?;
     pair.hosts[1].wait_state("g", "paused", MOVE_LIMIT)?;
     let serves = pair.hosts[0].state("g")?;
     ensure!(serves.as_deref() == Some("serving"), "the source, which has only its memory, calls it {serves:?}");
     let refusal = pair.hosts[1].refusal("vm resume g")?;
     ensure!(refusal.contains("still on its way"), "a guest without its memory was let go on: {refusal}");
-    pair.hosts[0].emulator().monitor("set_link net0 on")?;
+    set_link(pair, true)?;
     let moved = pair.wait_end(0)?;
     ensure!(moved["phase"] == "moved", pair.hosts[0].emulator().failure(&format!("it did not move: {moved}")));
     eprintln!("        {moved}");
     pair.hosts[0].wait_gone("g")?;
-    let last = check(&mut pair.hosts[1], EVERY)?;
-    // Whole again, it moves on as any other.
-    pair.migrate(1, "g")?;
-    check(&mut pair.hosts[0], last)?;
-    given_up(&mut pair)
+    check(&mut pair.hosts[1], last)
 }
 
 /// The operator gives up a target that cannot be reached: the guest, which may run there, is not started at the source.
