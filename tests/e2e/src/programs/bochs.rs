@@ -162,7 +162,7 @@ pub fn vmx_link_cut(artifacts: &Artifacts) -> Result<()> {
         Ok(())
     };
     migrate::start_with(&mut pair.hosts[0], 1, "")?;
-    let last = migrate::stays(&mut pair, migrate::EVERY, set_link)?;
+    let last = migrate::cut_off(&mut pair, migrate::EVERY, set_link)?;
     migrate::goes_ahead(&mut pair, last, set_link).map(drop)
 }
 

@@ -225,13 +225,13 @@ fn stays(pair: &mut Pair, why: &str) -> Result<()> {
 pub fn link_cut(artifacts: &Artifacts) -> Result<()> {
     let mut pair = Pair::boot(artifacts, "migrate_link_cut")?;
     start(&mut pair.hosts[0], "")?;
-    let last = stays(&mut pair, EVERY, set_link)?;
+    let last = cut_off(&mut pair, EVERY, set_link)?;
     pair.migrate(0, "g")?;
     check(&mut pair.hosts[1], last).map(drop)
 }
 
 /// Cuts the link while the guest's memory is sent from the first host, and mends it again. Gives the last round.
-pub fn stays(pair: &mut Pair, last: u64, set_link: impl Fn(&mut Pair, bool) -> Result<()>) -> Result<u64> {
+pub fn cut_off(pair: &mut Pair, last: u64, set_link: impl Fn(&mut Pair, bool) -> Result<()>) -> Result<u64> {
     pair.hosts[0].ask("vm migrate g to b --downtime 1 --timeout 100 --bandwidth 1")?;
     set_link(pair, false)?;
     let stayed = pair.wait_end(0)?;
