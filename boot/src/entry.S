@@ -71,6 +71,7 @@ boot_entry:
     movl $boot_pml4, %eax
     movl %eax, %cr3
     movl %cr4, %eax
+    andl $0xffffefff, %eax                          # LA57 off, whatever the firmware used
     orl $0x20, %eax                                 # PAE
     movl %eax, %cr4
     movl $0xc0000080, %ecx

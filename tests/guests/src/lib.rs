@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod interrupts;
 pub mod legacy;
 pub mod legacy_modes;
+pub mod levels;
 pub mod mmio;
 pub mod paging;
 pub mod pci;

@@ -80,8 +80,7 @@ pub fn translate<C: Context>(context: &mut C, gva: u64, access: Access, privileg
 
 /// Whether a linear address is canonical with 48 or, by CR4.LA57, 57 bits (SDM volume 1, 3.3.7.1).
 pub(crate) const fn is_canonical(paging: &Paging, gva: u64) -> bool {
-    let unused = if paging.cr4 & cr4::LA57 != 0 { 64 - 57 } else { 64 - 48 };
-    ((gva << unused) as i64 >> unused) as u64 == gva
+    vcpu::is_canonical(gva, if paging.cr4 & cr4::LA57 != 0 { 57 } else { 48 })
 }
 
 /// The entries that led to a page, leaf last, with what they held: those that have an accessed bit.

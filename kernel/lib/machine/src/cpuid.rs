@@ -108,9 +108,11 @@ const FEATURES_7_EBX: u32 = 1 << 0
     | 1 << 29
     | 1 << 30
     | 1 << 31;
-/// Leaf 7 ECX: VBMI, UMIP, PKU, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID.
+/// Leaf 7 ECX: VBMI, UMIP, PKU, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, LA57, RDPID.
 const FEATURES_7_ECX: u32 =
-    1 << 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+    1 << 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | LA57 | 1 << 22;
+/// Leaf 7 ECX: five levels of page tables.
+const LA57: u32 = 1 << 16;
 /// Leaf 7 ECX: CR4.PKE is set.
 const OSPKE: u32 = 1 << 4;
 /// Leaf 7 EDX: fast short REP MOV.
@@ -271,6 +273,11 @@ impl CpuProfile {
     /// The guest's physical address width.
     pub fn physical_address_bits(&self) -> u32 {
         (self.extended[8].eax & 0xff).clamp(36, 52)
+    }
+
+    /// The guest's linear address width.
+    pub fn linear_address_bits(&self) -> u32 {
+        if self.basic[7].ecx & LA57 != 0 { 57 } else { 48 }
     }
 
     /// Whether the processor is one of AMD's.

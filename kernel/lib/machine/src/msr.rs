@@ -11,7 +11,7 @@ use crate::run::Thread;
 use crate::{Machine, paravirt};
 use alloc::vec::Vec;
 use chipset::{Clock, Effect, GeneralProtection};
-use vcpu::{cr0, efer};
+use vcpu::{cr0, efer, is_canonical};
 
 const TSC: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
@@ -177,7 +177,7 @@ impl Machine {
             // Software writes zero there before CPUID loads the revision again (SDM volume 3, 10.11.7.1).
             PATCH_LEVEL if !self.profile.is_amd() => check(value == 0)?,
             // What is no update of this processor's changes nothing, and none is.
-            UPDATE_TRIGGER if !self.profile.is_amd() => check(is_canonical(value))?,
+            UPDATE_TRIGGER if !self.profile.is_amd() => check(is_canonical(value, self.profile.linear_address_bits()))?,
             MCG_STATUS | DEBUG_CTL => check(value == 0)?,
             SYSTEM_CONFIGURATION | INTERRUPT_PENDING | MMIO_CONFIGURATION if self.profile.is_amd() => {
                 check(value == 0)?
@@ -231,11 +231,6 @@ fn is_memory_type(kind: u8) -> bool {
 
 fn is_core_configuration(index: u32) -> bool {
     matches!(index, CORE_CONFIGURATION..=CORE_CONFIGURATION_WALKS | BUS_CONFIGURATION | EXECUTION_CONFIGURATION)
-}
-
-/// Whether the upper bits repeat bit 47 (SDM volume 1, 3.3.7.1). Guests are not offered wider addresses.
-const fn is_canonical(address: u64) -> bool {
-    (address << 16).cast_signed() >> 16 == address.cast_signed()
 }
 
 fn fixed_mtrr(index: u32) -> Option<usize> {

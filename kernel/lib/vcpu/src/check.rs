@@ -10,16 +10,18 @@ use crate::{Event, VcpuState};
 const DEBUG_BITS: u64 = 0xffff_ffff;
 
 impl VcpuState {
-    /// Whether the host can load this state: `Err` says what is wrong with it.
+    /// Whether a host whose linear addresses have so many bits can load this state: `Err` says what is wrong with it.
     ///
     /// # Errors
     /// For an address that is not canonical, a reserved bit, an unknown memory type, or an event that there is not.
-    pub fn check(&self) -> Result<(), &'static str> {
+    pub fn check(&self, linear_address_bits: u32) -> Result<(), &'static str> {
         let addresses =
             [self.lstar, self.cstar, self.kernel_gs_base, self.sysenter_esp, self.sysenter_eip, self.gdtr.base];
         let bases = [self.idtr.base, self.ldtr.base, self.tr.base];
         let segments = self.segments.iter().map(|segment| segment.base);
-        if !addresses.into_iter().chain(bases).chain(segments).all(is_canonical) {
+        // Whether CR4.LA57 is set makes no difference to a register (SDM volume 3, 4.5.1).
+        if !addresses.into_iter().chain(bases).chain(segments).all(|address| is_canonical(address, linear_address_bits))
+        {
             return Err("an address that is not canonical");
         }
         if (self.sfmask | self.tsc_aux | self.sysenter_cs) >> 32 != 0 || (self.dr6 | self.dr7) & !DEBUG_BITS != 0 {
@@ -37,22 +39,25 @@ impl VcpuState {
     }
 }
 
-/// Whether the upper bits repeat bit 47 (SDM volume 1, 3.3.7.1). Guests are not offered wider addresses.
-const fn is_canonical(address: u64) -> bool {
-    (address << 16).cast_signed() >> 16 == address.cast_signed()
+/// Whether the bits above so many repeat the highest of those: 48, or 57 (SDM volume 1, 3.3.7.1).
+pub const fn is_canonical(address: u64, bits: u32) -> bool {
+    let unused = 64 - bits;
+    (address << unused).cast_signed() >> unused == address.cast_signed()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Exception;
+    use crate::{Exception, Table};
 
     #[test]
     fn reset_is_fine_and_each_wrong_part_is_found() {
         let reset = VcpuState::reset();
-        assert_eq!(reset.check(), Ok(()));
+        assert_eq!(reset.check(48), Ok(()));
         let high = VcpuState { lstar: 0xffff_8000_0000_0000, ..reset.clone() };
-        assert_eq!(high.check(), Ok(()));
+        assert_eq!(high.check(48), Ok(()));
+        let wide = VcpuState { gdtr: Table { base: 0xff00_0000_0000_0000, limit: 0 }, ..reset.clone() };
+        assert!(wide.check(48).is_err() && wide.check(57) == Ok(()));
         let unknown = Exception { vector: 32, error_code: None, fault_address: None };
         for wrong in [
             VcpuState { kernel_gs_base: 0x8000_0000_0000, ..reset.clone() },
@@ -61,7 +66,17 @@ mod tests {
             VcpuState { pat: 2, ..reset.clone() },
             VcpuState { waiting: Some(Event::Exception(unknown)), ..reset.clone() },
         ] {
-            assert!(wrong.check().is_err(), "{wrong:?}");
+            assert!(wrong.check(48).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_canonical_when_their_upper_bits_are_equal() {
+        for (good, bits) in [(0, 48), ((1 << 47) - 1, 48), (0xffff_8000_0000_0000, 48), (u64::MAX, 48), (1 << 55, 57)] {
+            assert!(is_canonical(good, bits));
+        }
+        for (bad, bits) in [(1 << 47, 48), (1 << 63, 48), (0xfffe_ffff_ffff_ffff, 48), (1 << 56, 57), (1 << 63, 57)] {
+            assert!(!is_canonical(bad, bits));
         }
     }
 }

@@ -22,6 +22,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 pub use apic::{ApicPage, Vectors};
+pub use check::is_canonical;
 pub use debug::{Breakpoints, dr6_after_trap};
 pub use event::{Event, Exception, ReadyFor, Window};
 pub use exit::{Access, Exit, PortAccess, PortDirection};

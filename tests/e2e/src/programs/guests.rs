@@ -37,8 +37,8 @@ impl Ending {
 /// runs this guest on both vendors' models.
 const ABORTS_QEMU: &str = "cr8";
 
-/// A processor with protection keys, too.
-const WITH_KEYS: &str = "EPYC,+svm,+npt,+x2apic,+pku";
+/// A processor with protection keys and five levels of page tables, too.
+pub const WITH_ALL: &str = "EPYC,+svm,+npt,+x2apic,+pku,+la57";
 
 /// Where bare guests run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,7 @@ pub fn vectors(artifacts: &Artifacts) -> Result<()> {
 pub fn all(artifacts: &Artifacts) -> Result<()> {
     let modules: Vec<(&Path, &str)> =
         artifacts.guests.iter().map(|(name, path)| (path.as_path(), name.as_str())).collect();
-    let mut host = artifacts.boot(&artifacts.fast_with("bare_guests", &modules)?.cpu(WITH_KEYS))?;
+    let mut host = artifacts.boot(&artifacts.fast_with("bare_guests", &modules)?.cpu(WITH_ALL))?;
     all_on(&mut host, artifacts, Where::Qemu)?;
     host.power_off()
 }
@@ -144,11 +144,12 @@ pub fn each_on(
     check(host)
 }
 
-/// What a CPU profile withholds is refused.
+/// What a CPU profile withholds is refused, also where the processor has it.
 fn withheld(host: &mut Host) -> Result<()> {
-    const WITHHELD: &str = "SMEP,SMAP,UMIP,FSGSBASE,PCID,XSAVE,FFXSR,SYSCALL";
+    const WITHHELD: &str = "SMEP,SMAP,UMIP,FSGSBASE,PCID,XSAVE,FFXSR,SYSCALL,LA57";
     host.ask(&format!("cpu profile derive modest --without {WITHHELD}"))?;
-    run(host, "features", "strict=1", "--cpu-profile modest")
+    run(host, "features", "strict=1", "--cpu-profile modest")?;
+    run(host, "la57", "strict=1", "--cpu-profile modest")
 }
 
 /// Starts a guest beside which others misbehave.

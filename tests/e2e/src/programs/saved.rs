@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
-use super::tiny;
+use super::{guests, tiny};
 use crate::{Accel, Artifacts, GUEST_BOOT_LIMIT, Host, Model};
 
 /// For the guest to print a line: it waits for a ping's answer first.
@@ -172,7 +172,8 @@ fn last_line(host: &mut Host) -> Result<u64> {
 }
 
 fn boot(artifacts: &Artifacts, disk: &Path) -> Result<Host> {
-    artifacts.boot(&artifacts.fast("save_restore")?.kept_disk(disk))
+    // Linux uses five levels of page tables where it has them.
+    artifacts.boot(&artifacts.fast("save_restore")?.cpu(guests::WITH_ALL).kept_disk(disk))
 }
 
 /// A disk with room for a saved VM, another one, and one that is too small.

@@ -336,8 +336,7 @@ fn xsaves() {
     if !has(cr4::OSXSAVE) || cpu::cpuid(0xd, 1).eax & 1 << 3 == 0 {
         // Other processors than a guest's may have the register and say nothing of it.
         if is_guest() {
-            // SAFETY: it faults, or reads a register.
-            let read = catch(|| unsafe {
+            let read = catch(|| {
                 core::hint::black_box(cpu::read_msr(XSS));
             });
             tap::check(is(read, PROTECTION) && is(write(XSS, 0), PROTECTION), INSTRUCTIONS[0]);

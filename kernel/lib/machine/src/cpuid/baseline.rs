@@ -246,6 +246,8 @@ impl CpuProfile {
                 self.take(feature);
             }
         }
+        let linear_bits = lesser(self.extended[8].eax >> 8 & 0xff, self.linear_address_bits(), &[8]);
+        self.extended[8].eax = self.extended[8].eax & !0xff00 | linear_bits << 8;
         let offered = self.xsave[0].eax;
         for (index, component) in self.xsave.iter_mut().enumerate().skip(2) {
             if offered & 1 << index == 0 {

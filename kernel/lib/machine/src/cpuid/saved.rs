@@ -86,6 +86,7 @@ const LEAF_7_ECX: Names = (
         (11, "AVX512VNNI"),
         (12, "AVX512BITALG"),
         (14, "AVX512VPOPCNTDQ"),
+        (16, "LA57"),
         (22, "RDPID"),
     ],
 );

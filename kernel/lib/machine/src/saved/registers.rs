@@ -125,7 +125,7 @@ impl Saved {
     /// Where no vCPU can have had them, or the guest was not offered what they use.
     pub fn state(&self, profile: &CpuProfile) -> Result<VcpuState, Invalid> {
         let state = self.registers.state()?;
-        state.check().map_err(Invalid)?;
+        state.check(profile.linear_address_bits()).map_err(Invalid)?;
         let offered = profile.allows_xcr0(state.xcr0) || state.xcr0 == 1;
         let offered = offered && state.cr4 & !profile.cr4_bits() == 0;
         Invalid::unless(offered && state.efer & !profile.efer_bits() == 0, "its guest was not offered such a mode")?;

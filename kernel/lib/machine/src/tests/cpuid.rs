@@ -163,6 +163,25 @@ fn with_keys(leaf: u32, subleaf: u32) -> Leaf {
 }
 
 #[test]
+fn five_levels_are_offered_and_widen_addresses() {
+    let host = |leaf: u32, subleaf: u32| {
+        let there = amd(leaf, subleaf);
+        match leaf {
+            7 => Leaf { ecx: there.ecx | 1 << 16, ..there },
+            0x8000_0008 => Leaf { eax: 0x3030_3928, ..there },
+            _ => there,
+        }
+    };
+    let (narrow, wide) = (CpuProfile::new(amd, 1, TSC_KHZ), CpuProfile::new(host, 1, TSC_KHZ));
+    let has = |profile: &CpuProfile| (profile.cr4_bits() & cr4::LA57 != 0, profile.linear_address_bits());
+    assert_eq!((has(&narrow), has(&wide)), ((false, 48), (true, 57)));
+    let shown = |profile: &CpuProfile| profile.leaf(0x8000_0008, 0, 0, &Paging::default(), 1).eax >> 8 & 0xff;
+    assert_eq!((shown(&narrow), shown(&wide)), (48, 57));
+    let withheld = crate::Baseline::of(&wide).without(&["la57"]).unwrap().profile_on(&wide, 1).unwrap();
+    assert_eq!((has(&withheld), shown(&withheld)), ((false, 48), 48));
+}
+
+#[test]
 fn protection_keys_are_offered_with_their_state() {
     let mut bench = Bench::on(with_keys, vec![], vec![]);
     assert_eq!(bench.cpuid(7, 0).ecx & 0x18, 1 << 3, "PKU, and CR4.PKE is clear");
