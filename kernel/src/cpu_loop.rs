@@ -68,6 +68,8 @@ pub fn run(host: &'static Host, index: usize) -> ! {
             host.clock.ns(lag) / 1000
         );
     }
+    let trades = lag == 0;
+    host.cpus.set_wanted(index, if trades { 0 } else { usize::MAX });
     let mut cpu_loop = CpuLoop {
         host,
         index,
@@ -79,7 +81,7 @@ pub fn run(host: &'static Host, index: usize) -> ! {
         services_due_ns: None,
         loaded: None,
         turns: Turns::default(),
-        trades: lag == 0,
+        trades,
         watch: Watch::default(),
     };
     loop {
@@ -128,6 +130,7 @@ impl CpuLoop {
         let now_ns = self.host.clock.now_ns();
         if self.trades {
             self.give_away(now_ns);
+            self.share(now_ns);
         }
         self.turns.next(&mut self.host.cpus.queue(self.index).lock(), now_ns)
     }
@@ -144,7 +147,29 @@ impl CpuLoop {
         let Some(to) = cpus.claim_idle() else { return };
         let queued = queue.remove(position);
         drop(queue);
+        self.move_away(queued, to);
+    }
+
+    /// Now and then sends the vCPU that ran last to a CPU that fewer want: of three on two CPUs each is alone in turn.
+    fn share(&mut self, now_ns: u64) {
+        let cpus = &self.host.cpus;
+        let mut queue = cpus.queue(self.index).lock();
+        let wanted = queue.iter().filter(|queued| queued.is_ready(now_ns)).count();
+        cpus.set_wanted(self.index, wanted);
+        let Some(to) = cpus.claim_less_wanted(self.index, now_ns) else { return };
+        self.unload();
+        let waiting =
+            queue.iter().enumerate().filter_map(|(position, queued)| Some((queued.waits_ns(now_ns)?, position)));
+        let Some((_, position)) = waiting.min() else { return };
+        let queued = queue.remove(position);
+        drop(queue);
+        self.move_away(queued, to);
+    }
+
+    /// Lets a vCPU that is out of the queue go on on another CPU.
+    fn move_away(&mut self, queued: Queued, to: usize) {
         self.turns.forget(&queued);
+        let cpus = &self.host.cpus;
         let mut queue = cpus.queue(to).lock();
         // In one: who finds it there finds it in the queue.
         queued.running.vcpus[queued.vcpu].move_to(to);

@@ -22,6 +22,9 @@ use trace::{Event, Ring};
 /// Trace entries that each CPU keeps.
 const TRACE_ENTRIES: usize = 512;
 
+/// How often at most a vCPU goes to or from a CPU because another is wanted less.
+const SHARE_NS: u64 = 30_000_000;
+
 /// What the heap takes for small blocks of each size before there are guests.
 const CLASS_BYTES: usize = 128 << 10;
 
@@ -148,6 +151,9 @@ pub struct Cpu {
     started_tsc: AtomicU64,
     /// It has nothing to do, and could run a vCPU of another's.
     is_idle: AtomicBool,
+    /// So many vCPUs want it, and since when a vCPU last went to or from it because others want it less.
+    wanted: AtomicUsize,
+    shared_ns: AtomicU64,
     /// How often it slept, how long until its last sleep, and since when it sleeps; 0: it is awake.
     sleeps: AtomicU64,
     slept_ns: AtomicU64,
@@ -226,6 +232,30 @@ impl Cpus {
     /// Says of CPU `index`, which calls, whether it has nothing to do.
     pub fn set_idle(&self, index: usize, is_idle: bool) {
         self.cpus[index].is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    /// Says how many vCPUs want CPU `index`, which calls.
+    pub fn set_wanted(&self, index: usize, vcpus: usize) {
+        self.cpus[index].wanted.store(vcpus, Ordering::Relaxed);
+    }
+
+    /// A CPU that is wanted less than CPU `index`, which calls: the vCPU that is to go there counts there. Not too often.
+    pub fn claim_less_wanted(&self, index: usize, now_ns: u64) -> Option<usize> {
+        let wanted = |cpu: &Cpu| cpu.wanted.load(Ordering::Relaxed);
+        let is_due = |cpu: &Cpu| now_ns >= cpu.shared_ns.load(Ordering::Relaxed) + SHARE_NS;
+        let own = &self.cpus[index];
+        if wanted(own) < 2 || !is_due(own) {
+            return None;
+        }
+        let fewer =
+            (0..self.count()).filter(|&other| wanted(&self.cpus[other]) < wanted(own) && is_due(&self.cpus[other]));
+        let to = fewer.min_by_key(|&other| wanted(&self.cpus[other]))?;
+        // Its loop counts anew when it turns, and one that has a single vCPU to run may not turn for long.
+        own.wanted.fetch_sub(1, Ordering::Relaxed);
+        self.cpus[to].wanted.fetch_add(1, Ordering::Relaxed);
+        own.shared_ns.store(now_ns, Ordering::Relaxed);
+        self.cpus[to].shared_ns.store(now_ns, Ordering::Relaxed);
+        Some(to)
     }
 
     /// Notes that CPU `index`, which calls, sleeps from `now_ns` on.

@@ -35,10 +35,7 @@ pub struct Slice {
 impl Turns {
     /// Who runs next, of the ready ones in `queue`, which turns.
     pub fn next(&mut self, queue: &mut [Queued], now_ns: u64) -> Option<Slice> {
-        let is_ready = |queued: &Queued| {
-            let ready_at_ns = queued.running.ready_at_ns(queued.vcpu);
-            ready_at_ns.is_some_and(|ready_ns| ready_ns <= now_ns)
-        };
+        let is_ready = |queued: &Queued| queued.is_ready(now_ns);
         let favoured = self.favoured.take().filter(is_ready);
         if self.debt_ns < DEBT_NS_MAX {
             let woke = |queued: &&Queued| queued.running.vcpus[queued.vcpu].woke() && is_ready(queued);

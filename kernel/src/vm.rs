@@ -402,6 +402,11 @@ pub struct Queued {
 }
 
 impl Queued {
+    /// Whether it could run now.
+    pub fn is_ready(&self, now_ns: u64) -> bool {
+        self.running.ready_at_ns(self.vcpu).is_some_and(|ready_ns| ready_ns <= now_ns)
+    }
+
     /// How long it has been ready and may move to another CPU; `None` where it may not.
     pub fn waits_ns(&self, now_ns: u64) -> Option<u64> {
         let may_move = self.running.may_run() && self.running.vm.spec.pin.is_empty();

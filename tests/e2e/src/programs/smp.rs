@@ -89,16 +89,18 @@ pub fn orders(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
-/// Two busy vCPUs that share a CPU part when the other CPU has nothing more to do, unless they are pinned.
+/// Three busy vCPUs have the same of two CPUs. Two that share a CPU part when the other CPU has nothing more to do, unless
+/// they are pinned.
 pub fn crowded(artifacts: &Artifacts) -> Result<()> {
     let spin = artifacts.guest("spin")?;
     let mut host = artifacts.boot(&artifacts.fast_with("smp_crowded", &[(spin, "spin")])?)?;
     // Each goes where the fewest are: `a` and `c` meet.
-    for (name, option) in [("a", ""), ("b", ""), ("c", ""), ("pinned", "--pin 0"), ("too", "--pin 0")] {
-        host.ask(&format!("vm create {name} --kernel spin --memory 64M {option} --start"))?;
-        let mut console = host.attach(name)?;
-        console.expect("spinning", LIMIT)?;
-        console.leave()?;
+    for name in ["a", "b", "c"] {
+        start_spinning(&mut host, name, "")?;
+    }
+    share_evenly(&mut host)?;
+    for name in ["pinned", "too"] {
+        start_spinning(&mut host, name, "--pin 0")?;
     }
     // They are at home on one CPU now, or went apart while a CPU was idle.
     for name in ["b", "pinned", "too"] {
@@ -122,6 +124,29 @@ pub fn crowded(artifacts: &Artifacts) -> Result<()> {
         ensure!(cpus_of(&mut host, name)? == [0], "{name} left the CPU that it is pinned to");
     }
     host.power_off()
+}
+
+fn start_spinning(host: &mut Host, name: &str, option: &str) -> Result<()> {
+    host.ask(&format!("vm create {name} --kernel spin --memory 64M {option} --start"))?;
+    let mut console = host.attach(name)?;
+    console.expect("spinning", LIMIT)?;
+    console.leave()
+}
+
+/// What each of three has had of the CPUs comes to differ by less than the half that two on one of them would have.
+fn share_evenly(host: &mut Host) -> Result<()> {
+    let mut times = || -> Result<Vec<u64>> { ["a", "b", "c"].iter().map(|name| cpu_time(host, name)).collect() };
+    let (start, before) = (Instant::now(), times()?);
+    loop {
+        let had: Vec<u64> = times()?.iter().zip(&before).map(|(now, before)| now - before).collect();
+        let (least, most) = (had.iter().min().copied().unwrap_or(0), had.iter().max().copied().unwrap_or(0));
+        if least > SHARED_NS && least * 4 > most * 3 {
+            return Ok(());
+        }
+        // What is had counts when it ends.
+        std::thread::sleep(Duration::from_millis(500));
+        ensure!(start.elapsed() < LIMIT, "three busy guests had {had:?} ns of two CPUs");
+    }
 }
 
 /// A paused guest takes no more CPU time, and goes on.
