@@ -15,8 +15,8 @@ use alloc::vec::Vec;
 use config::Mac;
 use interrupts::LINE;
 use switch::{
-    CardCounters, Counters, Link, Nic, Offload, Offloads, PortConfig, PortId, Received, Segments, Switch, coalesce,
-    complete_checksum,
+    CardCounters, Counters, Link, Nic, Offload, Offloads, Overlooked, PortConfig, PortId, Received, Segments, Switch,
+    coalesce, complete_checksum,
 };
 
 /// Frames that wait for the management address at most.
@@ -37,6 +37,8 @@ pub struct Network {
     links: Vec<Link>,
     /// The card that is the uplink.
     uplink: usize,
+    /// Frames that the uplink did not announce.
+    overlooked: Overlooked,
     /// Interrupt vectors of the cards. They stay with CPU 0: a guest that sends goes on sending meanwhile.
     vectors: Vec<u8>,
     /// The cards that pull at a line.
@@ -71,6 +73,7 @@ impl Network {
             nics: Vec::new(),
             links: Vec::new(),
             uplink: 0,
+            overlooked: Overlooked::default(),
             vectors: Vec::new(),
             lines: Vec::new(),
             polls_lines: false,
@@ -210,8 +213,9 @@ impl Network {
     }
 
     /// Looks after the cards, about once a second: tells of links that came or went, and makes a card with a link the
-    /// uplink where the present one has none.
-    pub fn tick(&mut self) {
+    /// uplink where the present one has none. Says whether the uplink has frames that it did not announce: once its ring is
+    /// full of them it never would.
+    pub fn tick(&mut self) -> bool {
         for (index, (nic, seen)) in self.nics.iter_mut().zip(&mut self.links).enumerate() {
             nic.tick();
             let link = nic.link();
@@ -235,6 +239,16 @@ impl Network {
             self.uplink = other;
             self.discard();
         }
+        self.has_overlooked()
+    }
+
+    fn has_overlooked(&mut self) -> bool {
+        let Some(nic) = self.nics.get_mut(self.uplink).filter(|nic| nic.has_interrupt()) else { return false };
+        let overlooked = self.overlooked.look(nic.has_received());
+        if overlooked {
+            log::warn!("nic{}: frames waited that no interrupt announced", self.uplink);
+        }
+        overlooked
     }
 
     /// Throws away what a card received while it stood by.
@@ -260,6 +274,7 @@ impl Network {
             *offload = received;
             count += 1;
         }
+        self.overlooked.took(count);
         Some((port, count))
     }
 

@@ -212,8 +212,8 @@ impl Services {
         if TRANSFERS.take() || self.polls_disks || ticked || first {
             self.finish_transfers(devices);
         }
-        self.tick_cards();
-        let had_frames = (devices.polls_cards() || first) && devices.take_frames(host, forwarder);
+        let overlooked = self.tick_cards();
+        let had_frames = (devices.polls_cards() || first || overlooked) && devices.take_frames(host, forwarder);
         self.poll_management(forwarder);
         let migration_due_ns = self.poll_migrations(forwarder);
         devices::settle(host, 0, forwarder);
@@ -263,13 +263,14 @@ impl Services {
         is_due
     }
 
-    /// Looks after the cards when that is due.
-    fn tick_cards(&mut self) {
+    /// Looks after the cards when that is due; says whether frames wait that none announced.
+    fn tick_cards(&mut self) -> bool {
         let now_ns = self.host.clock.now_ns();
-        if self.cards_due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
-            self.host.network.lock().tick();
-            self.cards_due_ns = Some(now_ns + CARDS_NS);
+        if self.cards_due_ns.is_none_or(|due_ns| due_ns > now_ns) {
+            return false;
         }
+        self.cards_due_ns = Some(now_ns + CARDS_NS);
+        self.host.network.lock().tick()
     }
 
     /// Tells of what IOMMUs stopped, when that is due.

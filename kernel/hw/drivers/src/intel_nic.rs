@@ -272,6 +272,10 @@ impl<H: Hal, B: Bus> Nic for IntelNic<H, B> {
         self.receiver.receive(&mut self.bus, into)
     }
 
+    fn has_received(&mut self) -> bool {
+        self.link != Link::Failed && self.receiver.has_received()
+    }
+
     fn acknowledge_interrupt(&mut self) -> bool {
         if !self.has_interrupt || self.link == Link::Failed {
             return false;

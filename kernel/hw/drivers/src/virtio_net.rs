@@ -140,6 +140,10 @@ impl<H: Hal> Nic for VirtioNet<H> {
         received
     }
 
+    fn has_received(&mut self) -> bool {
+        self.receiver.has_received()
+    }
+
     fn acknowledge_interrupt(&mut self) -> bool {
         self.device.acknowledge_interrupt();
         false

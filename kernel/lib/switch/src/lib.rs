@@ -13,6 +13,7 @@ mod coalesce;
 mod forward;
 mod nic;
 mod offload;
+mod overlooked;
 mod segments;
 mod table;
 
@@ -20,6 +21,7 @@ pub use coalesce::{Received, coalesce};
 pub use forward::{Counters, PortConfig, PortId, Switch, Targets};
 pub use nic::{CardCounters, Full, Link, Nic, Offloads};
 pub use offload::{BadOffload, Gso, Offload, complete_checksum};
+pub use overlooked::Overlooked;
 pub use segments::{Headers, Segments, network_header};
 
 /// A layer-2 (MAC) address.

@@ -87,6 +87,9 @@ pub trait Nic: Send {
     /// arms the receive interrupt, so a caller that has seen `None` may wait for it.
     fn receive(&mut self, into: &mut Vec<u8>) -> Option<Offload>;
 
+    /// Whether a received frame waits for [`Nic::receive`], announced or not.
+    fn has_received(&mut self) -> bool;
+
     /// Takes the cause of the card's interrupt away where the card wants that, as one must that pulls at a line; says
     /// whether there was one. Nothing with MSI-X.
     fn acknowledge_interrupt(&mut self) -> bool;

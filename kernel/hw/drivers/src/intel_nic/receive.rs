@@ -57,6 +57,12 @@ impl<H: Hal> Receiver<H> {
         bus.write(RDT, u32::from(RING_SIZE - 1));
     }
 
+    /// Whether a buffer waits to be looked at.
+    pub(super) fn has_received(&self) -> bool {
+        let at = usize::from(self.next) * DESCRIPTOR_BYTES;
+        self.format.parse(self.descriptors.load(at + 8)).is_some()
+    }
+
     /// Copies the next frame into `into`. What is no whole, undamaged frame is dropped on the way.
     pub(super) fn receive(&mut self, bus: &mut impl Bus, into: &mut Vec<u8>) -> Option<Offload> {
         // Each turn takes a buffer, and no more are looked at than one round of the ring.

@@ -98,8 +98,10 @@ fn frames_are_received_round_after_round() {
         let (mut nic, card) = started(family);
         let mut frame = vec![9; 9];
         for round in 0..700_usize {
+            assert!(!nic.has_received());
             assert_eq!(nic.receive(&mut frame), None);
             assert!(card.deliver(&[round as u8; 100], word(family, 60 + round % 40, 0x20)));
+            assert!(nic.has_received());
             let valid = Offload { checksum_valid: true, ..Offload::default() };
             assert_eq!(nic.receive(&mut frame), Some(valid));
             assert_eq!(frame, vec![round as u8; 60 + round % 40]);

@@ -51,6 +51,11 @@ impl<H: Hal> Receiver<H> {
         self.queue.ring.arm()
     }
 
+    /// Whether a buffer waits to be looked at.
+    pub(super) fn has_received(&mut self) -> bool {
+        self.queue.ring.finished() > 0
+    }
+
     /// Copies the next frame into `into`. Frames that make no sense are dropped on the way.
     pub(super) fn receive(&mut self, into: &mut Vec<u8>) -> Option<Offload> {
         // Each turn takes at least one buffer, and no more are looked at than one round of the ring.

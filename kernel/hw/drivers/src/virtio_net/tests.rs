@@ -49,6 +49,24 @@ fn frames_are_received() {
 }
 
 #[test]
+fn a_queue_that_fills_behind_the_last_look_is_not_forgotten() {
+    let (mut receiver, mut device) = receiver(true);
+    let mut frame = Vec::new();
+    assert_eq!(receiver.receive(&mut frame), None);
+    assert!(!receiver.has_received());
+    for number in 0..8 {
+        deliver(&mut device, 0, 0, 1, &[&[number; 60]]);
+    }
+    // Without a buffer the device finishes no more chains, and raises no more interrupts.
+    assert!(device.take().is_none());
+    assert!(receiver.arm() && receiver.has_received());
+    for number in 0..8 {
+        assert!(receiver.receive(&mut frame).is_some() && frame == [number; 60]);
+    }
+    assert!(receiver.receive(&mut frame).is_none() && !receiver.arm() && !receiver.has_received());
+}
+
+#[test]
 fn spread_frames_are_joined_once_complete() {
     let (mut receiver, mut device) = receiver(true);
     let mut frame = Vec::new();
