@@ -22,6 +22,9 @@ use switch::{
 /// Frames that wait for the management address at most.
 const MANAGEMENT_FRAMES_MAX: usize = 512;
 
+/// Which part of the uplink's queue guests have for themselves.
+const GUESTS_PART: usize = 4;
+
 /// Frames taken from a card under one lock, and segments joined at most: a guest without room loses all of them.
 const BATCH_FRAMES: usize = 32;
 /// Frames taken from a card before others have their turn.
@@ -156,9 +159,11 @@ impl Network {
         self.management_frames.pop_front()
     }
 
-    /// How many frames the uplink takes now.
+    /// How many frames of the management address the uplink takes now. Some room stays for guests: of a queue that a move
+    /// fills again and again they would have none, and lose what they send meanwhile.
     pub fn uplink_room(&mut self) -> usize {
-        self.nics.get_mut(self.uplink).map_or(usize::MAX, |nic| nic.room())
+        let room = |nic: &mut Box<dyn Nic>| nic.room().saturating_sub(nic.room_max() / GUESTS_PART);
+        self.nics.get_mut(self.uplink).map_or(usize::MAX, room)
     }
 
     /// The cards' interrupt vectors.

@@ -251,6 +251,10 @@ impl<H: Hal, B: Bus> Nic for IntelNic<H, B> {
         if matches!(self.link, Link::Up(_)) { self.transmitter.room() } else { usize::MAX }
     }
 
+    fn room_max(&self) -> usize {
+        transmit::ROOM_MAX
+    }
+
     fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full> {
         // A card without a carrier keeps what it gets, and would send it when nobody waits for it any more.
         if !matches!(self.link, Link::Up(_)) || (offload.ecn && offload.gso != switch::Gso::None) {

@@ -118,6 +118,10 @@ impl<H: Hal> Nic for VirtioNet<H> {
         if self.failed { usize::MAX } else { self.transmitter.room() }
     }
 
+    fn room_max(&self) -> usize {
+        self.transmitter.room_max()
+    }
+
     fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full> {
         let sent = self.transmitter.transmit(offload, frame);
         self.check();

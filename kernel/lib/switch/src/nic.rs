@@ -75,6 +75,9 @@ pub trait Nic: Send {
     /// How many frames of the usual size the transmit queue takes now, at least.
     fn room(&mut self) -> usize;
 
+    /// How many it takes when it is empty.
+    fn room_max(&self) -> usize;
+
     /// Copies a frame (destination address first, no frame check sequence) into the transmit queue. The device may not
     /// look at it before [`Nic::kick`]. A frame that the device cannot send (too long, an offload that it lacks, or a
     /// device that has failed for good) is dropped, as on a wire.

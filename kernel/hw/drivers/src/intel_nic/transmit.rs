@@ -19,6 +19,10 @@ pub(super) const RING_SIZE: u16 = 256;
 const ARENA_BYTES: usize = 512 << 10;
 /// Frames start at multiples of a cache line.
 const ALIGN_BYTES: usize = 64;
+/// What a frame of the usual size takes of it, at most.
+const USUAL_BYTES: usize = FRAME_BYTES_MAX.next_multiple_of(ALIGN_BYTES);
+/// How many frames of the usual size there is room for when all are sent.
+pub(super) const ROOM_MAX: usize = room(RING_SIZE - 1, 0);
 
 /// The transmit ring.
 pub(super) struct Transmitter<H: Hal> {
@@ -179,9 +183,7 @@ impl<H: Hal> Transmitter<H> {
     /// How many frames of the usual size there is room for.
     pub(super) fn room(&mut self) -> usize {
         self.take_back();
-        let frame_bytes = FRAME_BYTES_MAX.next_multiple_of(ALIGN_BYTES);
-        // A descriptor each for a context that may have to be said first; one frame's bytes may be left over at the end.
-        usize::from(self.free / 2).min(((ARENA_BYTES - self.taken_bytes) / frame_bytes).saturating_sub(1))
+        room(self.free, self.taken_bytes)
     }
 
     /// Where in the arena a frame can go, and the bytes that it then takes; takes back finished frames for it.
@@ -221,4 +223,13 @@ impl<H: Hal> Transmitter<H> {
             self.waiting.pop_front();
         }
     }
+}
+
+/// How many frames of the usual size fit so many descriptors and what is left of the arena.
+const fn room(free: u16, taken_bytes: usize) -> usize {
+    // One frame's bytes may be left over at the end.
+    let fit = ((ARENA_BYTES - taken_bytes) / USUAL_BYTES).saturating_sub(1);
+    // A descriptor each for a context that may have to be said first.
+    let described = (free / 2) as usize;
+    if described < fit { described } else { fit }
 }

@@ -42,6 +42,11 @@ impl<H: Hal> Transmitter<H> {
         self.queue.ring.free().into()
     }
 
+    /// How many there is room for when all are sent.
+    pub(super) fn room_max(&self) -> usize {
+        self.queue.ring.size().into()
+    }
+
     /// Copies a frame into the queue; drops one that the device could not send. `Full` also arms an interrupt for the
     /// next frame sent.
     pub(super) fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<(), Full> {
