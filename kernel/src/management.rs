@@ -147,6 +147,14 @@ impl Management {
         self.sockets.get_mut(handle)
     }
 
+    /// What a stream has not got rid of, for the log.
+    pub fn backlog(&mut self, handle: SocketHandle) -> String {
+        let uplink = if self.wire.is_full { "full" } else { "not full" };
+        let socket = self.stream(handle);
+        let (unanswered, unread) = (socket.send_queue(), socket.recv_queue());
+        format!("{unanswered} bytes were not acknowledged, {unread} not taken out, the uplink's queue is {uplink}")
+    }
+
     /// Forgets a stream.
     pub fn forget(&mut self, handle: SocketHandle) {
         self.sockets.remove(handle);

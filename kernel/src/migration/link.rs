@@ -60,11 +60,24 @@ impl Link {
             if has_more || socket.can_recv() {
                 management.fall_behind();
             }
+            if event.is_none() && ends {
+                self.tell_of_loss(management);
+            }
             let event = event.or_else(|| ends.then_some(Event::Ended(End::Lost)));
             self.is_over = matches!(event, Some(Event::Ended(_)));
             return event;
         }
         None
+    }
+
+    /// Says what this side waited for when its stream was lost: the other side says the same of itself, and both together
+    /// tell who stood still.
+    fn tell_of_loss(&mut self, management: &mut Management) {
+        let (queued, waiting) = (self.session.outgoing().len() - self.given, self.session.waiting());
+        let stream = management.backlog(self.handle);
+        log::warn!(
+            "a peer's stream is lost: {stream}; {queued} bytes waited for room in it, {waiting} to be looked at"
+        );
     }
 
     /// Takes bytes from the stream, as many as the session should have; says whether there were any.
