@@ -7,6 +7,7 @@
 use core::arch::asm;
 use guests::interrupts::{Fault, PAGE_FAULT, PROTECTION, UNDEFINED, catch};
 use guests::paging::{self, WINDOW, entry};
+use guests::snippet::{self, Registers};
 use guests::{boot, cpu, guest, tap};
 
 guest!(features);
@@ -44,6 +45,10 @@ const FS_BASE: u32 = 0xc000_0100;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const LSTAR: u32 = 0xc000_0082;
 const NOT_CANONICAL: u64 = 1 << 63;
+/// A port that reads as ones.
+const NOBODY: u64 = 0xe5e0;
+const INSB: &[u8] = &[0x6c];
+const OUTSB: &[u8] = &[0x6e];
 /// In an entry of the page tables: the protection key 1.
 const KEY_1: u64 = 1 << 59;
 
@@ -278,8 +283,26 @@ fn wrpkru(value: u32, ecx: u32) -> Option<Fault> {
     catch(|| unsafe { asm!("wrpkru", in("eax") value, in("ecx") ecx, in("edx") 0, options(nostack)) })
 }
 
+/// PKRU, or the fault.
+fn rdpkru(ecx: u32) -> Result<u32, Fault> {
+    let mut value = 0;
+    // SAFETY: it reads, or faults.
+    let fault = catch(|| unsafe {
+        asm!("rdpkru", in("ecx") ecx, out("eax") value, out("edx") _, options(nomem, nostack, preserves_flags));
+    });
+    fault.map_or(Ok(value), Err)
+}
+
+/// INS or OUTS at the window, which a hypervisor carries out.
+fn string_io(code: &[u8]) -> Option<Fault> {
+    let mut registers = Registers { rdx: NOBODY, rsi: WINDOW, rdi: WINDOW, ..Registers::default() };
+    // SAFETY: callers map no page there that may be written.
+    unsafe { snippet::run(code, &mut registers) }.1
+}
+
 fn keys() {
     tap::check(is(wrpkru(0, 0), UNDEFINED), "WRPKRU without CR4.PKE");
+    tap::check(is(rdpkru(0).err(), UNDEFINED), "and RDPKRU");
     if !has(cr4::PKE) {
         return tap::skip("protection keys", "the processor has none");
     }
@@ -289,8 +312,17 @@ fn keys() {
         tap::check(wrpkru(0b0100, 0).is_none(), "WRPKRU");
         // Present, a key.
         tap::check(is_page_fault(touch(), 0x21), "a key that denies access");
+        // A write too.
+        tap::check(is_page_fault(string_io(INSB), 0x23), "INS obeys it");
+        tap::check(is_page_fault(string_io(OUTSB), 0x21), "OUTS obeys it");
+        tap::check(rdpkru(0).is_ok_and(|value| value == 0b0100), "RDPKRU, after exits");
         tap::check(wrpkru(0b1000, 0).is_none() && touch().is_none(), "one that denies writing");
+        paging::set_write_protect(true);
+        tap::check(is_page_fault(string_io(INSB), 0x23), "INS obeys it");
+        paging::set_write_protect(false);
+        tap::check(string_io(OUTSB).is_none(), "OUTS does not write");
         tap::check(is(wrpkru(0, 1), PROTECTION), "WRPKRU with ECX");
+        tap::check(is(rdpkru(1).err(), PROTECTION), "RDPKRU with ECX");
         wrpkru(0, 0);
     });
     paging::map(0, 0);
