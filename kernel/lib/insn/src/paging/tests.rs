@@ -30,6 +30,9 @@ fn four_levels_and_page_sizes() {
     assert_eq!(look(&mock, PAGE + 0x21_2345, Access::Read), Ok(Gpa::new(0x61_2345)));
     mock.poke(directory + 8, 8, 0x60_2000 | P | PS);
     assert_eq!(look(&mock, PAGE + 0x21_2345, Access::Read), fault(0x9, PAGE + 0x21_2345));
+    // PAT's bit is where the frame's lowest would be.
+    mock.poke(directory + 8, 8, 0x60_0000 | 1 << 12 | P | PS);
+    assert_eq!(look(&mock, PAGE + 0x21_2345, Access::Read), Ok(Gpa::new(0x61_2345)));
     mock.poke(0x2000 + 16, 8, 2 << 30 | 1 << 13 | P | PS);
     assert_eq!(look(&mock, 0x8000_0000, Access::Read), fault(0x9, 0x8000_0000));
     mock.poke(0x1000 + 16, 8, 0x2000 | P | PS);
