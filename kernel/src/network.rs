@@ -15,15 +15,12 @@ use alloc::vec::Vec;
 use config::Mac;
 use interrupts::LINE;
 use switch::{
-    CardCounters, Counters, Link, Nic, Offload, Offloads, Overlooked, PortConfig, PortId, Received, Segments, Switch,
-    coalesce, complete_checksum,
+    CardCounters, Counters, Link, Nic, Offload, Offloads, Overlooked, PortConfig, PortId, Received, Segments, Sender,
+    Shares, Switch, coalesce, complete_checksum,
 };
 
 /// Frames that wait for the management address at most.
 const MANAGEMENT_FRAMES_MAX: usize = 512;
-
-/// Which part of the uplink's queue guests have for themselves.
-const GUESTS_PART: usize = 4;
 
 /// Frames taken from a card under one lock, and segments joined at most: a guest without room loses all of them.
 const BATCH_FRAMES: usize = 32;
@@ -42,12 +39,15 @@ pub struct Network {
     uplink: usize,
     /// Frames that the uplink did not announce.
     overlooked: Overlooked,
+    /// Whose frames are in the uplink's transmit queue.
+    shares: Shares,
     /// Interrupt vectors of the cards. They stay with CPU 0: a guest that sends goes on sending meanwhile.
     vectors: Vec<u8>,
     /// The cards that pull at a line.
     lines: Vec<usize>,
     /// Their lines were given up.
     polls_lines: bool,
+    management: Option<PortId>,
     management_frames: VecDeque<Vec<u8>>,
 }
 
@@ -77,9 +77,11 @@ impl Network {
             links: Vec::new(),
             uplink: 0,
             overlooked: Overlooked::default(),
+            shares: Shares::default(),
             vectors: Vec::new(),
             lines: Vec::new(),
             polls_lines: false,
+            management: None,
             management_frames: VecDeque::new(),
         }
     }
@@ -108,6 +110,7 @@ impl Network {
         let mac = Mac::new(self.nics.first()?.mac())?;
         let port = self.switch.add_port(PortConfig { mac: Some(mac.bytes()), guard: true })?;
         self.ports.push((port, Port::Management(mac)));
+        self.management = Some(port);
         Some((port, mac))
     }
 
@@ -159,11 +162,10 @@ impl Network {
         self.management_frames.pop_front()
     }
 
-    /// How many frames of the management address the uplink takes now. Some room stays for guests: of a queue that a move
-    /// fills again and again they would have none, and lose what they send meanwhile.
+    /// How many frames of the management address the uplink takes now.
     pub fn uplink_room(&mut self) -> usize {
-        let room = |nic: &mut Box<dyn Nic>| nic.room().saturating_sub(nic.room_max() / GUESTS_PART);
-        self.nics.get_mut(self.uplink).map_or(usize::MAX, room)
+        let Some(nic) = self.nics.get_mut(self.uplink) else { return usize::MAX };
+        self.shares.room(Sender::Host, nic.room(), nic.room_max())
     }
 
     /// The cards' interrupt vectors.
@@ -242,6 +244,7 @@ impl Network {
         {
             log::warn!("nic{other} is the uplink now, in place of nic{}", self.uplink);
             self.uplink = other;
+            self.overlooked = Overlooked::default();
             self.discard();
         }
         self.has_overlooked()
@@ -408,6 +411,7 @@ impl Forwarder {
         if offload.check(bytes).is_err() {
             return false;
         }
+        let sender = if network.management == Some(*from) { Sender::Host } else { Sender::Guest };
         let mut for_management = false;
         for target in network.switch.forward(*from, bytes, now_ns) {
             let Some((_, port)) = network.ports.iter().find(|(id, _)| *id == target) else { continue };
@@ -415,8 +419,16 @@ impl Forwarder {
                 Port::Uplink => {
                     self.kick_due = true;
                     let nic = &mut network.nics[network.uplink];
+                    let shares = &mut network.shares;
                     finish(offload, bytes, nic.offloads(), &mut self.segment, |offload, frame| {
-                        nic.transmit(offload, frame).is_ok()
+                        // The card is asked only where what is known would not do.
+                        let fits = shares.limit(sender, nic.room_max()) > 0
+                            || shares.room(sender, nic.room(), nic.room_max()) > 0;
+                        let taken = fits && nic.transmit(offload, frame).is_ok();
+                        if taken {
+                            shares.sent(sender, frame.len());
+                        }
+                        taken
                     })
                 }
                 Port::Management(_) => {

@@ -15,6 +15,7 @@ mod nic;
 mod offload;
 mod overlooked;
 mod segments;
+mod shares;
 mod table;
 
 pub use coalesce::{Received, coalesce};
@@ -23,6 +24,7 @@ pub use nic::{CardCounters, Full, Link, Nic, Offloads};
 pub use offload::{BadOffload, Gso, Offload, complete_checksum};
 pub use overlooked::Overlooked;
 pub use segments::{Headers, Segments, network_header};
+pub use shares::{Sender, Shares};
 
 /// A layer-2 (MAC) address.
 pub type Mac = [u8; 6];
