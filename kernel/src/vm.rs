@@ -71,6 +71,12 @@ pub struct Vm {
     moved_to: Once<String>,
 }
 
+/// What a life that was saved brings along for its VM.
+pub struct Shape {
+    devices: Devices,
+    baseline: Option<Baseline>,
+}
+
 enum Life {
     Created,
     Running(Arc<Running>),
@@ -213,7 +219,18 @@ impl Vm {
         self.start_as(host, Origin::Boot { is_first: false })
     }
 
-    /// Makes a life for what was saved: its memory is not prepared, and it does not run before it is let go.
+    /// What a saved life changes of the VM itself.
+    pub fn shape(&self) -> Shape {
+        Shape { devices: self.devices.lock().clone(), baseline: self.baseline.lock().clone() }
+    }
+
+    /// Undoes that.
+    pub fn put_back(&self, shape: Shape) {
+        (*self.devices.lock(), *self.baseline.lock()) = (shape.devices, shape.baseline);
+    }
+
+    /// Makes a life for what was saved: its memory is not prepared, and it does not run before it is let go. The VM takes
+    /// its [`Shape`], also where that fails.
     pub fn start_held(self: &Arc<Self>, host: &'static Host, plan: &Plan) -> Result<Arc<Running>, Refusal> {
         let here = profile(host, plan.vcpus());
         let profile = plan.profile_on(&here).map_err(|unlike| {
@@ -409,10 +426,15 @@ impl Queued {
 
     /// How long it has been ready and may move to another CPU; `None` where it may not.
     pub fn waits_ns(&self, now_ns: u64) -> Option<u64> {
-        let may_move = self.running.may_run() && self.running.vm.spec.pin.is_empty();
-        // While its VM has used up its time, no CPU helps.
-        let allowed_ns = now_ns.checked_sub(self.running.limited_until_ns()).filter(|_| may_move)?;
-        Some(self.running.vcpus[self.vcpu].waits_ns(now_ns)?.min(allowed_ns))
+        let allowed_ns = now_ns.checked_sub(self.running.limited_until_ns())?;
+        let waits_ns = self.running.vcpus[self.vcpu].waits_ns(now_ns)?;
+        self.may_move(now_ns).then_some(waits_ns.min(allowed_ns))
+    }
+
+    /// Whether another CPU would be of use to it. While its VM has used up its time, none is.
+    pub fn may_move(&self, now_ns: u64) -> bool {
+        let may_run = self.running.may_run() && self.running.limited_until_ns() <= now_ns;
+        may_run && self.running.vm.spec.pin.is_empty()
     }
 
     /// Whether they are the same vCPU.

@@ -10,7 +10,8 @@ use crate::cpu_loop::InputHost;
 use crate::host::Host;
 use crate::services;
 use crate::slot::{Full, Slot, Staging, io_error};
-use crate::vm::{Ending, Order, Refusal, Running, Start, Vm, limits};
+use crate::vm::{Ending, Order, Refusal, Running, Shape, Start, Vm, limits};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -49,6 +50,8 @@ pub struct Restore {
     contents: Option<Contents>,
     limits: Option<Limits>,
     running: Option<Arc<Running>>,
+    /// How the VM was before that.
+    shape: Option<Box<Shape>>,
     /// Its memory, once there is a life for it.
     reading: Option<Reading>,
     threads: Vec<Thread>,
@@ -73,6 +76,7 @@ impl Restore {
             contents: None,
             limits: None,
             running: None,
+            shape: None,
             reading: None,
             threads: Vec::new(),
             refusal: None,
@@ -194,6 +198,7 @@ impl Restore {
         let plan = machine::plan_of(&contents.machine).map_err(|what| self.unusable(&format!("{what}")))?;
         let limits = contents.limits.map(limits::from_travel).transpose();
         self.limits = limits.map_err(|invalid| self.unusable(&invalid.message))?;
+        self.shape = Some(Box::new(self.vm.shape()));
         let running = self.vm.start_held(host, &plan)?;
         let gpas = running.machine.memory().frames().map(|(gpa, _)| gpa.as_u64());
         let same_memory = gpas.eq(contents.frames.iter().map(|frame| frame.gpa));
@@ -271,6 +276,9 @@ impl Restore {
                 running.let_go(host);
             }
             running.finish(host, SERVICE_CPU, Ending::NotStarted((message.clone(), remedy.clone())));
+        }
+        if let Some(shape) = self.shape.take() {
+            self.vm.put_back(*shape);
         }
         self.vm.end_restoring();
         self.outcome.settle(Err((message, remedy)));

@@ -8,12 +8,14 @@ use config::{DiskSpec, Mac, VmSpec};
 use machine::Plan;
 
 /// What a VM has.
+#[derive(Clone)]
 pub struct Devices {
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
 }
 
 /// A disk.
+#[derive(Clone)]
 pub struct Disk {
     pub spec: DiskSpec,
     /// It is on its way out.
@@ -21,6 +23,7 @@ pub struct Disk {
 }
 
 /// A network card.
+#[derive(Clone)]
 pub struct Nic {
     pub mac: Mac,
     /// Nobody asked for this very address.

@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::tiny::{self, Guest};
 use super::{cdrom, saved};
@@ -63,17 +64,21 @@ fn are_whole(guest: &mut Guest, sums: &[String; 2]) -> Result<()> {
     guest.expect("ping -c 1 -W 1 10.0.2.2 >/dev/null")
 }
 
-/// A definition that lacks the CD, or has another one, is refused; one that names all in another order than that in which
-/// they came is not.
+/// A definition that lacks the CD, or has another disk, is refused and stays as it was; one that names all in another order
+/// than that in which they came is not.
 fn restore(host: &mut Host) -> Result<()> {
     let define = |options: &str| {
         let what = "--kernel linux --initrd tiny-initrd --cmdline \"console=ttyS0 quiet shell=yes\"";
         format!("vm create t {what} {options} --nic mac={MAC}")
     };
-    for options in ["--disk other", "--disk other --cdrom small"] {
+    for options in ["--disk other", "--disk other --cdrom small", "--disk scratch --disk other"] {
         host.ask(&define(options))?;
         let refusal = host.refusal("vm restore t --from slot")?;
         ensure!(refusal.contains("this VM lacks its disk with the serial number"), "{options}: {refusal}");
+        let disks = host.ask("vm show t")?["disks"].clone();
+        let named = options.split(" --cdrom ").next().map(|disks| disks.replace("--disk ", ""));
+        let listed = disks.as_array().map(|disks| disks.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "));
+        ensure!(listed == named, "{options}: its disks are {disks} now");
         host.ask("vm delete t")?;
     }
     host.ask(&define("--disk other --cdrom iso"))?;
