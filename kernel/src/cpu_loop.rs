@@ -154,8 +154,11 @@ impl CpuLoop {
     fn share(&mut self, now_ns: u64) {
         let cpus = &self.host.cpus;
         let mut queue = cpus.queue(self.index).lock();
-        let wanted = queue.iter().filter(|queued| queued.is_ready(now_ns)).count();
-        cpus.set_wanted(self.index, wanted);
+        let ready = || queue.iter().filter(|queued| queued.is_ready(now_ns));
+        cpus.set_wanted(self.index, ready().count());
+        if !ready().any(|queued| queued.may_move(now_ns)) {
+            return;
+        }
         let Some(to) = cpus.claim_less_wanted(self.index, now_ns) else { return };
         self.unload();
         let waiting =

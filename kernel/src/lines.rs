@@ -48,6 +48,8 @@ pub fn find(platform: &Platform, pull: &mut dyn FnMut(bool)) -> bool {
         apic.prepare(gsi, address, LINE, level, active_low);
         inputs.push(Input { apic, gsi });
     }
+    // What is noted is looked for at the end.
+    take_note();
     inputs.retain(|input| input.is_quiet());
     pull(true);
     let pulled = inputs.into_iter().find(|input| input.interrupts());

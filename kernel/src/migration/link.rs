@@ -60,7 +60,8 @@ impl Link {
             if has_more || socket.can_recv() {
                 management.fall_behind();
             }
-            if event.is_none() && ends {
+            // Anybody may come and go, and is not worth a word.
+            if event.is_none() && ends && self.session.is_open() {
                 self.tell_of_loss(management);
             }
             let event = event.or_else(|| ends.then_some(Event::Ended(End::Lost)));
