@@ -22,6 +22,9 @@ const TAIL_BYTES: usize = 3000;
 /// For a machine that stops to say why.
 const EPITAPH: Duration = Duration::from_secs(1);
 
+/// For an emulator whose serial line has ended to end too.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
 /// For an emulator to connect its serial line.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -166,6 +169,21 @@ impl Emulator {
         self.child.try_wait().ok().flatten()?.signal()
     }
 
+    /// How it ended, now that its serial line has: a machine that resets or falls looks like one that is switched off.
+    fn fate(&mut self) -> String {
+        let deadline = Instant::now() + END_LIMIT;
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status.to_string(),
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+                Ok(None) => break "its serial line alone".to_owned(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        let resets = fs::read_to_string(resets_log(&self.log)).unwrap_or_default();
+        if resets.contains("Triple fault") { format!("{status}, a triple fault") } else { status }
+    }
+
     /// Types `text` on the serial line, without waiting for it to be read.
     ///
     /// # Errors
@@ -203,7 +221,7 @@ impl Emulator {
             Err(missing) => {
                 let reason = match missing {
                     Missing::Limit => format!("not seen within {} s", limit.as_secs()),
-                    Missing::Closed => "not seen before the emulator ended".to_owned(),
+                    Missing::Closed => format!("not seen before the emulator ended ({})", self.fate()),
                 };
                 Err(self.failure(&format!("{}: {reason}", quote(patterns))))
             }
@@ -300,6 +318,11 @@ impl Drop for Emulator {
     }
 }
 
+/// Where QEMU notes the resets and triple faults of the machine whose serial line goes to `log`.
+pub(crate) fn resets_log(log: &Path) -> PathBuf {
+    log.with_extension("resets.log")
+}
+
 /// A thread that writes what is queued: a machine that does not read its serial line must not block the test's limits.
 fn write_from_queue(mut input: Box<dyn Write + Send>) -> Sender<Vec<u8>> {
     let (keys, queue) = mpsc::channel::<Vec<u8>>();
@@ -375,7 +398,7 @@ pub(crate) mod tests {
     fn a_missing_text_is_named_with_the_tail_of_the_transcript() {
         let mut emulator = start("missing", "echo the last words; echo complaint >&2");
         let error = emulator.expect("absent", LIMIT).unwrap_err().to_string();
-        for part in ["\"absent\"", "ended", "the last words", "qemu: complaint", "missing.log"] {
+        for part in ["\"absent\"", "ended (exit status: 0)", "the last words", "qemu: complaint", "missing.log"] {
             assert!(error.contains(part), "{part:?} is missing in {error}");
         }
     }

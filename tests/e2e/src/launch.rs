@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::emulator::{Emulator, Kind, Line};
+use crate::emulator::{Emulator, Kind, Line, resets_log};
 use crate::monitor;
 
 /// What executes the host's instructions.
@@ -451,6 +451,8 @@ impl Launch {
         let socket = monitor::socket(&self.name);
         let mut command = self.command();
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        let resets = resets_log(&log_directory.join(format!("{}.log", self.name)));
+        command.args(["-d", "cpu_reset", "-D"]).arg(resets);
         let kind = Kind { name: "qemu", patience: 1 };
         Ok(Emulator::start(command, kind, Line::Pipes, &self.name, log_directory)?.with_monitor(socket))
     }

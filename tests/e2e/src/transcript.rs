@@ -2,7 +2,7 @@
 //! The main type is [`Transcript`]; [`crate::Emulator`] owns one and keeps the reading position.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -45,7 +45,12 @@ impl Transcript {
         let transcript = self.clone();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = source.read(&mut buffer) {
+            loop {
+                let length = match source.read(&mut buffer) {
+                    Ok(length @ 1..) => length,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Ok(0) | Err(_) => break,
+                };
                 // A full disk must not end the test: the transcript in memory still decides.
                 let _ = log.write_all(&buffer[..length]);
                 transcript.append(&buffer[..length]);
