@@ -77,6 +77,7 @@ pub static PROGRAMS: &[Program] = &[
     full("console", console::console),
     full("unread_console", console::unread),
     full("pause_resume", tiny::pause_resume),
+    full("emulator_stops", tiny::emulator_stops),
     full("reset", tiny::reset),
     full("save_restore", saved::save_restore),
     full("restore_reading", reading::reading),

@@ -202,6 +202,7 @@ impl Svm {
             self.vmcb.control.event_injection = interrupted;
         }
         self.begin_step();
+        let begun = self.begin_virtual();
         self.vmcb.save.rax = self.gprs[Gpr::Rax as usize];
         self.vmcb.save.rsp = self.gprs[Gpr::Rsp as usize];
         // SAFETY: interrupts cannot be taken (GIF is clear), the guest's VMLOAD state and floating-point state are in
@@ -221,6 +222,9 @@ impl Svm {
         control.event_injection = 0;
         control.clean = if self.features.contains(Features::VMCB_CLEAN) { clean::ALL } else { 0 };
         self.interrupted = exit::interrupted_event(control.exit_interrupt_info);
+        if let Some(begun) = begun {
+            self.end_virtual(begun);
+        }
     }
 
     /// Puts the guest's state that VMRUN does not switch into the processor, with host interrupts held back (15.17).

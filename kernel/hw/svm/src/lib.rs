@@ -11,6 +11,7 @@ extern crate alloc;
 mod enable;
 mod entry;
 mod exit;
+mod injection;
 mod intercepts;
 mod nmi;
 mod state;

@@ -173,6 +173,7 @@ pub mod virtual_interrupt {
     pub const PRIORITY_HIGHEST: u64 = 0xf << PRIORITY_SHIFT;
     pub const IGNORE_TPR: u64 = 1 << 20;
     pub const MASKING: u64 = 1 << 24;
+    pub const VECTOR_SHIFT: u32 = 32;
 }
 
 /// Parts of the block that need not be read again when their bit is set in `clean` (15.15.3).

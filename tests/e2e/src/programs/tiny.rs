@@ -10,6 +10,9 @@ use crate::{Artifacts, GUEST_BOOT_LIMIT, Host, LINUX, SCRATCH_DISK, TINY_INITRD,
 /// For a guest that has powered itself off to be listed as stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
+/// Each has one chance in a few to hit a guest that QEMU owes nothing but an interrupt it has delivered.
+const EMULATOR_STOPS: u32 = 200;
+
 /// Waits until something is so, or for two minutes; says at last whether it is.
 const WAIT: &str =
     "n=0; until CONDITION || test $n = 120; do sleep 1; n=$((n+1)); done; CONDITION && echo yes || echo no";
@@ -124,6 +127,19 @@ pub fn pause_resume(artifacts: &Artifacts) -> Result<()> {
     host.ask("vm resume t")?;
     host.attach("t")?.expect(&format!("tick {}\r", last + 1), GUEST_BOOT_LIMIT)?;
     Ok(())
+}
+
+/// A busy guest lives through an emulator that stops and goes on: QEMU would deliver its last interrupt a second time.
+pub fn emulator_stops(artifacts: &Artifacts) -> Result<()> {
+    let host = artifacts.boot(&artifacts.fast("emulator_stops")?)?;
+    let mut guest = Guest::start(host, "--vcpus 2")?;
+    guest.run("for n in 1 2; do (while :; do :; done) >/dev/null 2>&1 & done")?;
+    for _ in 0..EMULATOR_STOPS {
+        guest.host.emulator().monitor("stop")?;
+        guest.host.emulator().monitor("cont")?;
+    }
+    ensure!(guest.run("echo alive")? == "alive", "the guest's shell does not answer");
+    guest.host.power_off()
 }
 
 /// The last tick in what the console has kept.
