@@ -5,11 +5,12 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Once;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::emulator::{Emulator, Kind, Line, resets_log};
-use crate::monitor;
+use crate::{erratum, monitor};
 
 /// What executes the host's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -454,7 +455,14 @@ impl Launch {
         let resets = resets_log(&log_directory.join(format!("{}.log", self.name)));
         command.args(["-d", "cpu_reset", "-D"]).arg(resets);
         let kind = Kind { name: "qemu", patience: 1 };
-        Ok(Emulator::start(command, kind, Line::Pipes, &self.name, log_directory)?.with_monitor(socket))
+        let emulator = Emulator::start(command, kind, Line::Pipes, &self.name, log_directory)?;
+        if let Err(why) = erratum::mend(emulator.process_id()) {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                eprintln!("note: QEMU is not mended, {why}: a host may fall when its guests switch tasks")
+            });
+        }
+        Ok(emulator.with_monitor(socket))
     }
 }
 

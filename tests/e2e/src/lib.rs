@@ -9,6 +9,7 @@ mod client;
 mod console;
 mod crashed;
 mod emulator;
+mod erratum;
 mod host;
 mod launch;
 mod monitor;
