@@ -5,9 +5,8 @@
 //! the guest holds interrupts, and a Linux that is just entering a handler does not survive that. So an interrupt is
 //! injected as a virtual one (APM volume 2, 15.21.4): the guest takes it as soon, and QEMU forgets it properly.
 //!
-//! Of a virtual interrupt it makes a note in VMRUN which, about once in a hundred thousand, undoes one that another thread
-//! makes at that moment: an interrupt of the host stays pending in the local APIC, and nobody looks there. Writing
-//! CR8 has it look.
+//! Of a virtual interrupt it makes a note in VMRUN that undoes one which another of its threads makes at that moment: an
+//! interrupt of the host stays pending in the local APIC, and nobody looks there. Writing CR8 has it look.
 
 use crate::Features;
 use crate::entry::{Svm, event};
