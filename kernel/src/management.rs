@@ -89,7 +89,8 @@ impl Management {
         }
         let now_ns = host.clock.now_ns();
         let now = Instant::from_micros((now_ns / 1000) as i64);
-        (self.wire.room, self.wire.is_full) = (host.network.lock().uplink_room().min(OUTGOING_MAX), false);
+        let room = host.network.lock().uplink_room(self.wire.is_full);
+        (self.wire.room, self.wire.is_full) = (room.min(OUTGOING_MAX), false);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         self.take_lease();
         let (from, frames) = (self.port, &self.wire.outgoing);

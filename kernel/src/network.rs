@@ -47,6 +47,7 @@ pub struct Network {
     lines: Vec<usize>,
     /// Their lines were given up.
     polls_lines: bool,
+    /// The management address's port, which is asked for at each frame.
     management: Option<PortId>,
     management_frames: VecDeque<Vec<u8>>,
 }
@@ -162,8 +163,9 @@ impl Network {
         self.management_frames.pop_front()
     }
 
-    /// How many frames of the management address the uplink takes now.
-    pub fn uplink_room(&mut self) -> usize {
+    /// How many frames of the management address the uplink takes now. `waits` says that it took too few last time.
+    pub fn uplink_room(&mut self, waits: bool) -> usize {
+        self.shares.note_host(waits);
         let Some(nic) = self.nics.get_mut(self.uplink) else { return usize::MAX };
         self.shares.room(Sender::Host, nic.room(), nic.room_max())
     }

@@ -12,7 +12,6 @@ use crate::Features;
 use crate::entry::{Svm, event};
 use crate::vmcb::{clean, virtual_interrupt};
 use core::arch::asm;
-use vcpu::{ReadyFor, Vcpu};
 
 const AT_ONCE: u64 = virtual_interrupt::REQUEST | virtual_interrupt::PRIORITY_HIGHEST | virtual_interrupt::IGNORE_TPR;
 
@@ -29,16 +28,13 @@ impl Svm {
         if self.vmcb.control.virtual_interrupt & virtual_interrupt::REQUEST != 0 {
             return Some(Virtual(None));
         }
-        let interrupt = self.vmcb.control.event_injection;
+        let control = &mut self.vmcb.control;
+        let interrupt = control.event_injection;
         if interrupt & (event::VALID | event::TYPE_MASK) != event::VALID | event::INTERRUPT {
             return None;
         }
-        self.vmcb.control.event_injection = 0;
-        if self.ready_for() != ReadyFor::Interrupts {
-            self.vmcb.control.event_injection = interrupt;
-            return None;
-        }
-        self.vmcb.control.virtual_interrupt |= AT_ONCE | (interrupt & 0xff) << virtual_interrupt::VECTOR_SHIFT;
+        control.event_injection = 0;
+        control.virtual_interrupt |= AT_ONCE | (interrupt & 0xff) << virtual_interrupt::VECTOR_SHIFT;
         self.changed(clean::TPR);
         Some(Virtual(Some(interrupt)))
     }
