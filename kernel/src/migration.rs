@@ -22,6 +22,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{Config, Name, PeerSpec};
+use core::cmp::Reverse;
 use incoming::Incoming;
 use link::Link;
 use migrate::survey::Word;
@@ -209,10 +210,12 @@ impl Migrations {
 
     /// VMs on their way, and those that were moved lately; of those that leave or left, the last that began is first.
     pub fn status(&self, now_ns: u64) -> Vec<MoveInfo> {
-        let outgoing = self.outgoing.iter().rev().map(|outgoing| outgoing.info(now_ns));
-        let incoming = self.incoming.iter().rev().map(|incoming| incoming.info(now_ns));
+        let outgoing = self.outgoing.iter().map(|outgoing| outgoing.info(now_ns));
         let withdrawals = self.withdrawals.iter().map(|withdrawal| withdrawal.info().clone());
-        outgoing.chain(withdrawals).chain(self.history.iter().cloned()).chain(incoming).collect()
+        let mut moves: Vec<_> = outgoing.chain(withdrawals).chain(self.history.iter().cloned()).collect();
+        moves.sort_by_key(|one| Reverse(one.started_ns));
+        moves.extend(self.incoming.iter().rev().map(|incoming| incoming.info(now_ns)));
+        moves
     }
 
     /// Goes on with everything; says when it wants to be called again.

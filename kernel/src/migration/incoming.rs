@@ -193,10 +193,10 @@ impl Incoming {
                 self.link = None;
             }
         }
-        let soon_ns = self.link.as_ref().is_some_and(Link::is_closed).then(|| host.clock.now_ns() + 50 * SOON_NS);
+        // What ends a session comes as a frame, or by the stream's own clock.
         let follows = self.retired.is_some() || self.target.phase() == Phase::Running && self.target.missing() > 0;
         let asks_ns = follows.then(|| host.clock.now_ns() + 50 * SOON_NS);
-        soon_ns.into_iter().chain(self.announce_at_ns).chain(asks_ns).min()
+        self.announce_at_ns.into_iter().chain(asks_ns).min()
     }
 
     /// Sees to memory that follows the guest: wakes who waited for what came, and asks for what is wanted next.
@@ -428,6 +428,7 @@ impl Incoming {
             running_percent: 100,
             expected_downtime_ns: 0,
             downtime_ns: None,
+            started_ns: self.started_ns,
             total_ns: self.ended_ns.unwrap_or(now_ns).saturating_sub(self.started_ns),
         }
     }

@@ -12,6 +12,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
 
 /// `andl $~(1 << 7), offset(register)` without LOCK: opcode, the register in the lowest bits of the second byte, and the
 /// mask behind four bytes of offset.
@@ -23,6 +25,10 @@ const LOCK: u8 = 0xf0;
 /// No operation, in as many bytes.
 const NOTHING: [u8; BYTES] = [0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
 
+/// How often, and after what time each, a new process's memory is looked at.
+const LOOKS: u32 = 5000;
+const LOOK: Duration = Duration::from_millis(1);
+
 /// Mends the emulator that has just been started; says why where it cannot.
 pub(crate) fn mend(process: u32) -> Result<(), String> {
     static PLACE: OnceLock<Option<u64>> = OnceLock::new();
@@ -30,12 +36,23 @@ pub(crate) fn mend(process: u32) -> Result<(), String> {
     let program = fs::read_link(format!("{folder}/exe")).map_err(|error| format!("its program: {error}"))?;
     let place = PLACE.get_or_init(|| find(&fs::read(&program).ok()?));
     let place = place.ok_or("its program is not as QEMU 10's")?;
-    let maps = fs::read_to_string(format!("{folder}/maps")).map_err(|error| format!("its memory: {error}"))?;
     let program = program.to_string_lossy();
-    let address = maps.lines().find_map(|line| address(line, &program, place)).ok_or("its code is nowhere")?;
+    let address = loaded(&folder, &program, place)?;
     let memory = File::options().write(true).open(format!("{folder}/mem"));
     let written = memory.and_then(|memory| memory.write_all_at(&NOTHING, address));
     written.map_err(|error| format!("its memory: {error}"))
+}
+
+/// Where byte `place` of the program is in the process's memory, which a new process does not have at once.
+fn loaded(folder: &str, program: &str, place: u64) -> Result<u64, String> {
+    for _ in 0..LOOKS {
+        let maps = fs::read_to_string(format!("{folder}/maps")).map_err(|error| format!("its memory: {error}"))?;
+        if let Some(address) = maps.lines().find_map(|line| address(line, program, place)) {
+            return Ok(address);
+        }
+        thread::sleep(LOOK);
+    }
+    Err("its code is nowhere".into())
 }
 
 /// Where the instruction is, if it is there once.

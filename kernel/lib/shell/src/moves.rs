@@ -67,6 +67,8 @@ pub struct MoveInfo {
     pub expected_downtime_ns: u64,
     /// How long the guest stood still, as far as this host knows.
     pub downtime_ns: Option<u64>,
+    /// When it began, since the host started.
+    pub started_ns: u64,
     /// How long it has taken.
     pub total_ns: u64,
 }
@@ -154,6 +156,7 @@ mod tests {
             running_percent: 60,
             expected_downtime_ns: 30_000_000,
             downtime_ns: None,
+            started_ns: 1_000_000_000,
             total_ns: 2_000_000_000,
         };
         let text = render_moves(&[one]);

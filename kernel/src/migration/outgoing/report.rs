@@ -61,6 +61,7 @@ impl Outgoing {
             running_percent: self.source.running_percent(),
             expected_downtime_ns: self.source.expected_ns(),
             downtime_ns: self.stopped_ns.map(|ns| self.runs_there_ns.unwrap_or(end_ns).saturating_sub(ns)),
+            started_ns: self.started_ns,
             total_ns: end_ns.saturating_sub(self.started_ns),
         }
     }
