@@ -1,7 +1,9 @@
 //! What every CPU does for ever: take what arrived, serve, run a guest, or sleep.
 //!
-//! Interrupts of the host are shut but for two places here: the moment in which they are let in, and the sleep.
+//! Interrupts of the host are shut but for three places here: the moment in which they are let in, the same between a
+//! guest's exit and its next entry, and the sleep.
 
+use crate::alarm::Alarm;
 use crate::devices::Devices;
 use crate::host::{self, Host};
 use crate::network::{Forwarder, Frame};
@@ -27,6 +29,8 @@ const SLICE_NS_MIN: u64 = 50_000;
 const WAKER_NS: u64 = 100_000;
 /// How long a vCPU waits for its CPU while another CPU has nothing to do.
 const WAIT_NS_MAX: u64 = 1_000_000;
+/// How long a vCPU that is called again and again runs on before its CPU's loop looks at everything.
+const CALLED_NS_MAX: u64 = 1_000_000;
 /// How often a vCPU looks for mail before it is asked whether the host wants the CPU.
 const LOOKS: u32 = 16;
 
@@ -34,6 +38,7 @@ const LOOKS: u32 = 16;
 struct CpuLoop {
     host: &'static Host,
     index: usize,
+    alarm: Alarm,
     outbox: Outbox,
     forwarder: Forwarder,
     /// Interrupts that arrived; kept for its memory.
@@ -73,6 +78,7 @@ pub fn run(host: &'static Host, index: usize) -> ! {
     let mut cpu_loop = CpuLoop {
         host,
         index,
+        alarm: Alarm::default(),
         outbox: Outbox::new(),
         forwarder: Forwarder::new(index),
         arrived: Vec::new(),
@@ -94,6 +100,9 @@ impl CpuLoop {
         cpu::take_interrupts();
         self.arrived.clear();
         percpu::current().take_arrived(|vector| self.arrived.push(vector));
+        if self.arrived.contains(&interrupts::TIMER) {
+            self.alarm.rang();
+        }
         let deadline_ns = self.serve();
         let watch_ns = self.watch.turn(self.index, self.host.clock.now_ns());
         let deadline_ns = deadline_ns.into_iter().chain([watch_ns]).min();
@@ -208,8 +217,10 @@ impl CpuLoop {
             cpu: self.index,
             host: self.host,
             queued,
+            alarm: &mut self.alarm,
             forwarder: &mut self.forwarder,
             turns: &mut self.turns,
+            start_ns,
             limit_ns,
             is_alone,
         };
@@ -303,7 +314,7 @@ impl CpuLoop {
             if next_ns <= self.host.clock.now_ns() {
                 return;
             }
-            local_apic::arm_timer(self.host.clock.tsc_at(next_ns));
+            self.alarm.set(&self.host.clock, next_ns);
         }
         let has_work = self.index == 0 && services::has_work();
         if !has_work && !percpu::current().any_arrived() {
@@ -322,8 +333,11 @@ struct GuestHost<'a> {
     cpu: usize,
     host: &'static Host,
     queued: &'a Queued,
+    alarm: &'a mut Alarm,
     forwarder: &'a mut Forwarder,
     turns: &'a mut Turns,
+    /// When the vCPU began to run.
+    start_ns: u64,
     /// When this CPU has something else to do.
     limit_ns: Option<u64>,
     /// Nobody else is ready to run here.
@@ -346,9 +360,9 @@ impl GuestHost<'_> {
         }
     }
 
-    fn arm_limit(&self) {
+    fn arm_limit(&mut self) {
         if let Some(limit_ns) = self.limit_ns {
-            local_apic::arm_timer(self.host.clock.tsc_at(limit_ns));
+            self.alarm.set(&self.host.clock, limit_ns);
         }
     }
 }
@@ -360,7 +374,7 @@ impl machine::Host for GuestHost<'_> {
 
     fn arm(&mut self, ns: u64) {
         let ns = self.limit_ns.map_or(ns, |limit_ns| ns.min(limit_ns));
-        local_apic::arm_timer(self.host.clock.tsc_at(ns));
+        self.alarm.set(&self.host.clock, ns);
     }
 
     fn kick(&mut self, vcpu: usize) {
@@ -404,6 +418,15 @@ impl machine::Host for GuestHost<'_> {
             place.end_halt();
         }
         has_mail
+    }
+
+    fn may_run_on(&mut self) -> bool {
+        cpu::take_interrupts();
+        // The other reasons for a kick.
+        let has_work = || self.cpu == 0 && services::has_work();
+        let is_over = || !self.queued.running.may_run() || self.host.clock.now_ns() > self.start_ns + CALLED_NS_MAX;
+        let is_first = || self.host.cpus.queue(self.cpu).lock().len() == 1;
+        percpu::current().take_only(interrupts::KICK) && !has_work() && !is_over() && is_first()
     }
 
     fn give_way(&mut self, to: Option<usize>) {

@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+mod alarm;
 mod backend;
 mod commands;
 mod confinement;

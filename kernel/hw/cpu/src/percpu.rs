@@ -50,6 +50,17 @@ impl PerCpu {
         self.arrived.iter().any(|word| word.load(Ordering::Relaxed) != 0)
     }
 
+    /// Takes this interrupt if it is the only one that waits; says whether it is.
+    pub fn take_only(&self, vector: u8) -> bool {
+        let bit = |index| if index == usize::from(vector) / 64 { 1 << (vector % 64) } else { 0 };
+        let mut words = self.arrived.iter().enumerate();
+        let is_only = words.all(|(index, word)| word.load(Ordering::Acquire) == bit(index));
+        if is_only {
+            self.arrived[usize::from(vector) / 64].fetch_and(!(1 << (vector % 64)), Ordering::Acquire);
+        }
+        is_only
+    }
+
     /// Takes the interrupts that arrived, and calls `each` with their vectors.
     pub fn take_arrived(&self, mut each: impl FnMut(u8)) {
         for (index, word) in self.arrived.iter().enumerate() {

@@ -19,6 +19,8 @@ const STRING_BUDGET: u32 = 256;
 pub enum Next {
     /// The vCPU goes on.
     Run,
+    /// The host was called.
+    Answer,
     /// The host has something to do first.
     Yield,
     /// The vCPU waits for an interrupt.
@@ -33,7 +35,7 @@ impl Machine {
     pub(crate) fn handle(&self, thread: &mut Thread, exit: Exit, now: Moment, host: &mut dyn Host) -> Next {
         let clock = self.clock(now, thread.vcpu.tsc_offset());
         match exit {
-            Exit::HostInterrupt => return Next::Yield,
+            Exit::HostInterrupt => return Next::Answer,
             Exit::InterruptWindow => thread.vcpu.want_interrupt_window(Window::Never),
             Exit::Port(access) => return self.port(thread, access, clock),
             Exit::NestedFault { gpa, access, page_walk } => {

@@ -104,6 +104,11 @@ pub trait Host {
     fn linger(&mut self, _has_mail: &dyn Fn() -> bool) -> bool {
         false
     }
+    /// The host was called while the vCPU ran: lets it take what called, and says whether that was only word of mail, so that
+    /// the vCPU may run on.
+    fn may_run_on(&mut self) -> bool {
+        false
+    }
     /// The vCPU that runs waits for another of its machine, for this one or any: it should run where this one does.
     fn give_way(&mut self, to: Option<usize>);
     /// How long the vCPU that runs was ready and had no CPU, in all.

@@ -207,6 +207,13 @@ impl Machine {
                 (Some(end), _) | (None, Next::End(end)) => return Pause::Ended(end),
                 (None, Next::Run) => {}
                 (None, Next::Halt) => thread.activity = Activity::Halted,
+                (None, Next::Answer) => {
+                    thread.vcpu.park();
+                    if !host.may_run_on() {
+                        return Pause::Interrupted;
+                    }
+                    now = host.now();
+                }
                 (None, Next::Yield) => return Pause::Interrupted,
                 (None, Next::Wait) => return Pause::Idle(Some(now.ns + MEMORY_NS)),
             }

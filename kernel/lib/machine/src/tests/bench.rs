@@ -41,6 +41,8 @@ pub struct TestHost {
     pub shown: Vec<(usize, bool)>,
     /// What is done while the vCPU lingers, one for each time that it may.
     pub lingers: Vec<Box<dyn FnOnce() + Send>>,
+    /// How often the vCPU may run on when the host is called.
+    pub runs_on: u32,
     /// The most that one flush had: console bytes, transfers, runs, frames.
     pub flush_max: [usize; 4],
 }
@@ -65,6 +67,7 @@ impl TestHost {
             backed,
             shown,
             lingers: vec![],
+            runs_on: 0,
             flush_max,
         }
     }
@@ -90,6 +93,12 @@ impl Host for TestHost {
             meanwhile();
         }
         has_mail()
+    }
+
+    fn may_run_on(&mut self) -> bool {
+        let may = self.runs_on > 0;
+        self.runs_on = self.runs_on.saturating_sub(1);
+        may
     }
 
     fn give_way(&mut self, to: Option<usize>) {

@@ -41,6 +41,22 @@ fn a_halted_guest_sleeps_until_its_deadline() {
 }
 
 #[test]
+fn who_is_called_for_mail_takes_it_and_runs_on() {
+    let mut bench = with_timer();
+    bench.set_if(true);
+    let machine = bench.machine.clone();
+    bench.then(move |_| {
+        let mail = Mail::Vector { vector: 0x41, level_triggered: false };
+        assert_eq!(machine.mailboxes[0].post(mail), Tell::Vcpu);
+        Exit::HostInterrupt
+    });
+    bench.host.runs_on = 2;
+    bench.exit(Exit::HostInterrupt);
+    assert_eq!(bench.host.runs_on, 0, "it was asked each time, until it had to leave");
+    assert_eq!(bench.taken(), [Event::Interrupt(0x41)]);
+}
+
+#[test]
 fn who_lingers_is_told_nothing_and_goes_on() {
     let mut bench = with_timer();
     bench.set_if(true);
