@@ -1,7 +1,7 @@
 //! When a CPU's timer interrupts it.
 //!
-//! The type is [`Alarm`]. Most that ask want the moment that is set already, and to set a timer costs as much as a short
-//! exit.
+//! The type is [`Alarm`]. Most that ask want the moment that is set already, and where Pollux runs as a guest itself, to
+//! set a timer is an exit.
 
 use crate::time::Clock;
 use interrupts::local_apic;
