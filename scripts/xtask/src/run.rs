@@ -1,9 +1,7 @@
 //! `cargo xtask run`: boots the image as a USB stick in an emulator. A person gets the prompt; `--smoke` tries everything
 //! without one.
 
-use std::os::unix::process::CommandExt;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use e2e::{Accel, Artifacts, Launch, Medium};
 
@@ -43,8 +41,8 @@ pub fn command(options: &Options) -> Result<()> {
     }
     let artifacts = prepare(options)?;
     println!("{}", introduction(options.accel()));
-    let error = launch(&artifacts, options).terminal_command().exec();
-    Err(error).context("starting the emulator")
+    let status = launch(&artifacts, options).run_at_terminal()?;
+    std::process::exit(status.code().unwrap_or(1))
 }
 
 fn smoke(options: &Options) -> Result<()> {

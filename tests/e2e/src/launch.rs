@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Once;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -419,14 +419,18 @@ impl Launch {
         command
     }
 
-    /// The command for a person's terminal: as [`Launch::command`], but Ctrl-^ then x ends the emulator. QEMU's usual
-    /// Ctrl-A stays free for the guest's shell, and Ctrl-] for leaving a guest's console.
-    #[must_use]
-    pub fn terminal_command(&self) -> Command {
+    /// Runs the machine at a person's terminal, until it ends: as [`Launch::command`], but Ctrl-^ then x ends the emulator.
+    /// QEMU's usual Ctrl-A stays free for the guest's shell, and Ctrl-] for leaving a guest's console.
+    ///
+    /// # Errors
+    /// If QEMU cannot be started.
+    pub fn run_at_terminal(&self) -> Result<ExitStatus> {
         let mut command = self.base();
         command.args(["-chardev", "stdio,id=console,mux=on,signal=off"]).args(self.serial.arguments());
         command.args(["-mon", "chardev=console", "-echr", "0x1e"]);
-        command
+        let mut emulator = command.spawn().context("starting the emulator")?;
+        mend(emulator.id());
+        emulator.wait().context("waiting for the emulator")
     }
 
     fn base(&self) -> Command {
@@ -456,13 +460,16 @@ impl Launch {
         command.args(["-d", "cpu_reset", "-D"]).arg(resets);
         let kind = Kind { name: "qemu", patience: 1 };
         let emulator = Emulator::start(command, kind, Line::Pipes, &self.name, log_directory)?;
-        if let Err(why) = erratum::mend(emulator.process_id()) {
-            static SAID: Once = Once::new();
-            SAID.call_once(|| {
-                eprintln!("note: QEMU is not mended, {why}: a host may fall when its guests switch tasks")
-            });
-        }
+        mend(emulator.process_id());
         Ok(emulator.with_monitor(socket))
+    }
+}
+
+/// Takes a fault of QEMU's out of one that was started, or says that it is still there.
+fn mend(process: u32) {
+    static SAID: Once = Once::new();
+    if let Err(why) = erratum::mend(process) {
+        SAID.call_once(|| eprintln!("note: QEMU is not mended, {why}: a host may fall when its guests switch tasks"));
     }
 }
 
