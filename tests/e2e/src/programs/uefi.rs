@@ -24,10 +24,10 @@ const MAC: &str = "02:00:00:00:00:77";
 const VARIABLES_AND_TABLE_BYTES: usize = 3 << 20;
 
 /// A disk with GPT, system partition, GRUB and a kernel on ext4, booted without a kernel of the host's on two vCPUs; its
-/// firmware's variables outlive a reset. It has a CD too, which leaves and comes while it runs.
+/// firmware's variables outlive a reset. It has a CD too, which leaves and comes while it runs, as does a network card.
 pub fn guest(artifacts: &Artifacts) -> Result<()> {
     let cd = cdrom::make_disk(artifacts, "uefi_guest")?;
-    let mut host = artifacts.boot(&launch(artifacts, "uefi_guest", &[])?.disk(&cd))?;
+    let mut host = artifacts.boot(&launch(artifacts, "uefi_guest", &[])?.disk(&cd).nic(""))?;
     refuse(&mut host)?;
     host.ask("vm create d --disk uefi --cdrom iso --memory 512M --vcpus 2 --start")?;
     let mut console = host.attach("d")?;
@@ -46,6 +46,9 @@ pub fn guest(artifacts: &Artifacts) -> Result<()> {
     let mut console = return_to(&mut host, "added")?;
     console.run("until test -b /dev/vdb; do sleep 1; done; udevadm settle")?;
     cdrom::is_read(&mut console)?;
+    console.leave()?;
+    card_comes_and_goes(&mut host)?;
+    let mut console = return_to(&mut host, "left")?;
     console.run(&format!("printf '{VALUE}' > {VARIABLE} && sync"))?;
     console.send("systemctl reboot\r")?;
     console.expect("GNU GRUB", GUEST_BOOT_LIMIT).context("GRUB did not come after the reset")?;
@@ -58,6 +61,21 @@ pub fn guest(artifacts: &Artifacts) -> Result<()> {
     host.power_off()?;
     fs::remove_file(cd)?;
     Ok(())
+}
+
+/// A network card comes to the guest, which reaches the gateway by it, and goes.
+fn card_comes_and_goes(host: &mut Host) -> Result<()> {
+    host.ask(&format!("vm add d --nic mac={MAC}"))?;
+    let mut console = return_to(host, "plugged")?;
+    console.run(&format!("until grep -q {MAC} /sys/class/net/*/address; do sleep 1; done; udevadm settle"))?;
+    let card = console.run(&format!("basename $(dirname $(grep -l {MAC} /sys/class/net/*/address))"))?;
+    console.run(&format!("ip link set {card} up && (ip addr add 10.0.2.77/24 dev {card} || true)"))?;
+    console.run(&format!("ping -I {card} -c 3 -W 5 10.0.2.2"))?;
+    console.leave()?;
+    host.ask("vm remove d --nic")?;
+    let mut console = return_to(host, "unplugged")?;
+    console.run(&format!("! grep -q {MAC} /sys/class/net/*/address"))?;
+    console.leave()
 }
 
 /// What a firmware keeps outlives the host's restart, whatever was being written when that came, and only the operator
