@@ -260,7 +260,7 @@ impl CpuLoop {
             later => later.filter(|&ready_ns| ready_ns != u64::MAX),
         };
         let running = &slice.queued.running;
-        let is_throttled = running.running_percent() < 100 || running.is_cpu_limited();
+        let is_throttled = running.is_throttled();
         let throttled_ns = is_throttled.then_some(start_ns + THROTTLED_SLICE_NS);
         let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).chain(throttled_ns).min();
         let is_alone = !is_throttled && other_ns.is_none_or(|ready_ns| ready_ns > start_ns);
@@ -422,11 +422,13 @@ impl machine::Host for GuestHost<'_> {
 
     fn may_run_on(&mut self) -> bool {
         cpu::take_interrupts();
-        // The other reasons for a kick.
+        let running = &self.queued.running;
+        // The other reasons for a kick: work of the host's, an order, a limit, another vCPU.
         let has_work = || self.cpu == 0 && services::has_work();
-        let is_over = || !self.queued.running.may_run() || self.host.clock.now_ns() > self.start_ns + CALLED_NS_MAX;
-        let is_first = || self.host.cpus.queue(self.cpu).lock().len() == 1;
-        percpu::current().take_only(interrupts::KICK) && !has_work() && !is_over() && is_first()
+        let is_free = || running.may_run() && !running.is_throttled();
+        let is_alone = || self.host.cpus.queue(self.cpu).lock().len() == 1;
+        let is_called = percpu::current().take_only(interrupts::KICK) && !has_work() && is_free() && is_alone();
+        is_called && self.host.clock.now_ns() < self.start_ns + CALLED_NS_MAX
     }
 
     fn give_way(&mut self, to: Option<usize>) {

@@ -500,9 +500,9 @@ impl Running {
         self.limited_until_ns.store(0, Ordering::Relaxed);
     }
 
-    /// Whether its time on CPUs is limited.
-    pub fn is_cpu_limited(&self) -> bool {
-        self.is_cpu_limited.load(Ordering::Relaxed)
+    /// Whether its time on CPUs is limited, by an order or for its move.
+    pub fn is_throttled(&self) -> bool {
+        self.running_percent() < 100 || self.is_cpu_limited.load(Ordering::Relaxed)
     }
 
     /// Until when its vCPUs have used up their time on CPUs.
@@ -512,7 +512,7 @@ impl Running {
 
     /// Books time of a vCPU on a CPU. What it had beyond the VM's limit all of them wait for.
     pub fn book(&self, ns: u64, now_ns: u64) {
-        if !self.is_cpu_limited() {
+        if !self.is_cpu_limited.load(Ordering::Relaxed) {
             return;
         }
         if let Some(limit) = &mut *self.cpu_limit.lock() {

@@ -21,7 +21,8 @@ const PING_BYTES: u64 = 50_000;
 
 /// A guest's disks, its card and its CPU are limited while it runs, and are no more.
 pub fn limits(artifacts: &Artifacts) -> Result<()> {
-    let mut host = artifacts.boot(&artifacts.fast("limits")?)?;
+    let spin = artifacts.guest("spin")?;
+    let mut host = artifacts.boot(&artifacts.fast_with("limits", &[(spin, "spin")])?)?;
     mistakes(&mut host)?;
     let options = format!("--disk {SCRATCH_DISK} --nic mac={MAC} --disk-rate 2M");
     let mut guest = Guest::start(host, &options)?;
@@ -29,6 +30,7 @@ pub fn limits(artifacts: &Artifacts) -> Result<()> {
     card(&mut guest)?;
     cpu(&mut guest)?;
     guest.host.ask("vm kill t")?;
+    spinner(&mut guest.host)?;
     guest.host.power_off()
 }
 
@@ -105,11 +107,21 @@ fn received(guest: &mut Guest) -> Result<()> {
 /// A guest that wants all of a CPU has it, then a quarter, then all again.
 fn cpu(guest: &mut Guest) -> Result<()> {
     guest.run("{ while :; do :; done; } >/dev/null 2>&1 &")?;
-    share(&mut guest.host, |percent| percent > 60).context("without a limit")?;
+    share(&mut guest.host, "t", |percent| percent > 60).context("without a limit")?;
     guest.host.ask("vm set t --cpu-limit 25")?;
-    share(&mut guest.host, |percent| percent < 40).context("limited to a quarter")?;
+    share(&mut guest.host, "t", |percent| percent < 40).context("limited to a quarter")?;
     guest.host.ask("vm set t --cpu-limit none")?;
-    share(&mut guest.host, |percent| percent > 60).context("without a limit again")
+    share(&mut guest.host, "t", |percent| percent > 60).context("without a limit again")
+}
+
+/// A guest that never exits by itself is limited at once.
+fn spinner(host: &mut Host) -> Result<()> {
+    host.ask("vm create s --kernel spin --memory 64M --start")?;
+    share(host, "s", |percent| percent > 60).context("a guest that spins")?;
+    host.ask("vm set s --cpu-limit 25")?;
+    let percent = percent(host, "s")?;
+    ensure!(percent < 40, host.emulator().failure(&format!("limited to a quarter it has {percent} % of a CPU")));
+    host.ask("vm kill s").map(drop)
 }
 
 /// Runs a command in the guest; gives how long it took, in hundredths of a second of the guest's.
@@ -119,13 +131,10 @@ fn timed(guest: &mut Guest, command: &str) -> Result<u64> {
 }
 
 /// Waits until the guest has such a share of a CPU, in percent.
-fn share(host: &mut Host, is_so: impl Fn(u64) -> bool) -> Result<()> {
+fn share(host: &mut Host, vm: &str, is_so: impl Fn(u64) -> bool) -> Result<()> {
     let until = host.emulator().elapsed() + SHARE_LIMIT;
     loop {
-        let (began_ns, before_ns) = (uptime_ns(host)?, cpu_ns(host)?);
-        sleep(WINDOW);
-        let (after_ns, ended_ns) = (cpu_ns(host)?, uptime_ns(host)?);
-        let percent = 100 * (after_ns - before_ns) / (ended_ns - began_ns).max(1);
+        let percent = percent(host, vm)?;
         if is_so(percent) {
             return Ok(());
         }
@@ -133,10 +142,18 @@ fn share(host: &mut Host, is_so: impl Fn(u64) -> bool) -> Result<()> {
     }
 }
 
+/// The share that it has for a while.
+fn percent(host: &mut Host, vm: &str) -> Result<u64> {
+    let (began_ns, before_ns) = (uptime_ns(host)?, cpu_ns(host, vm)?);
+    sleep(WINDOW);
+    let (after_ns, ended_ns) = (cpu_ns(host, vm)?, uptime_ns(host)?);
+    Ok(100 * (after_ns - before_ns) / (ended_ns - began_ns).max(1))
+}
+
 fn uptime_ns(host: &mut Host) -> Result<u64> {
     host.ask("host")?["uptime_ns"].as_u64().context("no uptime_ns")
 }
 
-fn cpu_ns(host: &mut Host) -> Result<u64> {
-    host.ask("vm show t")?["cpu_time_ns"].as_u64().context("no cpu_time_ns")
+fn cpu_ns(host: &mut Host, vm: &str) -> Result<u64> {
+    host.ask(&format!("vm show {vm}"))?["cpu_time_ns"].as_u64().context("no cpu_time_ns")
 }
