@@ -37,7 +37,7 @@ const PARALLEL: usize = 2;
 /// a target more does not make the tests longer.
 const PARSERS: [&str; 2] = ["migrate_wire", "state"];
 const PARSER_SECONDS: u32 = 60;
-const TEST_SECONDS_ALL: u32 = 770;
+const TEST_SECONDS_ALL: u32 = 540;
 
 /// Options of `cargo xtask fuzz`.
 #[derive(Args)]
