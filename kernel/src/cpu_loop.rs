@@ -426,9 +426,9 @@ impl machine::Host for GuestHost<'_> {
         // The other reasons for a kick: work of the host's, an order, a limit, another vCPU.
         let has_work = || self.cpu == 0 && services::has_work();
         let is_free = || running.may_run() && !running.is_throttled();
-        let is_alone = || self.host.cpus.queue(self.cpu).lock().len() == 1;
-        let is_called = percpu::current().take_only(interrupts::KICK) && !has_work() && is_free() && is_alone();
-        is_called && self.host.clock.now_ns() < self.start_ns + CALLED_NS_MAX
+        let has_others = || self.host.cpus.queue(self.cpu).lock().len() > 1;
+        let is_mail = percpu::current().take_only(interrupts::KICK) && !has_work() && is_free() && !has_others();
+        is_mail && self.host.clock.now_ns() < self.start_ns + CALLED_NS_MAX
     }
 
     fn give_way(&mut self, to: Option<usize>) {

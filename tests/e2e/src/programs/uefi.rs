@@ -69,7 +69,7 @@ fn card_comes_and_goes(host: &mut Host) -> Result<()> {
     let mut console = return_to(host, "plugged")?;
     console.run(&format!("until grep -q {MAC} /sys/class/net/*/address; do sleep 1; done; udevadm settle"))?;
     let card = console.run(&format!("basename $(dirname $(grep -l {MAC} /sys/class/net/*/address))"))?;
-    console.run(&format!("ip link set {card} up && (ip addr add 10.0.2.77/24 dev {card} || true)"))?;
+    console.run(&format!("ip link set {card} up && ip addr add 10.0.2.77/24 dev {card}"))?;
     console.run(&format!("ping -I {card} -c 3 -W 5 10.0.2.2"))?;
     console.leave()?;
     host.ask("vm remove d --nic")?;
