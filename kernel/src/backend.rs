@@ -101,6 +101,15 @@ impl Backend {
         }
     }
 
+    /// How many binary places the processor knows of the ratio at which a guest's TSC runs, where it knows one.
+    pub fn tsc_fraction_bits(&self) -> Option<u32> {
+        match self {
+            Self::Svm(features) => features.tsc_fraction_bits(),
+            Self::Vmx(features) => features.tsc_fraction_bits(),
+            Self::None(_) => None,
+        }
+    }
+
     /// What the report calls it.
     pub fn name(&self) -> &'static str {
         match self {

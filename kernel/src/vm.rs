@@ -407,7 +407,11 @@ pub fn profile(host: &Host, vcpus: u32) -> CpuProfile {
         let found = host_leaf(leaf, subleaf);
         if (leaf, subleaf) == (0xd, 1) { Leaf { eax: found.eax & !hidden, ..found } } else { found }
     };
-    CpuProfile::new(leaf, vcpus, host.clock.tsc_khz() as u32)
+    let profile = CpuProfile::new(leaf, vcpus, host.clock.tsc_khz() as u32);
+    match host.backend.tsc_fraction_bits() {
+        Some(bits) => profile.with_tsc_scaling(bits),
+        None => profile,
+    }
 }
 
 /// A vCPU in its CPU's queue.

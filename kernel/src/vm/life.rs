@@ -222,10 +222,10 @@ impl Running {
                 self.machine.load(&kernel).map_err(|error| (error.0, "see \"modules\"".to_string()))?
             }
         };
-        let tsc_offset = cpu::tsc().wrapping_neg();
+        let now = host.clock.now();
         for (index, place) in self.vcpus.iter().enumerate() {
             let state = if index == 0 { &boot } else { &VcpuState::reset() };
-            place.prepare(|vcpu| self.machine.thread(index, vcpu, state, tsc_offset));
+            place.prepare(|vcpu| self.machine.thread(index, vcpu, state, 0, now));
         }
         self.is_prepared.store(true, Ordering::Release);
         self.start.settle(Ok(()));

@@ -133,8 +133,7 @@ impl Artifacts {
     /// As [`Artifacts::boot_bochs`].
     pub fn boot_bochs_with(&self, name: &str, model: Model, cpus: u32, disk: Option<&Path>) -> Result<Host> {
         let disk = disk.map(Path::to_path_buf);
-        let image = self.test_image.clone();
-        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: false, card: None })
+        self.boot_pc(&Pc { disk, ..Pc::new(name, model, cpus, &self.test_image) })
     }
 
     /// The same with a disk that keeps what is written to it.
@@ -142,9 +141,8 @@ impl Artifacts {
     /// # Errors
     /// As [`Artifacts::boot_bochs`].
     pub fn boot_bochs_keeping(&self, name: &str, model: Model, cpus: u32, disk: &Path) -> Result<Host> {
-        let image = self.test_image.clone();
         let disk = Some(disk.to_path_buf());
-        self.boot_pc(&Pc { name: name.to_owned(), model, cpus, image, disk, keeps_disk: true, card: None })
+        self.boot_pc(&Pc { disk, keeps_disk: true, ..Pc::new(name, model, cpus, &self.test_image) })
     }
 
     /// A copy of the test image with this configuration, removed by whoever asked for it.

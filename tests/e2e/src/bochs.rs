@@ -82,6 +82,18 @@ pub struct Pc {
     pub keeps_disk: bool,
     /// Its network card, an 82540EM, if it has one.
     pub card: Option<Card>,
+    /// How many instructions make a second there, and the rate of the time stamp counter: nothing else takes time.
+    pub instructions_per_second: u64,
+}
+
+impl Pc {
+    /// A machine without a disk or a card.
+    #[must_use]
+    pub fn new(name: &str, model: Model, cpus: u32, image: &Path) -> Self {
+        let instructions_per_second = Bochs::INSTRUCTIONS_PER_SECOND;
+        let (name, image) = (name.to_owned(), image.to_path_buf());
+        Self { name, model, cpus, image, disk: None, keeps_disk: false, card: None, instructions_per_second }
+    }
 }
 
 /// A network card. What it sends leaves Bochs in UDP datagrams, a frame in each.
@@ -94,7 +106,7 @@ pub struct Card {
 }
 
 impl Bochs {
-    /// How many instructions make a second there, and the rate of the time stamp counter: nothing else takes time.
+    /// How many instructions make a second, unless somebody wants another number.
     pub const INSTRUCTIONS_PER_SECOND: u64 = 100_000_000;
 
     /// Switches the machine on, its logs in `log_directory`: `NAME.log` what the serial line said, `NAME.bochs.log` and
@@ -164,7 +176,7 @@ impl Bochs {
              panic: action=fatal\nerror: action=report\ninfo: action=report\ndebug: action=ignore\n",
             pc.model.name(),
             pc.cpus,
-            Self::INSTRUCTIONS_PER_SECOND,
+            pc.instructions_per_second,
         )
     }
 }
@@ -177,15 +189,7 @@ mod tests {
     fn the_configuration_names_the_machine() {
         let bochs =
             |release| Bochs { program: "bochs".into(), release, bios: "/bios".into(), video_bios: "/vga".into() };
-        let mut pc = Pc {
-            name: "t".into(),
-            model: Model::Amd,
-            cpus: 2,
-            image: "/image".into(),
-            disk: None,
-            keeps_disk: false,
-            card: None,
-        };
+        let mut pc = Pc::new("t", Model::Amd, 2, Path::new("/image"));
         let text = bochs(Release::Three).configuration(&pc, 1234, Path::new("/log"));
         for line in
             ["model=ryzen, count=2", "file=/bios,", "path=/image,", "dev=localhost:1234\n", "nogui", "log: /log\n"]

@@ -142,6 +142,7 @@ pub static PROGRAMS: &[Program] = &[
     pair("migrate_postcopy", migrate::postcopy),
     pair("bochs_vmx_moves", bochs::vmx_moves),
     pair("bochs_vmx_link_cut", bochs::vmx_link_cut),
+    pair("bochs_vmx_linux_moves", bochs::vmx_linux_moves),
     pair("uefi_moves", uefi::moves),
     pair("cpu_profile", profiles::baseline),
     pair("migrate_traffic", debian::under_traffic),

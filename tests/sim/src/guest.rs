@@ -9,7 +9,7 @@ use guestmem::{GuestMemory, PageSet};
 use std::sync::{Arc, Mutex};
 use vcpu::{
     Access, ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, Posted, ReadyFor, Segment,
-    SegmentName, Unloadable, Vcpu, VcpuState, Window, cr0,
+    SegmentName, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0,
 };
 
 /// Where the pages are that it writes, and how many.
@@ -248,6 +248,10 @@ impl Vcpu for Processor {
 
     fn set_xcr0(&mut self, value: u64) {
         self.state.xcr0 = value;
+    }
+
+    fn scale_tsc(&mut self, ratio: TscRatio) {
+        assert_eq!(ratio, TscRatio::ONE, "its hosts' are alike");
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {

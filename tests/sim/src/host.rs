@@ -128,8 +128,7 @@ impl Vm {
     /// Has it begin as a new guest does.
     pub fn boot(&mut self, now: Moment) {
         if let Some(processor) = self.processor.take() {
-            let offset = now.tsc.wrapping_neg();
-            self.thread = Some(self.machine.thread(0, Box::new(processor), &boot_state(), offset));
+            self.thread = Some(self.machine.thread(0, Box::new(processor), &boot_state(), 0, now));
             self.runs = true;
         }
     }

@@ -28,6 +28,8 @@ pub const GS_BASE: u32 = 0xc000_0101;
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 /// TSC_AUX.
 pub const TSC_AUX: u32 = 0xc000_0103;
+/// AMD TSC Ratio (APM volume 2, 15.30.5).
+pub const TSC_RATIO: u32 = 0xc000_0104;
 /// AMD VM_CR (APM volume 2, 15.30.1).
 pub const VM_CR: u32 = 0xc001_0114;
 /// AMD VM_HSAVE_PA (APM volume 2, 15.30.4).

@@ -43,6 +43,16 @@ bitflags! {
     }
 }
 
+/// The binary places of a TSC ratio (15.30.5).
+pub(crate) const TSC_FRACTION_BITS: u32 = 32;
+
+impl Features {
+    /// How many binary places a guest's TSC ratio has, where there is one.
+    pub fn tsc_fraction_bits(self) -> Option<u32> {
+        self.contains(Self::TSC_SCALING).then_some(TSC_FRACTION_BITS)
+    }
+}
+
 /// Why a processor cannot run guests by SVM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unavailable {
@@ -80,6 +90,8 @@ pub(crate) struct Host {
     pub has_tsc_aux: bool,
     /// Whose predictions it holds.
     pub trained: Trained,
+    /// The TSC ratio of the guest that ran last; 0: nobody knows.
+    tsc_ratio: AtomicU64,
     next_asid: AtomicU32,
     /// How often the ASIDs were used up; a vCPU whose ASID is of an earlier round needs a new one.
     asid_round: AtomicU64,
@@ -128,6 +140,7 @@ pub fn enable(index: usize) {
             _save_area: save_area,
             has_tsc_aux,
             trained: Trained::default(),
+            tsc_ratio: AtomicU64::new(0),
             next_asid,
             asid_round: AtomicU64::new(0),
         }
@@ -141,6 +154,14 @@ pub(crate) fn host() -> (&'static Host, usize) {
 }
 
 impl Host {
+    /// Has guests' TSCs run at this ratio of the processor's from the next VMRUN on. The processor can scale them.
+    pub fn scale_tsc(&self, ratio: u64) {
+        if self.tsc_ratio.swap(ratio, Ordering::Relaxed) != ratio {
+            // SAFETY: the register concerns nothing but guests' TSCs, and the bits that must be zero are.
+            unsafe { msr::write(msr::TSC_RATIO, ratio) }
+        }
+    }
+
     /// The current round of ASIDs.
     pub fn asid_round(&self) -> u64 {
         self.asid_round.load(Ordering::Relaxed)

@@ -1,6 +1,6 @@
 //! Into the guest and out again: [`Svm`], and what VMRUN leaves to software.
 
-use crate::enable::{Features, Host, host};
+use crate::enable::{Features, Host, TSC_FRACTION_BITS, host};
 use crate::exit;
 use crate::nmi::Nmis;
 use crate::vmcb::{Vmcb, clean, misc1, misc2, virtual_interrupt};
@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
 use cpu::fpu::Area;
 use cpu::speculation::{self, Trainer};
-use vcpu::{Event, Exit, Gpr, VcpuState};
+use vcpu::{Event, Exit, Gpr, TscRatio, VcpuState};
 
 /// A virtual CPU on SVM.
 pub struct Svm {
@@ -21,6 +21,7 @@ pub struct Svm {
     pub(crate) dr: [u64; 4],
     pub(crate) xcr0: u64,
     pub(crate) tsc_aux: u64,
+    pub(crate) tsc_ratio: TscRatio,
     /// The bits of CR4 that the guest may set, where its writes exit.
     pub(crate) cr4_offered: u64,
     /// An event whose delivery an exit interrupted; it goes first.
@@ -172,6 +173,7 @@ impl Svm {
             dr: [0; 4],
             xcr0: 1,
             tsc_aux: 0,
+            tsc_ratio: TscRatio::ONE,
             cr4_offered: 0,
             interrupted: None,
             equal_priority_passes: false,
@@ -232,6 +234,9 @@ impl Svm {
         let (host, cpu) = host();
         self.choose_asid(host, cpu);
         speculation::switched(&host.trained, &self.trainer);
+        if self.features.contains(Features::TSC_SCALING) {
+            host.scale_tsc(self.tsc_ratio.fixed(TSC_FRACTION_BITS));
+        }
         if !self.fpu_loaded {
             self.fpu.restore(self.xcr0);
             self.load_debug_registers();

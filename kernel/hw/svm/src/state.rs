@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Table, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, rflags,
+    Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, rflags,
 };
 
 /// DR7.GD, which every debug exception clears.
@@ -278,6 +278,10 @@ impl Vcpu for Svm {
         if self.fpu_loaded {
             fpu::set_xcr0(value);
         }
+    }
+
+    fn scale_tsc(&mut self, ratio: TscRatio) {
+        self.tsc_ratio = ratio;
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {

@@ -72,6 +72,7 @@ const SECONDARY_WANTED: &[Wanted] = &[
     optional(secondary::RDTSCP),
     optional(secondary::INVPCID),
     optional(secondary::XSAVES),
+    optional(secondary::TSC_SCALING),
 ];
 
 const LEAVING_WANTED: &[Wanted] = &[

@@ -69,6 +69,16 @@ bitflags! {
     }
 }
 
+/// The binary places of a TSC multiplier (26.3).
+pub(crate) const TSC_FRACTION_BITS: u32 = 48;
+
+impl Features {
+    /// How many binary places a guest's TSC ratio has, where there is one.
+    pub fn tsc_fraction_bits(self) -> Option<u32> {
+        self.contains(Self::TSC_SCALING).then_some(TSC_FRACTION_BITS)
+    }
+}
+
 /// Why a processor cannot run guests by VMX.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unavailable {
@@ -149,7 +159,7 @@ fn features(controls: Controls, capabilities: u64) -> Features {
         (Features::VPID, vpid),
         (Features::PAGE_MODIFICATION_LOG, notes && controls.secondary & secondary::PAGE_MODIFICATION_LOG != 0),
         (Features::PREEMPTION_TIMER, pins & pin::PREEMPTION_TIMER != 0),
-        (Features::TSC_SCALING, secondaries & secondary::TSC_SCALING != 0),
+        (Features::TSC_SCALING, controls.secondary & secondary::TSC_SCALING != 0),
         (Features::PAUSE_LOOP, controls.secondary & secondary::PAUSE_LOOP != 0),
         (Features::XSAVES, controls.secondary & secondary::XSAVES != 0),
         (Features::APIC_REGISTERS, secondaries & secondary::APIC_REGISTERS != 0),

@@ -4,7 +4,7 @@ use crate::apic::Apic;
 use crate::checks;
 use crate::control_registers::CR0_GUEST;
 use crate::controls::{self, Controls};
-use crate::enable::{Features, host};
+use crate::enable::{Features, TSC_FRACTION_BITS, host};
 use crate::event::Encoded;
 use crate::exit::{self, Reason};
 use crate::host_state;
@@ -16,7 +16,7 @@ use core::arch::global_asm;
 use core::cell::Cell;
 use cpu::fpu::Area;
 use cpu::speculation::{self, Trainer};
-use vcpu::{Event, Exit, Gpr, VcpuState, rflags};
+use vcpu::{Event, Exit, Gpr, TscRatio, VcpuState, rflags};
 
 /// A virtual CPU on VMX.
 ///
@@ -36,6 +36,7 @@ pub struct Vmx {
     pub(crate) ept_root: Hpa,
     pub(crate) fpu: Box<Area>,
     pub(crate) xcr0: u64,
+    pub(crate) tsc_ratio: TscRatio,
     /// The bits of CR4 that the guest may set.
     pub(crate) cr4_offered: u64,
     pub(crate) apic: Apic,
@@ -235,6 +236,7 @@ impl Vmx {
             ept_root,
             fpu: Area::reset(),
             xcr0: 1,
+            tsc_ratio: TscRatio::ONE,
             cr4_offered: 0,
             apic: Apic::new(notification),
             write_log: WriteLog::new(),
@@ -450,6 +452,9 @@ impl Vmx {
         }
         if self.features.contains(Features::XSAVES) {
             self.vmcs.write(Field::XSS_EXITS, 0);
+        }
+        if self.features.contains(Features::TSC_SCALING) {
+            self.vmcs.write(Field::TSC_MULTIPLIER, self.tsc_ratio.fixed(TSC_FRACTION_BITS));
         }
         if self.features.contains(Features::PAUSE_LOOP) {
             self.vmcs.write(Field::PAUSE_LOOP_GAP, PAUSE_LOOP_GAP);

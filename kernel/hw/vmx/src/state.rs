@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Table, Unloadable, Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
+    Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
 };
 
 /// DR6 and DR7: the bits that always read 1.
@@ -218,6 +218,10 @@ impl Vcpu for Vmx {
         if self.loaded {
             fpu::set_xcr0(value);
         }
+    }
+
+    fn scale_tsc(&mut self, ratio: TscRatio) {
+        self.tsc_ratio = ratio;
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {

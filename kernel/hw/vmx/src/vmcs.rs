@@ -139,6 +139,7 @@ impl Field {
     pub const POSTED_INTERRUPTS: Self = Self(0x2016);
     pub const EPT_POINTER: Self = Self(0x201a);
     pub const XSS_EXITS: Self = Self(0x202c);
+    pub const TSC_MULTIPLIER: Self = Self(0x2032);
     pub const GUEST_PHYSICAL_ADDRESS: Self = Self(0x2400);
     pub const LINK_POINTER: Self = Self(0x2800);
     pub const GUEST_DEBUGCTL: Self = Self(0x2802);

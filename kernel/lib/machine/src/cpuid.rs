@@ -6,11 +6,14 @@
 
 mod baseline;
 mod saved;
+mod tsc;
 
 pub use baseline::{BASELINE_BYTES_MAX, Baseline, NoBaseline};
 pub use saved::SavedProfile;
+pub(crate) use tsc::is_another_rate;
 
-use vcpu::{Paging, cr4};
+use tsc::Tsc;
+use vcpu::{Paging, TscRatio, cr4};
 
 /// One leaf's registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,9 +44,7 @@ pub struct CpuProfile {
     xsave: [Leaf; XSAVE_SUBLEAVES],
     extended: [Leaf; EXTENDED_LEAVES],
     vcpus: u32,
-    /// The TSC's rate as the guest is told, and as it is here.
-    tsc_khz: u32,
-    real_tsc_khz: u32,
+    tsc: Tsc,
 }
 
 const BASIC_LEAVES: usize = 0xe;
@@ -188,7 +189,13 @@ impl CpuProfile {
         let eight = extended[8];
         extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: 0, edx: 0 };
         let caches = core::array::from_fn(|index| host(4, index as u32));
-        Self { basic, caches, xsave, extended, vcpus, tsc_khz, real_tsc_khz: tsc_khz }.with_vcpus(vcpus)
+        Self { basic, caches, xsave, extended, vcpus, tsc: Tsc::new(tsc_khz) }.with_vcpus(vcpus)
+    }
+
+    /// The same on a host whose processor runs a guest's TSC at a ratio with so many binary places.
+    #[must_use]
+    pub fn with_tsc_scaling(self, fraction_bits: u32) -> Self {
+        Self { tsc: Tsc { fraction_bits: Some(fraction_bits), ..self.tsc }, ..self }
     }
 
     /// The same for a guest with `vcpus` vCPUs.
@@ -224,7 +231,7 @@ impl CpuProfile {
                 Leaf { eax: KVM_FEATURES | smp, ..Leaf::default() }
             }
             HYPERVISOR_TIMING => {
-                Leaf { eax: self.tsc_khz, ebx: chipset::LAPIC_TIMER_HZ as u32 / 1000, ..Leaf::default() }
+                Leaf { eax: self.tsc.told_khz, ebx: chipset::LAPIC_TIMER_HZ as u32 / 1000, ..Leaf::default() }
             }
             POLLUX => signature(POLLUX, b"PolluxPollux"),
             leaf @ EXTENDED.. => self.extended.get((leaf - EXTENDED) as usize).copied().unwrap_or_default(),
@@ -286,14 +293,20 @@ impl CpuProfile {
         [ebx, edx, ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
     }
 
-    /// The TSC's rate as it is, which a guest from another host was told almost.
+    /// The rate of the guest's TSC as it is: what a guest from another host was told, almost at least where the processor
+    /// can scale it.
     pub fn real_tsc_khz(&self) -> u32 {
-        self.real_tsc_khz
+        self.tsc.real_khz
     }
 
-    /// The TSC's rate as the guest is told it.
+    /// The rate of the guest's TSC as it was told.
     pub fn tsc_khz(&self) -> u32 {
-        self.tsc_khz
+        self.tsc.told_khz
+    }
+
+    /// How the guest's TSC follows the host's.
+    pub fn tsc_ratio(&self) -> TscRatio {
+        self.tsc.ratio
     }
 
     /// The leaf that is shown for `leaf`: past the last, Intel's processors show the last basic one (SDM volume 2, CPUID).

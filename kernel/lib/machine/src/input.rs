@@ -102,7 +102,7 @@ impl Machine {
 
     /// The moment as the guest sees it.
     pub(crate) fn clock(&self, now: Moment, tsc_offset: u64) -> Clock {
-        Clock { ns: self.epoch.machine_ns(now), tsc: now.tsc.wrapping_add(tsc_offset) }
+        Clock { ns: self.epoch.machine_ns(now), tsc: self.profile.tsc_ratio().scale(now.tsc).wrapping_add(tsc_offset) }
     }
 
     /// The board, for an input to be applied to.

@@ -102,12 +102,14 @@ impl Thread {
 }
 
 impl Machine {
-    /// vCPU `index`: the boot vCPU, 0, runs from `state` on, the others wait for a start-up message. Their TSCs are
-    /// `tsc_offset` ahead of the host's.
-    pub fn thread(&self, index: usize, mut vcpu: Box<dyn Vcpu>, state: &VcpuState, tsc_offset: u64) -> Thread {
+    /// vCPU `index`: the boot vCPU, 0, runs from `state` on, the others wait for a start-up message. Its TSC reads `tsc`
+    /// now.
+    pub fn thread(&self, index: usize, mut vcpu: Box<dyn Vcpu>, state: &VcpuState, tsc: u64, now: Moment) -> Thread {
         vcpu.offer_cr4(self.profile.cr4_bits());
         vcpu.set_state(state);
-        vcpu.set_tsc_offset(tsc_offset);
+        let ratio = self.profile.tsc_ratio();
+        vcpu.scale_tsc(ratio);
+        vcpu.set_tsc_offset(tsc.wrapping_sub(ratio.scale(now.tsc)));
         let mut lapic = Lapic::new(index as u32, index == 0, self.profile.real_tsc_khz().into());
         if index == 0 {
             lapic.enter_virtual_wire_mode();

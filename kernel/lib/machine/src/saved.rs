@@ -10,6 +10,7 @@ pub(crate) mod registers;
 pub use plan::{Plan, Unlike};
 
 use crate::board::Slot;
+use crate::cpuid::is_another_rate;
 use crate::input::InputMode;
 use crate::storage::Disk;
 use crate::{Machine, Moment, Thread};
@@ -119,7 +120,8 @@ impl Machine {
     /// Saves one vCPU of a machine at rest. Its mail is taken first: that is part of it.
     pub fn save_vcpu(&self, thread: &mut Thread, now: Moment) -> SavedVcpu {
         self.take_mail(thread);
-        SavedVcpu { thread: thread.save(now), lapic: thread.lapic.save(), extended: thread.vcpu.extended_state() }
+        let tsc = self.clock(now, thread.vcpu.tsc_offset()).tsc;
+        SavedVcpu { thread: thread.save(tsc), lapic: thread.lapic.save(), extended: thread.vcpu.extended_state() }
     }
 
     /// Saves the machine with all of its vCPUs, in order, which were saved at the same moment.
@@ -256,7 +258,7 @@ impl Machine {
             loadable.map_err(|_| Invalid("this processor cannot load it").within(kind::EXTENDED, instance))?;
         }
         let tsc = saved.tsc_after(elapsed_ns, self.profile.tsc_khz());
-        let mut thread = self.thread(index, vcpu, &state, tsc.wrapping_sub(now.tsc));
+        let mut thread = self.thread(index, vcpu, &state, tsc, now);
         thread.restore(&saved, &self.profile).map_err(impossible(kind::VCPU))?;
         if let Some(lapic) = reader.take(kind::LAPIC, instance)? {
             let real_khz = self.profile.real_tsc_khz().into();
@@ -271,7 +273,7 @@ impl Machine {
         let clock = self.clock(now, thread.vcpu.tsc_offset());
         let has_clock = self.update_clock_after_pause(thread, clock);
         let (told, real) = (self.profile.tsc_khz(), self.profile.real_tsc_khz());
-        if has_clock || thread.index != 0 || !plan::is_another_rate(told, real) {
+        if has_clock || thread.index != 0 || !is_another_rate(told, real) {
             return Ok(());
         }
         Err(RestoreError::Unlike(Unlike::TscRate { saved_khz: told, here_khz: real }))

@@ -59,7 +59,11 @@ pub(crate) fn render_profile(profile: &CpuProfileInfo) -> String {
     let rate = |khz: u32| hertz(u64::from(khz) * 1000);
     let tsc = match profile.needs_kvm_clock {
         false => rate(lowest),
-        true => format!("{} to {}: a guest moves only where it uses kvm-clock", rate(lowest), rate(highest)),
+        true => format!(
+            "{} to {}: a guest moves where the processor scales it, or by kvm-clock",
+            rate(lowest),
+            rate(highest)
+        ),
     };
     let mut facts = Table::plain([Left, Left]);
     facts.row(["profile".into(), profile.name.clone()]);

@@ -16,6 +16,7 @@ mod event;
 mod exit;
 mod posted;
 mod state;
+mod tsc;
 
 use addr::Gpa;
 use alloc::sync::Arc;
@@ -28,6 +29,7 @@ pub use event::{Event, Exception, ReadyFor, Window};
 pub use exit::{Access, Exit, PortAccess, PortDirection};
 pub use posted::Posted;
 pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, efer, rflags};
+pub use tsc::TscRatio;
 
 /// One virtual CPU, on whichever hardware.
 ///
@@ -136,10 +138,13 @@ pub trait Vcpu: Send {
     /// Sets XCR0, already checked against what the guest was offered.
     fn set_xcr0(&mut self, value: u64);
 
-    /// Sets how far the guest's TSC is ahead of the host's (wrapping).
+    /// Says how fast the guest's TSC runs, before it runs: at the host's rate, where the processor knows no other.
+    fn scale_tsc(&mut self, ratio: TscRatio);
+
+    /// Sets how far the guest's TSC is ahead of the host's, as scaled (wrapping).
     fn set_tsc_offset(&mut self, offset: u64);
 
-    /// How far the guest's TSC is ahead of the host's (wrapping).
+    /// How far the guest's TSC is ahead of the host's, as scaled (wrapping).
     fn tsc_offset(&self) -> u64;
 
     /// Forgets cached second-stage translations: the nested page tables lost or narrowed an entry.

@@ -259,7 +259,7 @@ impl Rig {
         let image = self.folder.join(format!("{name}.img"));
         image::build_bare(guest, words, &image)?;
         let bochs = self.artifacts.bochs.as_ref().map_err(|why| anyhow!("{why}"))?;
-        let pc = Pc { name, model: Model::Intel, cpus: 1, image, disk: None, keeps_disk: false, card: None };
+        let pc = Pc::new(&name, Model::Intel, 1, &image);
         collect(Console::new(&mut bochs.start(&pc, &self.artifacts.logs)?).emulator())
     }
 

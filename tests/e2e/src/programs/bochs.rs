@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::balloon::{self, MIB};
@@ -11,13 +11,16 @@ use super::tiny::{self, Guest};
 use super::{guests, host, hotplug, limits, multiboot, saved};
 use crate::wire::Wire;
 use crate::{
-    Artifacts, COMMAND_LIMIT, Card, GUEST_BOOT_LIMIT, Host, LINUX, Model, Pc, SCRATCH_DISK, TINY_INITRD, TINY_PASSWORD,
+    Artifacts, Bochs, COMMAND_LIMIT, Card, GUEST_BOOT_LIMIT, Host, LINUX, Model, Pc, SCRATCH_DISK, TINY_INITRD,
+    TINY_PASSWORD,
 };
 
 /// Two machines are as fast as this one lets each be: a guest stands still as long as it takes.
 const MOVING: &str = "--downtime 60000";
 /// What a guest writes again and again, in a fraction of a second, to have its writes found.
 const WRITTEN_MIB: u32 = 2;
+/// What a guest keeps.
+const SUM: &str = "md5sum /kept | cut -c1-32";
 /// Its stack, its page tables and the like.
 const OTHER_PAGES_MAX: u64 = 64;
 
@@ -94,7 +97,6 @@ pub fn vmx_smp(artifacts: &Artifacts) -> Result<()> {
 /// VT-x: a Linux guest of two vCPUs gives memory back, and is saved and goes on, here and on the host after it restarted.
 pub fn vmx_saved(artifacts: &Artifacts) -> Result<()> {
     const OPTIONS: &str = "--memory 256M --vcpus 2";
-    const SUM: &str = "md5sum /kept | cut -c1-32";
     let disk = saved::make_disk(&artifacts.logs, "bochs_vmx_saved")?;
     let boot = || artifacts.boot_bochs_keeping("bochs_vmx_saved", Model::Intel, 2, &disk);
     let mut host = boot()?;
@@ -125,10 +127,8 @@ pub fn vmx_saved(artifacts: &Artifacts) -> Result<()> {
 
 /// VT-x: firmware starts GRUB from a guest's disk, and that its system, up to where a user would log in.
 pub fn vmx_uefi(artifacts: &Artifacts) -> Result<()> {
-    let (name, image) = ("bochs_vmx_uefi".to_owned(), artifacts.image.clone());
     let disk = Some(artifacts.uefi_datastore.clone());
-    let mut host =
-        artifacts.boot_pc(&Pc { name, model: Model::Intel, cpus: 1, image, disk, keeps_disk: false, card: None })?;
+    let mut host = artifacts.boot_pc(&Pc { disk, ..Pc::new("bochs_vmx_uefi", Model::Intel, 1, &artifacts.image) })?;
     host.ask("vm create d --disk uefi --memory 512M --start")?;
     let mut console = host.attach("d")?;
     console.expect("GNU GRUB", GUEST_BOOT_LIMIT).context("GRUB did not come")?;
@@ -152,6 +152,47 @@ pub fn vmx_moves(artifacts: &Artifacts) -> Result<()> {
     Ok(())
 }
 
+/// VT-x: the small Linux guest with two vCPUs, whose clock is the TSC alone, moves to a host whose TSC has half the rate, and
+/// goes back ahead of its memory. It writes all the while.
+pub fn vmx_linux_moves(artifacts: &Artifacts) -> Result<()> {
+    const NAME: &str = "bochs_vmx_linux_moves";
+    const WRITE: &str = "while :; do head -c 100000 /dev/urandom > /other; done > /dev/null 2>&1 & echo begun";
+    let rates = [Bochs::INSTRUCTIONS_PER_SECOND, Bochs::INSTRUCTIONS_PER_SECOND / 2];
+    let mut pair = pair_at(artifacts, NAME, &Wire::new(NAME, 0)?, rates)?;
+    let words = "shell=yes no-kvmclock tsc=reliable clocksource=tsc";
+    tiny::create(&mut pair.hosts[0], "t", words, "--memory 128M --vcpus 2 --nic")?;
+    let mut console = pair.hosts[0].attach("t")?;
+    console.login("root", TINY_PASSWORD)?;
+    console.leave()?;
+    let sum = tiny::run(&mut pair.hosts[0], 1, &format!("head -c 4000000 /dev/urandom > /kept; {SUM}"))?;
+    tiny::run(&mut pair.hosts[0], 2, WRITE)?;
+    for (from, options) in [(0, MOVING), (1, "--downtime 1 --timeout 1 --strategy postcopy")] {
+        let moved = pair.migrate_with(from, "t", options)?;
+        eprintln!("        {moved}");
+        let host = &mut pair.hosts[1 - from];
+        let number = 10 * (from as u32 + 1);
+        ensure!(tiny::run(host, number, SUM)? == sum, "the guest's memory changed on the way from {from}");
+        keeps_time(host, number + 1)?;
+    }
+    ensure!(tiny::run(&mut pair.hosts[0], 30, "grep -c ^processor /proc/cpuinfo")? == "2", "a processor is gone");
+    tiny::power_off(&mut pair.hosts[0], "t")
+}
+
+/// The guest's clock, which is its TSC, goes as fast as its RTC, which is the host's clock.
+fn keeps_time(host: &mut Host, number: u32) -> Result<()> {
+    const AHEAD: &str = "echo $(($(date +%s) - $(cat /sys/class/rtc/rtc0/since_epoch)))";
+    let said = tiny::run(
+        host,
+        number,
+        &format!("{AHEAD}; sleep 10; {AHEAD}; cat /sys/devices/system/clocksource/*/current_clocksource"),
+    )?;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let [before, after, "tsc" | "tsc-early"] = words[..] else { bail!("the guest's clocks: {said}") };
+    let drift_s = after.parse::<i64>()? - before.parse::<i64>()?;
+    ensure!(drift_s.abs() <= 1, "in ten seconds its clock went {drift_s} s ahead: {said}");
+    Ok(())
+}
+
 /// VT-x: the link is cut while the guest's memory is sent, and it stays; then it goes ahead of its memory, and the link is cut
 /// again until it waits for that.
 pub fn vmx_link_cut(artifacts: &Artifacts) -> Result<()> {
@@ -168,15 +209,19 @@ pub fn vmx_link_cut(artifacts: &Artifacts) -> Result<()> {
 
 /// Two hosts on a segment, that trust each other.
 fn pair(artifacts: &Artifacts, name: &str, wire: &Wire) -> Result<Pair> {
+    pair_at(artifacts, name, wire, [Bochs::INSTRUCTIONS_PER_SECOND; 2])
+}
+
+/// The same with TSCs of these rates.
+fn pair_at(artifacts: &Artifacts, name: &str, wire: &Wire, rates: [u64; 2]) -> Result<Pair> {
     let boot = |index: usize| -> Result<Host> {
         let name = format!("{name}-{}", migrate::SIDES[index]);
         let image = artifacts.configured(&name, &migrate::configuration(index))?;
         let card = Some(Card { number: index as u8, port: wire.datagrams()? });
-        let file = image.clone();
-        let pc = Pc { name, model: Model::Intel, cpus: 1, image, disk: None, keeps_disk: false, card };
-        let host = artifacts.boot_pc(&pc);
+        let instructions_per_second = rates[index];
+        let host = artifacts.boot_pc(&Pc { card, instructions_per_second, ..Pc::new(&name, Model::Intel, 1, &image) });
         // It is open where a machine needs it.
-        fs::remove_file(file)?;
+        fs::remove_file(image)?;
         host
     };
     Pair::of(vec![boot(0)?, boot(1)?])

@@ -11,6 +11,7 @@
 //! at the rate of the host that a guest is started on; the rates are kept to be told.
 
 use super::saved::{leaf, words};
+use super::tsc::{Tsc, is_another_rate};
 use super::{BASIC_LEAVES, CpuProfile, EXTENDED_LEAVES, Leaf, SavedProfile, XSAVE_SUBLEAVES};
 use crate::saved::Unlike;
 use alloc::string::String;
@@ -101,7 +102,7 @@ impl Baseline {
     /// What one host has, from what it would show new guests.
     pub fn of(host: &CpuProfile) -> Self {
         let mut profile = host.clone().with_vcpus(1);
-        (profile.tsc_khz, profile.real_tsc_khz) = (host.real_tsc_khz, host.real_tsc_khz);
+        profile.tsc = host.tsc.told(host.tsc.real_khz);
         profile.basic[1].ebx &= CLFLUSH_BYTES;
         for (index, leaf) in profile.extended.iter_mut().enumerate() {
             if index > 8 && !matches!(index, 0x19 | 0x1a) {
@@ -109,7 +110,7 @@ impl Baseline {
             }
         }
         profile.close();
-        Self { tsc_khz_max: profile.tsc_khz, profile }
+        Self { tsc_khz_max: profile.tsc.told_khz, profile }
     }
 
     /// A single host's, for another host.
@@ -130,7 +131,7 @@ impl Baseline {
         let profile = saved.profile();
         let bounded = |component: &Leaf| component.eax.max(component.ebx) <= COMPONENT_BYTES_MAX;
         let is_sound = profile.vcpus == 1
-            && profile.tsc_khz > 0
+            && profile.tsc.told_khz > 0
             && profile.basic[0].eax == BASIC_LEAVES as u32 - 1
             && profile.xsave[2..].iter().all(bounded);
         is_sound.then(|| Self::of(&profile)).ok_or(NoBaseline)
@@ -146,15 +147,13 @@ impl Baseline {
         if vendor(a) != vendor(b) {
             return Err(Unlike::Vendor(a.vendor(), b.vendor()));
         }
-        let tsc_khz = a.tsc_khz.min(b.tsc_khz);
         let mut profile = CpuProfile {
             basic: meet_basic(&a.basic, &b.basic),
             caches: core::array::from_fn(|index| meet_cache(a.caches[index], b.caches[index])),
             xsave: meet_xsave(&a.xsave, &b.xsave),
             extended: meet_extended(&a.extended, &b.extended),
             vcpus: 1,
-            tsc_khz,
-            real_tsc_khz: tsc_khz,
+            tsc: Tsc::new(a.tsc.told_khz.min(b.tsc.told_khz)),
         };
         profile.close();
         Ok(Self { profile, tsc_khz_max: self.tsc_khz_max.max(other.tsc_khz_max) })
@@ -176,7 +175,7 @@ impl Baseline {
     /// Where that host is another vendor's, or lacks something of it.
     pub fn profile_on(&self, host: &CpuProfile, vcpus: u32) -> Result<CpuProfile, Unlike> {
         let mut profile = self.profile.clone().with_vcpus(vcpus);
-        profile.tsc_khz = host.real_tsc_khz;
+        profile.tsc.told_khz = host.tsc.real_khz;
         CpuProfile::restore(&profile.save(), host)
     }
 
@@ -211,12 +210,12 @@ impl Baseline {
 
     /// The rates of the hosts' TSCs: the lowest and the highest, in kHz.
     pub fn tsc_khz(&self) -> (u32, u32) {
-        (self.profile.tsc_khz, self.tsc_khz_max)
+        (self.profile.tsc.told_khz, self.tsc_khz_max)
     }
 
     /// Whether a guest that was told one of the rates would notice another.
     pub fn has_several_rates(&self) -> bool {
-        crate::saved::plan::is_another_rate(self.profile.tsc_khz, self.tsc_khz_max)
+        is_another_rate(self.profile.tsc.told_khz, self.tsc_khz_max)
     }
 
     /// The features that have names.

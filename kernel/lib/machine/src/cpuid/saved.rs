@@ -1,5 +1,6 @@
 //! The saved form of a CPU profile, and whether a host can go on with it.
 
+use super::tsc::Tsc;
 use super::{BASIC_LEAVES, CACHES_MAX, CpuProfile, EXTENDED_LEAVES, Leaf, XSAVE_SUBLEAVES};
 use crate::saved::Unlike;
 use alloc::string::{String, ToString};
@@ -133,8 +134,7 @@ impl SavedProfile {
             xsave: self.xsave.map(leaf),
             extended: self.extended.map(leaf),
             vcpus: self.vcpus,
-            tsc_khz: self.tsc_khz,
-            real_tsc_khz: self.tsc_khz,
+            tsc: Tsc::new(self.tsc_khz),
         }
     }
 }
@@ -148,7 +148,7 @@ impl CpuProfile {
             xsave: self.xsave.map(words),
             extended: self.extended.map(words),
             vcpus: self.vcpus,
-            tsc_khz: self.tsc_khz,
+            tsc_khz: self.tsc.told_khz,
         }
     }
 
@@ -157,7 +157,7 @@ impl CpuProfile {
     /// # Errors
     /// Where the host is another vendor's, or lacks something of it.
     pub(crate) fn restore(saved: &SavedProfile, host: &Self) -> Result<Self, Unlike> {
-        let profile = Self { real_tsc_khz: host.real_tsc_khz, ..saved.profile() };
+        let profile = Self { tsc: host.tsc.told(saved.tsc_khz), ..saved.profile() };
         if profile.vendor() != host.vendor() {
             return Err(Unlike::Vendor(profile.vendor(), host.vendor()));
         }

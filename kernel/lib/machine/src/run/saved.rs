@@ -1,7 +1,6 @@
 //! What a thread keeps, in and out of its saved form.
 
 use super::{Activity, Thread};
-use crate::Moment;
 use crate::cpuid::CpuProfile;
 use crate::msr::Kept;
 use crate::paravirt::Registered;
@@ -9,11 +8,11 @@ use crate::saved::registers::{Registers, Saved};
 use state::Invalid;
 
 impl Thread {
-    /// What restores it, beside its local APIC and its extended state.
-    pub(crate) fn save(&mut self, now: Moment) -> Saved {
+    /// What restores it, beside its local APIC and its extended state, while its TSC reads `tsc`.
+    pub(crate) fn save(&mut self, tsc: u64) -> Saved {
         Saved {
             registers: Registers::new(&self.vcpu.state()),
-            tsc: now.tsc.wrapping_add(self.vcpu.tsc_offset()),
+            tsc,
             activity: match self.activity {
                 Activity::Running => 0,
                 Activity::Halted => 1,

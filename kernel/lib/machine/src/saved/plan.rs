@@ -11,9 +11,6 @@ use alloc::vec::Vec;
 use core::fmt;
 use minicbor::{Decode, Encode};
 
-/// TSC rates that differ by more than this many parts in a million differ for the guest.
-const RATE_TOLERANCE_PPM: u64 = 250;
-
 /// What a machine is made of.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Plan {
@@ -193,11 +190,6 @@ impl Plan {
         check(self.debug == here.debug, Unlike::DebugPorts)?;
         check(self.profile == here.profile, Unlike::Profile)
     }
-}
-
-/// Whether a guest that was told one TSC rate notices the other.
-pub fn is_another_rate(told_khz: u32, real_khz: u32) -> bool {
-    u64::from(told_khz.abs_diff(real_khz)) * 1_000_000 > u64::from(told_khz) * RATE_TOLERANCE_PPM
 }
 
 impl fmt::Display for Unlike {

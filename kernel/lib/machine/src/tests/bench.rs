@@ -239,8 +239,7 @@ impl Bench {
         let machine = Arc::new(Machine::new(config));
         let vcpu = MockVcpu::new(shared.clone());
         let host = TestHost::new(time.clone());
-        let offset = host_tsc(1_000).wrapping_neg();
-        let thread = machine.thread(0, Box::new(vcpu), &flat_state(), offset);
+        let thread = machine.thread(0, Box::new(vcpu), &flat_state(), 0, Moment { ns: 1_000, tsc: host_tsc(1_000) });
         Self { machine, thread, outbox: Outbox::new(), host, shared, time, disks, nics }
     }
 

@@ -25,6 +25,8 @@ pub struct Shared {
     pub is_apic_open: bool,
     /// It takes posted interrupts by itself.
     pub takes_posted: bool,
+    /// How fast its TSC runs, once that was said.
+    pub tsc_ratio: Option<TscRatio>,
     /// How often it had to forget translations.
     pub invalidations: u32,
     /// The pages that the processor logged as written.
@@ -240,6 +242,10 @@ impl Vcpu for MockVcpu {
 
     fn set_xcr0(&mut self, value: u64) {
         self.state.xcr0 = value;
+    }
+
+    fn scale_tsc(&mut self, ratio: TscRatio) {
+        self.shared.lock().unwrap().tsc_ratio = Some(ratio);
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {

@@ -267,6 +267,40 @@ fn another_tsc_rate_needs_a_clock_that_can_be_told() {
 }
 
 #[test]
+fn a_processor_that_scales_gives_the_rate_that_was_told() {
+    let config = |profile| {
+        move |memory| MachineConfig {
+            id: 2,
+            vcpus: 1,
+            memory,
+            profile,
+            disks: vec![],
+            nics: vec![],
+            debug: DebugPorts::default(),
+            firmware: None,
+            wall_unix_ns: 0,
+        }
+    };
+    let told_khz = TSC_KHZ / 4;
+    let mut bench = Bench::of(config(CpuProfile::new(amd, 1, told_khz))(guest_memory(MEMORY_BYTES)));
+    let here = CpuProfile::new(amd, 1, TSC_KHZ).with_tsc_scaling(32);
+    let profile = bench.machine.plan().profile_on(&here).unwrap();
+    assert_eq!((profile.tsc_khz(), profile.real_tsc_khz()), (told_khz, told_khz));
+    assert_eq!(profile.save(), CpuProfile::new(amd, 1, told_khz).save(), "it moves on as it came");
+    let tsc = bench.read_msr(TSC).unwrap();
+    let saved = bench.save().unwrap();
+    let mut there = bench.restore_with(&saved, bench.now_ns(), 0, config(profile)).unwrap();
+    assert_eq!(there.shared.lock().unwrap().tsc_ratio, TscRatio::new(1, 4, 32));
+    assert_eq!(there.read_msr(TSC).unwrap(), tsc);
+    there.pass(4_000_000);
+    assert_eq!(there.read_msr(TSC).unwrap(), tsc + u64::from(4 * told_khz));
+    let back = there.machine.plan().profile_on(&CpuProfile::new(amd, 1, told_khz).with_tsc_scaling(48)).unwrap();
+    assert_eq!(back.tsc_ratio(), TscRatio::ONE);
+    let like = there.machine.plan().profile_on(&CpuProfile::new(amd, 1, told_khz + 1).with_tsc_scaling(48)).unwrap();
+    assert_eq!(like.tsc_ratio(), TscRatio::ONE, "two that were measured and differ a little");
+}
+
+#[test]
 fn every_vcpu_keeps_what_it_does() {
     let config = || MachineConfig {
         id: 1,
@@ -282,7 +316,7 @@ fn every_vcpu_keeps_what_it_does() {
     let now = Moment { ns: 1_000, tsc: host_tsc(1_000) };
     let vcpu = || -> Box<dyn Vcpu> { Box::new(MockVcpu::new(Arc::new(StdMutex::new(Shared::default())))) };
     let machine = Machine::new(config());
-    let thread = |index| machine.thread(index, vcpu(), &flat_state(), now.tsc.wrapping_neg());
+    let thread = |index| machine.thread(index, vcpu(), &flat_state(), 0, now);
     let mut threads: Vec<Thread> = (0..3).map(thread).collect();
     let mut host = TestHost::new(Arc::new(AtomicU64::new(1_000)));
     machine.post(1, mail::Mail::Startup(0x10), &mut host);

@@ -40,7 +40,7 @@ impl Smp {
         let thread = |index: usize| {
             let vcpu = Box::new(MockVcpu::new(shared[index].clone()));
             let state = if index == 0 { flat_state() } else { VcpuState::reset() };
-            machine.thread(index, vcpu, &state, host_tsc(1_000).wrapping_neg())
+            machine.thread(index, vcpu, &state, 0, Moment { ns: 1_000, tsc: host_tsc(1_000) })
         };
         let threads = (0..vcpus).map(thread).collect();
         let host = TestHost::new(Arc::new(AtomicU64::new(1_000)));
