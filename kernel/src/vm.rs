@@ -286,6 +286,13 @@ impl Vm {
         }
     }
 
+    /// Puts what its console had printed when it was saved behind what is kept, unless that ends so.
+    pub fn recall_console(&self, text: &[u8]) {
+        if !self.console_text().ends_with(text) {
+            self.console.lock().push(text);
+        }
+    }
+
     fn start_as(self: &Arc<Self>, host: &'static Host, origin: Origin) -> Result<Arc<Running>, Refusal> {
         if self.running().is_some() {
             return Err((format!("{} is running already", self.name()), "see \"vm list\"".into()));

@@ -250,7 +250,7 @@ impl Restore {
         let Some(running) = self.running.take() else { unreachable!("it was built") };
         let threads = core::mem::take(&mut self.threads);
         if let Some(contents) = &self.contents {
-            self.vm.console.lock().push(&contents.console);
+            self.vm.recall_console(&contents.console);
         }
         running.begin(threads);
         if let Some(limits) = self.limits {
