@@ -7,8 +7,9 @@
 use crate::entry::Vmx;
 use crate::host_state;
 use crate::vmcs::{Field, access_rights, entering};
+use addr::Gpa;
 use core::ptr;
-use vcpu::{Event, Exception, Exit, Gpr, SegmentName, Vcpu, cr0, cr4, efer, rflags};
+use vcpu::{Access, Event, Exception, Exit, Gpr, SegmentName, Vcpu, cr0, cr4, efer, rflags};
 
 const CR0_EM: u64 = 1 << 2;
 const CR0_AM: u64 = 1 << 18;
@@ -87,13 +88,21 @@ impl Vmx {
         const MOV_TO: u64 = 0;
         let (register, access) = (qualification & 0xf, qualification >> 4 & 3);
         let source = Gpr::ALL[(qualification >> 8 & 0xf) as usize];
-        match (access, register) {
-            (MOV_TO, 0) => {}
-            (MOV_TO, 4) => return Some(Exit::Cr4Write { source: Some(source) }),
-            _ => return Some(Exit::Unexpected(self.reason.0.into())),
-        }
         let value = self.gprs[source as usize];
         let value = if self.is_64_bit_code() { value } else { value & 0xffff_ffff };
+        let (cr0, cr4) = match (access, register) {
+            (MOV_TO, 0) => (value, self.cr4()),
+            (MOV_TO, 4) => (self.cr0(), value),
+            _ => return Some(Exit::Unexpected(self.reason.0.into())),
+        };
+        let table = self.page_directory_pointers_at();
+        if self.pages_by_pointers(cr0, cr4, self.efer()) && self.read_guest(table).is_none() {
+            // The write is carried out when they are here, as the processor's own would be.
+            return Some(Exit::NestedFault { gpa: Gpa::new(table), access: Access::Read, page_walk: true });
+        }
+        if register == 4 {
+            return Some(Exit::Cr4Write { source: Some(source) });
+        }
         match (self.write_cr0(value), self.next_rip()) {
             (Ok(()), Some(next_rip)) => self.retire(next_rip, 0),
             _ => {
@@ -152,7 +161,7 @@ impl Vmx {
     /// Reads the four page-directory pointers as MOV to CR3 does; says whether they are valid. The processor does it by
     /// itself but where an exit stands in between.
     pub(crate) fn load_page_directory_pointers(&mut self) -> bool {
-        let table = self.vmcs.read(Field::GUEST_CR3) & 0xffff_ffe0;
+        let table = self.page_directory_pointers_at();
         let width = cpu::cpuid(0x8000_0008, 0).eax & 0xff;
         let reserved = POINTER_RESERVED | u64::MAX << width;
         let pointers: [u64; 4] = core::array::from_fn(|index| self.read_guest(table + 8 * index as u64).unwrap_or(0));
@@ -160,6 +169,10 @@ impl Vmx {
             self.vmcs.write(Field::guest_pdpte(index), pointer);
         }
         pointers.iter().all(|pointer| pointer & 1 == 0 || pointer & reserved == 0)
+    }
+
+    fn page_directory_pointers_at(&self) -> u64 {
+        self.vmcs.read(Field::GUEST_CR3) & 0xffff_ffe0
     }
 
     /// Eight bytes of the guest's memory, aligned, through its EPT (29.3.2).

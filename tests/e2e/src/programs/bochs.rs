@@ -100,6 +100,7 @@ pub fn vmx_saved(artifacts: &Artifacts) -> Result<()> {
     let disk = saved::make_disk(&artifacts.logs, "bochs_vmx_saved")?;
     let boot = || artifacts.boot_bochs_keeping("bochs_vmx_saved", Model::Intel, 2, &disk);
     let mut host = boot()?;
+    goes_on_without_its_tables(&mut host)?;
     tiny::create(&mut host, "t", "shell=yes", OPTIONS)?;
     let mut console = host.attach("t")?;
     console.login("root", TINY_PASSWORD)?;
@@ -123,6 +124,30 @@ pub fn vmx_saved(artifacts: &Artifacts) -> Result<()> {
     ensure!(balloon::run(&mut host, 4, SUM)? == sum, "the guest's memory changed when the host restarted");
     tiny::power_off(&mut host, "t")?;
     host.power_off()
+}
+
+/// A guest that starts paging again and again is restored and runs before the tables are there, of which the host has to
+/// read the beginning.
+fn goes_on_without_its_tables(host: &mut Host) -> Result<()> {
+    const EVERY: u64 = 20;
+    let words = format!("mib=8 rounds=0 every={EVERY}");
+    host.ask(&format!("vm create p --kernel pae_pointers --cmdline \"{words}\" --memory 64M --start"))?;
+    let goes_on = |host: &mut Host, round: u64| {
+        let mut console = host.attach("p")?;
+        let before = console.expect(&format!("ROUND {round} "), GUEST_BOOT_LIMIT)?;
+        // A triple fault resets it.
+        ensure!(before.matches("it begins").count() == 1, console.emulator().failure("paging did not start"));
+        console.leave()
+    };
+    goes_on(host, EVERY)?;
+    for time in 1..4 {
+        host.ask("vm save p --to slot")?;
+        host.ask("vm restore p --from slot")?;
+        goes_on(host, (1 + 2 * time) * EVERY)?;
+    }
+    host.ask("vm kill p")?;
+    host.ask("vm delete p")?;
+    Ok(())
 }
 
 /// VT-x: firmware starts GRUB from a guest's disk, and that its system, up to where a user would log in.
