@@ -140,7 +140,6 @@ pub static PROGRAMS: &[Program] = &[
     pair("migrate_torn", deaths::in_two_halves),
     pair("migrate_disk_error", migrate::disk_error),
     pair("migrate_postcopy", migrate::postcopy),
-    pair("bochs_vmx_moves", bochs::vmx_moves),
     pair("bochs_vmx_link_cut", bochs::vmx_link_cut),
     pair("bochs_vmx_linux_moves", bochs::vmx_linux_moves),
     pair("uefi_moves", uefi::moves),

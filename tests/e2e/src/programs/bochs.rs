@@ -164,19 +164,6 @@ pub fn vmx_uefi(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
-/// VT-x: a guest that checks its memory moves between two hosts, there and back.
-pub fn vmx_moves(artifacts: &Artifacts) -> Result<()> {
-    let mut pair = pair(artifacts, "bochs_vmx_moves", &Wire::new("bochs_vmx_moves", 0)?)?;
-    migrate::start_with(&mut pair.hosts[0], 1, "")?;
-    let mut last = migrate::EVERY;
-    for from in [0, 1] {
-        let moved = pair.migrate_with(from, "g", MOVING)?;
-        eprintln!("        {moved}");
-        last = migrate::check(&mut pair.hosts[1 - from], last)?;
-    }
-    Ok(())
-}
-
 /// VT-x: the small Linux guest with two vCPUs, whose clock is the TSC alone, moves to a host whose TSC has half the rate, and
 /// goes back ahead of its memory. It writes all the while.
 pub fn vmx_linux_moves(artifacts: &Artifacts) -> Result<()> {
