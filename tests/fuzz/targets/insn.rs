@@ -3,7 +3,7 @@
 
 use addr::Gpa;
 use fuzz::Input;
-use insn::{Context, Unavailable};
+use insn::{Context, Unavailable, VECTOR_BYTES};
 use libfuzzer_sys::fuzz_target;
 use vcpu::{Gpr, Paging, Segment, SegmentName};
 
@@ -33,6 +33,7 @@ fuzz_target!(|data: &[u8]| {
 
 struct Machine {
     gprs: [u64; 16],
+    vectors: [[u8; VECTOR_BYTES]; 16],
     rip: u64,
     rflags: u64,
     segments: [Segment; 6],
@@ -64,6 +65,7 @@ impl Machine {
         let gprs = std::array::from_fn(|_| if input.u8() & 1 == 0 { u64::from(input.u16()) } else { input.u64() });
         let mut machine = Self {
             gprs,
+            vectors: [[0x5a; VECTOR_BYTES]; 16],
             rip: 0x8000,
             rflags: 2 | input.u64() & 0x0003_7fd5,
             segments,
@@ -105,6 +107,18 @@ impl Context for Machine {
 
     fn set_gpr(&mut self, gpr: Gpr, value: u64) {
         self.gprs[gpr as usize] = value;
+    }
+
+    fn vector(&mut self, number: usize) -> [u8; VECTOR_BYTES] {
+        self.vectors[number]
+    }
+
+    fn set_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]) {
+        self.vectors[number] = value;
+    }
+
+    fn replace_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]) {
+        self.vectors[number] = value;
     }
 
     fn rip(&self) -> u64 {

@@ -20,6 +20,8 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod alu;
 mod fetch;
 mod length;
@@ -31,6 +33,7 @@ mod step;
 mod string;
 #[cfg(test)]
 mod testing;
+mod vector;
 
 use addr::Gpa;
 use vcpu::{Access, Exception, Gpr, Paging, Segment, SegmentName};
@@ -38,6 +41,7 @@ use vcpu::{Access, Exception, Gpr, Paging, Segment, SegmentName};
 pub use fetch::warm_up;
 pub use length::{CodePage, Opcode, cr4_write, next_rip};
 pub use step::{Completed, step};
+pub use vector::VECTOR_BYTES;
 
 /// The bytes of the longest instruction (APM volume 3, 1.1).
 pub const INSTRUCTION_BYTES_MAX: usize = 15;
@@ -51,6 +55,15 @@ pub trait Context {
 
     /// Replaces all 64 bits of a general register.
     fn set_gpr(&mut self, gpr: Gpr, value: u64);
+
+    /// A vector register, YMM0 to YMM15: XMM is its first half.
+    fn vector(&mut self, number: usize) -> [u8; VECTOR_BYTES];
+
+    /// Replaces one, and leaves what is above it.
+    fn set_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]);
+
+    /// Replaces one, and clears what is above it.
+    fn replace_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]);
 
     /// RIP: the instruction that exited.
     fn rip(&self) -> u64;

@@ -157,13 +157,26 @@ pub(crate) fn resolve_displaced<C: Context>(
         OpKind::Register => register(context, instruction.op_register(index)),
         OpKind::Memory => {
             let size = memory_bytes(instruction.memory_size()).ok_or_else(|| decoded.unsupported())?;
-            let offset = offset(context, decoded, displacement).ok_or_else(|| decoded.unsupported())?;
-            let place = Place::new(context, operand_segment(decoded), offset, size, access)?;
-            Some(Operand::Memory(place))
+            Some(Operand::Memory(piece(context, decoded, displacement, size, access)?))
         }
         _ => instruction.try_immediate(index).ok().map(Operand::Value),
     };
     operand.ok_or_else(|| decoded.unsupported())
+}
+
+/// `size` bytes of the memory operand, which begin `displacement` bytes behind its start.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn piece<C: Context>(
+    context: &mut C,
+    decoded: &Decoded,
+    displacement: u64,
+    size: u8,
+    access: Access,
+) -> Result<Place, Fault> {
+    let offset = offset(context, decoded, displacement).ok_or_else(|| decoded.unsupported())?;
+    Place::new(context, operand_segment(decoded), offset, size, access)
 }
 
 fn register<C: Context>(context: &C, register: Register) -> Option<Operand> {

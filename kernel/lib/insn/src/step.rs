@@ -1,7 +1,8 @@
 //! Carries out the instruction at RIP against a [`Context`].
 //!
 //! [`step()`] decodes and dispatches. Each instruction first resolves its operands, which is where it can fault, then
-//! reads, computes, writes memory, and last changes registers and flags. `string` has the string instructions.
+//! reads, computes, writes memory, and last changes registers and flags. `string` has the string instructions, `vector`
+//! moves of vector registers.
 //!
 //! Rules: APM volume 3, chapter 3; SDM volume 2, under each instruction.
 
@@ -14,6 +15,7 @@ use crate::memory::{Place, mask};
 use crate::operand::{self, Operand, Part};
 use crate::segment::CodeSize;
 use crate::string::{self, StringOp};
+use crate::vector;
 use crate::{Context, Fault};
 
 /// An instruction that was carried out.
@@ -34,6 +36,9 @@ pub struct Completed {
 pub fn step<C: Context>(context: &mut C, budget: u32) -> Result<Completed, Fault> {
     let decoded = fetch::decode(context)?;
     let mnemonic = decoded.instruction.mnemonic();
+    if let Some(outcome) = vector::step(context, &decoded) {
+        return outcome.map(|()| Completed { next_rip: decoded.next_rip });
+    }
     if let Some(op) = StringOp::of(mnemonic) {
         return string::step(context, &decoded, op, budget);
     }

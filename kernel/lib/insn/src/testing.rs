@@ -6,7 +6,7 @@ use std::fmt;
 use addr::Gpa;
 use vcpu::{Exception, Gpr, Paging, Segment, SegmentName, cr0, cr4, efer, rflags};
 
-use crate::{Completed, Context, Fault, Unavailable};
+use crate::{Completed, Context, Fault, Unavailable, VECTOR_BYTES};
 
 pub(crate) const RAM_BYTES: usize = 1 << 20;
 /// Where [`Mock::run`] puts code.
@@ -34,6 +34,9 @@ const DATA_16: u16 = 0x093;
 #[derive(Clone, PartialEq)]
 pub(crate) struct Mock {
     pub(crate) gprs: [u64; 16],
+    pub(crate) vectors: [[u8; VECTOR_BYTES]; 16],
+    /// What was cleared above a vector register, of which.
+    pub(crate) cleared: Vec<usize>,
     pub(crate) rip: u64,
     pub(crate) rflags: u64,
     pub(crate) segments: [Segment; 6],
@@ -70,6 +73,8 @@ impl Mock {
         segments[SegmentName::Cs as usize] = segment(code);
         Self {
             gprs: [0; 16],
+            vectors: [[0; VECTOR_BYTES]; 16],
+            cleared: Vec::new(),
             rip: CODE,
             rflags: rflags::FIXED,
             segments,
@@ -168,7 +173,7 @@ impl Mock {
         let before = self.clone();
         match crate::step(self, 1000) {
             Err(Fault::Exception(exception)) => {
-                assert_eq!((self.gprs, self.rflags), (before.gprs, before.rflags));
+                assert_eq!((self.gprs, self.rflags, self.vectors), (before.gprs, before.rflags, before.vectors));
                 exception
             }
             other => panic!("{code:02x?} gave {other:x?}"),
@@ -197,6 +202,19 @@ impl Context for Mock {
 
     fn set_gpr(&mut self, gpr: Gpr, value: u64) {
         self.gprs[gpr as usize] = value;
+    }
+
+    fn vector(&mut self, number: usize) -> [u8; VECTOR_BYTES] {
+        self.vectors[number]
+    }
+
+    fn set_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]) {
+        self.vectors[number] = value;
+    }
+
+    fn replace_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]) {
+        self.vectors[number] = value;
+        self.cleared.push(number);
     }
 
     fn rip(&self) -> u64 {

@@ -1,11 +1,12 @@
 //! What `insn` needs of a vCPU and its machine, joined for the time of one instruction.
 
 use crate::Machine;
+use crate::vectors::Vectors;
 use addr::Gpa;
 use alloc::vec::Vec;
 use chipset::{Clock, Effect, Lapic};
 use core::cell::Cell;
-use insn::{Context, Unavailable};
+use insn::{Context, Unavailable, VECTOR_BYTES};
 use vcpu::{Access, Breakpoints, Gpr, Paging, Segment, SegmentName, Vcpu, cr4};
 
 /// A vCPU at an instruction, with everything that the instruction can reach.
@@ -25,6 +26,16 @@ pub struct Cpu<'a> {
 impl Cpu<'_> {
     fn meet_port(&mut self, port: u16, size: u8) {
         self.met |= met_by_port(self.vcpu, self.breakpoints, port, size);
+    }
+
+    /// The vector registers, taken out of the processor.
+    fn vectors(&mut self) -> Vectors {
+        Vectors::new(self.vcpu.extended_state(), &self.machine.profile)
+    }
+
+    fn put_vectors(&mut self, vectors: Vectors) {
+        let loaded = self.vcpu.set_extended_state(&vectors.into_area());
+        debug_assert!(loaded.is_ok(), "it is the processor's own, and has no component that its guest has not");
     }
 
     /// Notes where memory is not here yet.
@@ -58,6 +69,23 @@ impl Context for Cpu<'_> {
 
     fn set_gpr(&mut self, gpr: Gpr, value: u64) {
         self.vcpu.gprs_mut()[gpr as usize] = value;
+    }
+
+    fn vector(&mut self, number: usize) -> [u8; VECTOR_BYTES] {
+        self.vectors().get(number)
+    }
+
+    fn set_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]) {
+        let mut vectors = self.vectors();
+        vectors.set(number, value);
+        self.put_vectors(vectors);
+    }
+
+    fn replace_vector(&mut self, number: usize, value: [u8; VECTOR_BYTES]) {
+        let mut vectors = self.vectors();
+        vectors.set(number, value);
+        vectors.clear_above(number);
+        self.put_vectors(vectors);
     }
 
     fn rip(&self) -> u64 {

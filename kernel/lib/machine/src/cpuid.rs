@@ -277,6 +277,12 @@ impl CpuProfile {
         self.xsave[1].eax & XSAVES != 0
     }
 
+    /// Where a component of XCR0 is in an XSAVE area of the standard layout, where the guest has it.
+    pub(crate) fn xsave_offset(&self, component: usize) -> Option<usize> {
+        let is_offered = self.xsave[0].eax & 1 << component != 0;
+        is_offered.then(|| self.xsave[component].ebx as usize)
+    }
+
     /// The guest's physical address width.
     pub fn physical_address_bits(&self) -> u32 {
         (self.extended[8].eax & 0xff).clamp(36, 52)

@@ -35,6 +35,7 @@ mod saved;
 mod sleep;
 mod start;
 mod storage;
+mod vectors;
 
 #[cfg(test)]
 mod tests;

@@ -25,3 +25,4 @@ mod smp;
 mod start;
 mod storage;
 mod traps;
+mod vectors;

@@ -379,11 +379,11 @@ fn refused_instructions() {
         assert_eq!(mock.fails(code), Exception::UNDEFINED, "{code:02x?}");
     }
     assert_eq!(mock.fails(&[0x3e; 16]), Exception::PROTECTION);
-    // SSE moves, MOV to a segment register, MUL, CMPXCHG16B.
+    // SSE and AVX arithmetic, MOV to a segment register, MUL, CMPXCHG16B.
     for code in [
-        &[0x0f, 0x10, 0x03][..],
-        &[0xf2, 0x0f, 0x10, 0x03],
-        &[0xc5, 0xfc, 0x11, 0x03],
+        &[0x0f, 0x58, 0x03][..],
+        &[0xf2, 0x0f, 0x59, 0x03],
+        &[0xc5, 0xfc, 0x58, 0x03],
         &[0x8e, 0x1b],
         &[0xf7, 0x23],
         &[0x48, 0x0f, 0xc7, 0x0b],

@@ -50,12 +50,12 @@ fn a_crash_says_where_and_why() {
 #[test]
 fn an_instruction_that_cannot_be_carried_out_is_shown() {
     let mut bench = Bench::new();
-    // MOVAPS XMM0, [EDI].
-    bench.store(0x8000, 4, 0x9007_280f);
+    // ADDPS XMM0, [EDI].
+    bench.store(0x8000, 4, 0x9007_580f);
     let gpa = addr::Gpa::new(0xd000_0000);
     let exit = Exit::NestedFault { gpa, access: vcpu::Access::Read, page_walk: false };
     let Pause::Ended(End::Crash(why)) = bench.exit(exit) else { panic!("it goes on") };
-    assert!(why.contains("[0f, 28, 07"), "{why}");
+    assert!(why.contains("[0f, 58, 07"), "{why}");
 }
 
 #[test]
