@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, rflags,
+    Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, makes_double_fault, rflags,
 };
 
 /// DR7.GD, which every debug exception clears.
@@ -97,7 +97,8 @@ impl Vcpu for Svm {
             // in delivering that is a shutdown, which the processor finds out by itself (APM 8.2.9).
             Some(first) if first & event::TYPE_MASK == event::EXCEPTION => {
                 let double_fault = event::VALID | event::EXCEPTION | event::ERROR_VALID | 8;
-                self.interrupted = Some(if makes_double_fault(first, encoded) { double_fault } else { encoded });
+                let is_double = makes_double_fault(first as u8, encoded as u8);
+                self.interrupted = Some(if is_double { double_fault } else { encoded });
             }
             _ => {
                 assert!(self.vmcb.control.event_injection & event::VALID == 0, "one event an entry");
@@ -308,14 +309,6 @@ impl Svm {
         let injected = Some(self.vmcb.control.event_injection).filter(|event| event & event::VALID != 0);
         self.interrupted.or(injected).map(exit::decode_event)
     }
-}
-
-/// Whether a second exception during the delivery of a first is a double fault (APM volume 2, table 8-3).
-fn makes_double_fault(first: u64, second: u64) -> bool {
-    const PAGE_FAULT: u64 = 14;
-    let contributory = |event: u64| matches!(event & 0xff, 0 | 10..=13);
-    let page_fault = |event: u64| event & 0xff == PAGE_FAULT;
-    contributory(first) && contributory(second) || page_fault(first) && (contributory(second) || page_fault(second))
 }
 
 fn from_vmcb(segment: &VmcbSegment) -> Segment {

@@ -33,6 +33,12 @@ impl Exception {
     pub const ALIGNMENT: Self = Self { vector: 17, error_code: Some(0), fault_address: None };
     /// #SS(0).
     pub const STACK: Self = Self { vector: 12, error_code: Some(0), fault_address: None };
+    /// #DF.
+    pub const DOUBLE_FAULT: Self = Self { vector: 8, error_code: Some(0), fault_address: None };
+    /// #TS(0).
+    pub const INVALID_TSS: Self = Self { vector: 10, error_code: Some(0), fault_address: None };
+    /// #NP(0).
+    pub const NOT_PRESENT: Self = Self { vector: 11, error_code: Some(0), fault_address: None };
 
     /// Whether it is a fault: RIP is at the instruction, which runs again without meeting its breakpoint again. #DB is
     /// one only where the processor raises it itself; the others are traps and aborts (SDM volume 3, table 7-1).
@@ -43,6 +49,18 @@ impl Exception {
     /// #PF at a linear address.
     pub const fn page_fault(error_code: u32, address: u64) -> Self {
         Self { vector: 14, error_code: Some(error_code), fault_address: Some(address) }
+    }
+}
+
+/// Whether two exceptions, the second in the delivery of the first, are a double fault (SDM volume 3, table 7-5; APM volume
+/// 2, table 8-3).
+pub const fn makes_double_fault(first: u8, second: u8) -> bool {
+    const PAGE_FAULT: u8 = 14;
+    let is_contributory = matches!(second, 0 | 10..=13);
+    match first {
+        0 | 10..=13 => is_contributory,
+        PAGE_FAULT => is_contributory || second == PAGE_FAULT,
+        _ => false,
     }
 }
 
@@ -67,4 +85,20 @@ pub enum ReadyFor {
     Exceptions,
     /// Anything.
     Interrupts,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contributory_exceptions_make_a_double_fault() {
+        let [debug, invalid_tss, protection, page_fault] = [1, 10, 13, 14];
+        for (first, second) in [(protection, invalid_tss), (page_fault, protection), (page_fault, page_fault)] {
+            assert!(makes_double_fault(first, second), "{second} in {first}");
+        }
+        for (first, second) in [(protection, page_fault), (debug, page_fault), (page_fault, debug)] {
+            assert!(!makes_double_fault(first, second), "{second} in {first}");
+        }
+    }
 }
