@@ -238,6 +238,8 @@ impl Vcpu for Svm {
         self.block_nmis(state.blocking.nmi);
         self.vmcb.control.event_injection = state.waiting.map_or(0, |event| self.encode(event));
         self.changed(clean::ALL);
+        // What is cached may be of other page tables.
+        self.flush();
     }
 
     fn extended_state(&mut self) -> Vec<u8> {

@@ -187,6 +187,8 @@ impl Vcpu for Vmx {
         self.interrupted = None;
         self.pending_debug = state.blocking.debug & PENDING_DEBUG_BITS;
         self.pointers_stale = true;
+        // What is cached may be of other page tables.
+        self.vpid_of = None;
     }
 
     fn extended_state(&mut self) -> Vec<u8> {
