@@ -5,7 +5,7 @@ use crate::intercepts::Intercept;
 use crate::vmcb::virtual_interrupt;
 use addr::Gpa;
 use cpu::machine_check::{self, Verdict};
-use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, Vcpu, Window};
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, TaskSwitchSource, Vcpu, Window};
 
 /// Exit codes (appendix C).
 mod code {
@@ -68,7 +68,7 @@ pub fn exit(svm: &mut Svm) -> Option<Exit> {
         code::PAUSE => Exit::Pause,
         code::WBINVD | code::INVD => Exit::CacheFlush,
         code::SHUTDOWN => Exit::TripleFault,
-        code::TASK_SWITCH => Exit::TaskSwitch,
+        code::TASK_SWITCH => task_switch(svm),
         code::IRET if svm.in_nmi() => {
             svm.end_of_nmi();
             return None;
@@ -154,6 +154,27 @@ fn nested_fault(info: u64, gpa: u64) -> Exit {
         _ => Access::Read,
     };
     Exit::NestedFault { gpa: Gpa::new(gpa), access, page_walk: info & PAGE_WALK != 0 }
+}
+
+/// EXITINFO1 is the selector of the incoming task's segment, EXITINFO2 says what asks for it (15.14.1).
+fn task_switch(svm: &mut Svm) -> Exit {
+    const IRET: u64 = 1 << 36;
+    const JUMP: u64 = 1 << 38;
+    const RESUME: u64 = 1 << 48;
+    let control = &svm.vmcb.control;
+    let info = control.exit_info_2;
+    let source = match info {
+        _ if info & IRET != 0 => TaskSwitchSource::Iret,
+        _ if info & JUMP != 0 => TaskSwitchSource::Jump,
+        _ if control.exit_interrupt_info & event::VALID != 0 => TaskSwitchSource::Gate,
+        _ => TaskSwitchSource::Call,
+    };
+    let selector = control.exit_info_1 as u16;
+    if info & RESUME != 0 {
+        // As it is to be saved.
+        svm.vmcb.save.rflags |= vcpu::rflags::RF;
+    }
+    Exit::TaskSwitch { selector, source }
 }
 
 /// A virtual interrupt could be delivered. Where that happens although its priority is only CR8's own, which QEMU lets

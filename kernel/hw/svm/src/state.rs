@@ -52,11 +52,14 @@ impl Vcpu for Svm {
 
     fn next_rip(&self) -> Option<u64> {
         const IOIO: u64 = 0x7b;
+        const TASK_SWITCH: u64 = 0x7d;
         const FIRST_FAULT_LIKE: u64 = 0x400;
         let control = &self.vmcb.control;
         match control.exit_code {
             // A port access says so on every processor (15.10.2).
             IOIO => Some(control.exit_info_2),
+            // No intercept of an instruction (15.7.1).
+            TASK_SWITCH => None,
             code if code >= FIRST_FAULT_LIKE => None,
             _ if self.features.contains(crate::Features::NEXT_RIP) && control.next_rip != 0 => Some(control.next_rip),
             _ => None,

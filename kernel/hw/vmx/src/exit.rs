@@ -9,7 +9,7 @@ use crate::vmcs::{Field, interruptibility, processor};
 use addr::Gpa;
 use core::arch::asm;
 use cpu::machine_check::{self, Verdict};
-use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, Vcpu};
+use vcpu::{Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, TaskSwitchSource, Vcpu};
 
 /// Basic exit reasons (appendix C).
 mod reason {
@@ -132,7 +132,7 @@ pub fn exit(vmx: &mut Vmx) -> Option<Exit> {
         reason::PAUSE => Exit::Pause,
         reason::WBINVD | reason::INVD => Exit::CacheFlush,
         reason::TRIPLE_FAULT => Exit::TripleFault,
-        reason::TASK_SWITCH => Exit::TaskSwitch,
+        reason::TASK_SWITCH => task_switch(vmx),
         reason::CONTROL_REGISTER => {
             let qualification = qualification(vmx);
             return vmx.control_register_exit(qualification);
@@ -268,6 +268,18 @@ fn nested_fault(vmx: &mut Vmx) -> Exit {
     };
     let page_walk = info & LINEAR_VALID != 0 && info & FINAL_ACCESS == 0;
     Exit::NestedFault { gpa: Gpa::new(vmx.vmcs.read(Field::GUEST_PHYSICAL_ADDRESS)), access, page_walk }
+}
+
+/// A task switch's qualification (table 28-2).
+fn task_switch(vmx: &Vmx) -> Exit {
+    let qualification = qualification(vmx);
+    let source = match qualification >> 30 & 3 {
+        0 => TaskSwitchSource::Call,
+        1 => TaskSwitchSource::Iret,
+        2 => TaskSwitchSource::Jump,
+        _ => TaskSwitchSource::Gate,
+    };
+    Exit::TaskSwitch { selector: qualification as u16, source }
 }
 
 fn qualification(vmx: &Vmx) -> u64 {

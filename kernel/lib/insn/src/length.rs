@@ -1,4 +1,4 @@
-//! Where an intercepted instruction ends, for processors that do not say so (SVM without next-RIP).
+//! Where an intercepted instruction ends, for processors that do not say so: SVM without next-RIP, and at task switches.
 //!
 //! [`next_rip`] is on the path of each CPUID, MSR and HLT exit there, so the plain encodings are compared as bytes
 //! after one page walk; only prefixed ones reach the decoder in `fetch`.
@@ -32,6 +32,8 @@ pub enum Opcode {
     Pause,
     /// WBINVD, INVD or WBNOINVD.
     CacheFlush,
+    /// What can switch tasks: CALL, JMP, IRET and the INTs.
+    Transfer,
 }
 
 impl Opcode {
@@ -47,6 +49,7 @@ impl Opcode {
             Exit::SetXcr { .. } => Self::Xsetbv,
             Exit::Pause => Self::Pause,
             Exit::CacheFlush => Self::CacheFlush,
+            Exit::TaskSwitch { .. } => Self::Transfer,
             _ => return None,
         })
     }
@@ -79,6 +82,17 @@ impl Opcode {
             Self::Xsetbv => matches!(mnemonic, Mnemonic::Xsetbv),
             Self::Pause => matches!(mnemonic, Mnemonic::Pause),
             Self::CacheFlush => matches!(mnemonic, Mnemonic::Wbinvd | Mnemonic::Invd | Mnemonic::Wbnoinvd),
+            Self::Transfer => matches!(
+                mnemonic,
+                Mnemonic::Call
+                    | Mnemonic::Jmp
+                    | Mnemonic::Iret
+                    | Mnemonic::Iretd
+                    | Mnemonic::Int
+                    | Mnemonic::Int1
+                    | Mnemonic::Int3
+                    | Mnemonic::Into
+            ),
         }
     }
 }

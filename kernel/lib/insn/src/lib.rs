@@ -1,8 +1,10 @@
 //! Decodes and carries out the guest instruction behind an MMIO or a string-I/O exit, finds the length of an
-//! intercepted one, and walks the guest's page tables; pure, over the [`Context`] that its caller implements.
+//! intercepted one, switches tasks, and walks the guest's page tables; pure, over the [`Context`] that its caller
+//! implements.
 //!
-//! [`step()`] is the emulator, [`next_rip`] the length finder for processors without next-RIP, [`paging`] the walk.
-//! `iced-x86` decodes, the modules beside this one execute, and `machine` calls both from its exit handlers.
+//! [`step()`] is the emulator, [`next_rip`] the length finder for processors without next-RIP, [`task`] the task switch,
+//! [`paging`] the walk. `iced-x86` decodes, the modules beside this one execute, and `machine` calls both from its exit
+//! handlers.
 //!
 //! Sources, cited as APM and SDM: AMD64 Architecture Programmer's Manual (24592 rev. 3.23, 24593 rev. 3.42, 24594
 //! rev. 3.36) and Intel 64 and IA-32 Software Developer's Manual (325462-085).
@@ -31,6 +33,7 @@ pub mod paging;
 mod segment;
 mod step;
 mod string;
+pub mod task;
 #[cfg(test)]
 mod testing;
 mod vector;
@@ -134,6 +137,11 @@ pub trait Context {
     /// Notes an operand in memory, by linear address: all its checks are passed, and unless another operand faults, it is
     /// read or written. For breakpoints on data.
     fn touch(&mut self, _linear: u64, _size: u8, _access: Access) {}
+
+    /// Whether memory was asked for that is not here yet, page tables too: what followed from that does not count.
+    fn lacks_memory(&self) -> bool {
+        false
+    }
 
     /// Whether the instruction has met a breakpoint, which ends a repeated string instruction for now.
     fn is_trapped(&self) -> bool {

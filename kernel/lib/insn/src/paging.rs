@@ -60,7 +60,7 @@ impl Privilege {
 /// # Errors
 /// #PF with its error code, or #GP(0) for an address that is not canonical.
 pub fn probe<C: Context>(context: &C, gva: u64, access: Access, privilege: Privilege) -> Result<Gpa, Exception> {
-    walk(context, gva, access, privilege, &mut Path::new())
+    walk(context, context.paging(), gva, access, privilege, &mut Path::new())
 }
 
 /// Translates a linear address and sets the accessed and dirty bits on its path, as an access by the processor does.
@@ -68,14 +68,34 @@ pub fn probe<C: Context>(context: &C, gva: u64, access: Access, privilege: Privi
 /// # Errors
 /// As [`probe`], and [`Fault::Unavailable`] where an entry cannot be written or the guest keeps changing it.
 pub fn translate<C: Context>(context: &mut C, gva: u64, access: Access, privilege: Privilege) -> Result<Gpa, Fault> {
+    let paging = context.paging();
+    translate_by(context, paging, gva, access, privilege)
+}
+
+/// The same by control registers that the vCPU has not yet.
+pub(crate) fn translate_by<C: Context>(
+    context: &mut C,
+    paging: Paging,
+    gva: u64,
+    access: Access,
+    privilege: Privilege,
+) -> Result<Gpa, Fault> {
     for _ in 0..RACES_MAX {
         let mut path = Path::new();
-        let gpa = walk(context, gva, access, privilege, &mut path)?;
+        let gpa = walk(context, paging, gva, access, privilege, &mut path)?;
         if path.mark(context, access == Access::Write)? {
             return Ok(gpa);
         }
     }
     Err(Fault::Unavailable)
+}
+
+/// Whether a load of CR3 goes without #GP: with PAE outside long mode it reads the page-directory pointers (SDM volume 3,
+/// 5.4.1).
+pub(crate) fn can_load<C: Context>(context: &C, paging: Paging) -> bool {
+    let has_pointers = paging.cr0 & cr0::PG != 0 && paging.cr4 & cr4::PAE != 0 && paging.efer & efer::LMA == 0;
+    let walk = Walk { context, paging, gva: 0, access: Access::Read, privilege: Privilege::Implicit };
+    !has_pointers || (0..4).all(|index| walk.is_valid_pointer(walk.pointer(index)))
 }
 
 /// Whether a linear address is canonical with 48 or, by CR4.LA57, 57 bits (SDM volume 1, 3.3.7.1).
@@ -115,12 +135,12 @@ impl Path {
 
 fn walk<C: Context>(
     context: &C,
+    paging: Paging,
     gva: u64,
     access: Access,
     privilege: Privilege,
     path: &mut Path,
 ) -> Result<Gpa, Exception> {
-    let paging = context.paging();
     let walk = Walk { context, paging, gva, access, privilege };
     if paging.cr0 & cr0::PG == 0 {
         Ok(Gpa::new(gva & 0xffff_ffff))
@@ -157,14 +177,23 @@ impl<C: Context> Walk<'_, C> {
     /// walk (APM volume 2, 15.25.10); they have no rights and no accessed bit.
     fn pae(&self, path: &mut Path) -> Result<Gpa, Exception> {
         let above = !((1 << self.physical_address_bits()) - 1);
-        let pointer = self.read_wide((self.paging.cr3 & 0xffff_ffe0) + 8 * (self.gva >> 30));
+        let pointer = self.pointer(self.gva >> 30);
         if pointer & PRESENT == 0 {
             return Err(self.fault(0));
         }
-        if pointer & (above | POINTER_RESERVED) != 0 {
+        if !self.is_valid_pointer(pointer) {
             return Err(self.fault(ERROR_PROTECTION | ERROR_RESERVED));
         }
         self.wide(path, pointer & ADDRESS, 21, above & !NO_EXECUTE | self.reserved_no_execute())
+    }
+
+    fn pointer(&self, index: u64) -> u64 {
+        self.read_wide((self.paging.cr3 & 0xffff_ffe0) + 8 * index)
+    }
+
+    fn is_valid_pointer(&self, pointer: u64) -> bool {
+        let above = !((1 << self.physical_address_bits()) - 1);
+        pointer & PRESENT == 0 || pointer & (above | POINTER_RESERVED) == 0
     }
 
     /// The levels with 512 entries of 8 bytes, from the table whose entries each cover `1 << shift` bytes.

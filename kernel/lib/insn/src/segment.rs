@@ -92,7 +92,7 @@ const fn allows(segment: Segment, access: Access) -> bool {
 }
 
 /// Whether the bytes lie within the segment's limit.
-const fn holds(segment: Segment, offset: u64, size: u8, is_protected: bool) -> bool {
+pub(crate) const fn holds(segment: Segment, offset: u64, size: u8, is_protected: bool) -> bool {
     let limit = segment.limit as u64;
     let last = offset.saturating_add(size as u64 - 1);
     let expands_down = segment.attributes & (TYPE_CODE | TYPE_EXPAND_DOWN) == TYPE_EXPAND_DOWN;

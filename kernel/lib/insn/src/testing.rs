@@ -188,10 +188,10 @@ impl Mock {
         gpa.checked_add(size).is_some_and(|end| end <= RAM_BYTES as u64)
     }
 
-    fn check(&self, gpa: Gpa, size: u8) -> Result<(), Unavailable> {
+    fn reach(&self, gpa: Gpa, size: u8) -> Result<(), Unavailable> {
         assert!(matches!(size, 1 | 2 | 4 | 8));
         assert!(gpa.as_u64() % 4096 + u64::from(size) <= 4096, "an access crosses a page");
-        if self.unavailable == Some(gpa.as_u64() & !0xfff) { Err(Unavailable) } else { Ok(()) }
+        self.check(gpa, size)
     }
 }
 
@@ -246,8 +246,12 @@ impl Context for Mock {
         self.pkru
     }
 
+    fn check(&self, gpa: Gpa, _: u8) -> Result<(), Unavailable> {
+        if self.unavailable == Some(gpa.as_u64() & !0xfff) { Err(Unavailable) } else { Ok(()) }
+    }
+
     fn load(&mut self, gpa: Gpa, size: u8) -> Result<u64, Unavailable> {
-        self.check(gpa, size)?;
+        self.reach(gpa, size)?;
         let at = gpa.as_u64();
         if Self::in_ram(at, size.into()) {
             return Ok(self.peek(at, size.into()));
@@ -260,7 +264,7 @@ impl Context for Mock {
     }
 
     fn store(&mut self, gpa: Gpa, size: u8, value: u64) -> Result<(), Unavailable> {
-        self.check(gpa, size)?;
+        self.reach(gpa, size)?;
         let at = gpa.as_u64();
         if Self::in_ram(at, size.into()) {
             self.poke(at, size.into(), value);
@@ -271,7 +275,7 @@ impl Context for Mock {
     }
 
     fn compare_exchange(&mut self, gpa: Gpa, size: u8, expected: u64, new: u64) -> Result<bool, Unavailable> {
-        self.check(gpa, size)?;
+        self.reach(gpa, size)?;
         let at = gpa.as_u64();
         if !Self::in_ram(at, size.into()) {
             return self.store(gpa, size, new).map(|()| true);

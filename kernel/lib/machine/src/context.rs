@@ -176,6 +176,10 @@ impl Context for Cpu<'_> {
         }
     }
 
+    fn lacks_memory(&self) -> bool {
+        self.is_absent.get()
+    }
+
     fn is_trapped(&self) -> bool {
         self.met != 0
     }

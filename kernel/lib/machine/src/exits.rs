@@ -7,9 +7,11 @@ use addr::Gpa;
 use alloc::format;
 use chipset::Clock;
 use core::cell::Cell;
+use insn::task::{self, Outcome, Request};
 use insn::{Fault, Opcode};
 use vcpu::{
-    Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, SegmentName, Window, cr4, efer, rflags,
+    Access, Event, Exception, Exit, Gpr, PortAccess, PortDirection, ReadyFor, SegmentName, TaskSwitchSource, Window,
+    cr4, efer, rflags,
 };
 
 /// How many elements of a repeated string instruction are carried out at a time.
@@ -74,10 +76,8 @@ impl Machine {
                 return if matches!(next, Next::Run) { wanted } else { next };
             }
             Exit::Unoffered(exception) => return raise(thread, exception),
-            Exit::TripleFault => {
-                return Next::End(End::TripleFault(format!("vCPU {} at {:#x}", thread.index, thread.vcpu.rip())));
-            }
-            Exit::TaskSwitch => return crash(thread, "a hardware task switch, which is not supported yet"),
+            Exit::TripleFault => return triple_fault(thread),
+            Exit::TaskSwitch { selector, source } => return self.switch_task(thread, exit, selector, source, clock),
             Exit::InvalidState(rule) => return crash(thread, &format!("the processor refused to enter it: {rule}")),
             Exit::Fatal(what) => return crash(thread, what),
             Exit::Unexpected(code) => return crash(thread, &format!("an exit that nobody asked for, code {code:#x}")),
@@ -226,27 +226,60 @@ impl Machine {
         Next::Run
     }
 
-    /// Goes on behind the instruction that exited, finding its end where the processor does not say it.
+    fn switch_task(
+        &self,
+        thread: &mut Thread,
+        exit: Exit,
+        selector: u16,
+        source: TaskSwitchSource,
+        clock: Clock,
+    ) -> Next {
+        let mut state = thread.vcpu.state();
+        let next_rip = match state.waiting {
+            // No instruction asks for it.
+            Some(_) => None,
+            None => match self.next_rip(thread, exit, clock) {
+                Ok(next_rip) => Some(next_rip),
+                Err(next) => return next,
+            },
+        };
+        let request = Request { selector, source, next_rip };
+        let Ok(outcome) = task::switch(&mut self.cpu(thread, clock), &mut state, request) else {
+            return Next::Wait;
+        };
+        thread.vcpu.set_state(&state);
+        match outcome {
+            Outcome::Runs => Next::Run,
+            Outcome::Raises(exception) => raise(thread, exception),
+            Outcome::ShutsDown => triple_fault(thread),
+        }
+    }
+
+    /// Goes on behind the instruction that exited.
     fn skip(&self, thread: &mut Thread, exit: Exit, clock: Clock) -> Next {
+        match self.next_rip(thread, exit, clock) {
+            Ok(next_rip) => {
+                thread.vcpu.retire(next_rip, 0);
+                Next::Run
+            }
+            Err(next) => next,
+        }
+    }
+
+    /// Where the instruction that exited ends, found where the processor does not say it.
+    fn next_rip(&self, thread: &mut Thread, exit: Exit, clock: Clock) -> Result<u64, Next> {
         if let Some(next_rip) = thread.vcpu.next_rip() {
-            thread.vcpu.retire(next_rip, 0);
-            return Next::Run;
+            return Ok(next_rip);
         }
         let Some(opcode) = Opcode::of(&exit) else {
-            return crash(thread, "an exit whose instruction cannot be found");
+            return Err(crash(thread, "an exit whose instruction cannot be found"));
         };
         let mut code_page = thread.code_page;
         let cpu = self.cpu(thread, clock);
         // The processor has just fetched it through the same tables, so that it is here.
         let next_rip = insn::next_rip(&cpu, opcode, &mut code_page);
         thread.code_page = code_page;
-        match next_rip {
-            Ok(next_rip) => {
-                thread.vcpu.retire(next_rip, 0);
-                Next::Run
-            }
-            Err(fault) => self.fault(thread, fault),
-        }
+        next_rip.map_err(|fault| self.fault(thread, fault))
     }
 
     fn fault(&self, thread: &mut Thread, fault: Fault) -> Next {
@@ -273,6 +306,10 @@ fn raise(thread: &mut Thread, exception: Exception) -> Next {
     }
     thread.vcpu.inject(Event::Exception(exception));
     Next::Run
+}
+
+fn triple_fault(thread: &Thread) -> Next {
+    Next::End(End::TripleFault(format!("vCPU {} at {:#x}", thread.index, thread.vcpu.rip())))
 }
 
 fn crash(thread: &Thread, why: &str) -> Next {

@@ -24,5 +24,6 @@ mod saved;
 mod smp;
 mod start;
 mod storage;
+mod task;
 mod traps;
 mod vectors;

@@ -74,8 +74,13 @@ pub enum Exit {
     Hypercall,
     /// An instruction that this guest has not (MONITOR, VMRUN, RDPMC of any counter, ...), with what it raises.
     Unoffered(Exception),
-    /// A task switch that the hardware does not carry out under virtualisation.
-    TaskSwitch,
+    /// A task switch: privileges are checked, and nothing has happened yet.
+    TaskSwitch {
+        /// Which task-state segment is switched to.
+        selector: u16,
+        /// What asks for it.
+        source: TaskSwitchSource,
+    },
     /// A triple fault.
     TripleFault,
     /// The processor refused the guest's state; the text names the field and the rule where they are known.
@@ -133,7 +138,7 @@ impl Exit {
             Self::CacheFlush => 10,
             Self::Hypercall => 11,
             Self::Unoffered(_) => 12,
-            Self::TaskSwitch => 13,
+            Self::TaskSwitch { .. } => 13,
             Self::TripleFault => 14,
             Self::InvalidState(_) => 15,
             Self::Fatal(_) => 16,
@@ -145,6 +150,19 @@ impl Exit {
             Self::Cr4Write { .. } => 22,
         }
     }
+}
+
+/// What asks for a task switch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TaskSwitchSource {
+    /// CALL.
+    Call,
+    /// IRET with RFLAGS.NT set.
+    Iret,
+    /// JMP.
+    Jump,
+    /// A task gate in the IDT: by the event whose delivery the exit interrupted, else by an INT.
+    Gate,
 }
 
 /// A port access.

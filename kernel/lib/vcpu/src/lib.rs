@@ -26,7 +26,7 @@ pub use apic::{ApicPage, Vectors};
 pub use check::is_canonical;
 pub use debug::{Breakpoints, dr6_after_trap};
 pub use event::{Event, Exception, ReadyFor, Window, makes_double_fault};
-pub use exit::{Access, Exit, PortAccess, PortDirection};
+pub use exit::{Access, Exit, PortAccess, PortDirection, TaskSwitchSource};
 pub use posted::Posted;
 pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, efer, rflags};
 pub use tsc::TscRatio;

@@ -34,6 +34,21 @@ fn plain_and_prefixed_encodings() {
 }
 
 #[test]
+fn what_switches_tasks() {
+    let cases: [(&[u8], u64); 6] = [
+        (&[0x9a, 0, 0, 0, 0, 0x50, 0], 7),
+        (&[0xea, 0, 0, 0, 0, 0x50, 0], 7),
+        (&[0xff, 0x2d, 0, 0, 0, 0], 6),
+        (&[0xcf], 1),
+        (&[0xcd, 0x31], 2),
+        (&[0x66, 0xcc], 2),
+    ];
+    for (code, bytes) in cases {
+        assert_eq!(length(&mut Mock::flat32(), code, Opcode::Transfer), Ok(bytes), "{code:02x?}");
+    }
+}
+
+#[test]
 fn another_instruction_is_refused() {
     let found = length(&mut Mock::long(), &[0x0f, 0xa2, 0xcc], Opcode::Rdmsr);
     assert!(matches!(found, Err(Fault::Unsupported(bytes)) if bytes[..3] == [0x0f, 0xa2, 0xcc]));

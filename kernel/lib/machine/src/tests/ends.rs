@@ -36,7 +36,6 @@ fn a_triple_fault_says_where() {
 #[test]
 fn a_crash_says_where_and_why() {
     let ends = [
-        (Exit::TaskSwitch, "a hardware task switch"),
         (Exit::InvalidState("the ASID is zero"), "refused to enter it: the ASID is zero"),
         (Exit::Fatal("a machine check while the guest ran"), "a machine check"),
         (Exit::Unexpected(0x1234), "code 0x1234"),

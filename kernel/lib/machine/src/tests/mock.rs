@@ -103,6 +103,8 @@ impl Vcpu for MockVcpu {
         let Some(step) = shared.script.pop_front() else { return Exit::HostInterrupt };
         drop(shared);
         let exit = step(&mut self.state);
+        // What the exit interrupted.
+        self.waiting = self.state.waiting.take();
         self.string_exit = matches!(exit, Exit::Port(PortAccess { string: true, .. }) | Exit::NestedFault { .. });
         exit
     }
@@ -208,7 +210,7 @@ impl Vcpu for MockVcpu {
     }
 
     fn set_state(&mut self, state: &VcpuState) {
-        self.state = state.clone();
+        self.state = VcpuState { waiting: None, ..state.clone() };
         (self.in_nmi, self.waiting) = (state.blocking.nmi, state.waiting);
     }
 
