@@ -29,7 +29,7 @@ macro_rules! entry {
 /// How many memory regions are kept; a firmware that reports more loses the rest, which is counted.
 pub const REGIONS_MAX: usize = 128;
 /// How many boot modules are kept.
-pub const MODULES_MAX: usize = 32;
+pub const MODULES_MAX: usize = 64;
 
 /// A run of physical memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
