@@ -15,7 +15,10 @@ const DIRECTORY: u64 = BASE + 0xa000;
 const POINTERS: u64 = BASE + 0xb000;
 const DIRECTORIES: u64 = BASE + 0xc000;
 /// Where the code is put, from `BASE` on.
-const CODE: u64 = 0x4000;
+pub const CODE: u64 = 0x4000;
+/// Descriptors and gates.
+const SEGMENTS: usize = 9;
+const GATES: usize = 32;
 const PSE: u64 = 1 << 4;
 const PAE: u64 = 1 << 5;
 const PAGING: u64 = 1 << 31;
@@ -322,6 +325,7 @@ legacy_real_code:
 legacy_real_code_end:
 
     .balign 8
+    .global legacy_gdt
 legacy_gdt:
     .quad   0
     .quad   0x00cf9b000000ffff
@@ -358,7 +362,8 @@ unsafe extern "C" {
     static legacy_real_code: u8;
     static legacy_real_code_end: u8;
     static legacy_idt_stubs: u64;
-    static mut legacy_idt: [u64; 32];
+    static legacy_gdt: [u64; SEGMENTS];
+    static mut legacy_idt: [u64; GATES];
 }
 
 /// Puts what it needs into low memory. Once, before [`run`].
@@ -386,6 +391,26 @@ pub fn start() {
             put(DIRECTORIES + 4096 * directory + 8 * index, directory << 30 | index << 21 | 0x83);
             put(DIRECTORIES + 4096 * directory + 8 * index + 4, 0);
         }
+    }
+}
+
+/// Copies the descriptor tables to where code that loads them finds them, to be changed: nine segments and 32 gates.
+pub fn copy_tables(gdt: u64, idt: u64) {
+    let copy = |from: u64, to: u64, count: usize| {
+        for at in (0..8 * count as u64).step_by(4) {
+            put(to + at, get(from + at));
+        }
+    };
+    copy(&raw const legacy_gdt as u64, gdt, SEGMENTS);
+    copy(&raw const legacy_idt as u64, idt, GATES);
+}
+
+/// What is in CR3 in a mode.
+pub fn cr3(mode: Mode) -> u64 {
+    match mode {
+        Mode::Paged32 => DIRECTORY,
+        Mode::PagedPae => POINTERS,
+        _ => 0,
     }
 }
 
@@ -420,17 +445,17 @@ pub unsafe fn run(mode: Mode, code: &[u8], registers: &mut Registers) -> Option<
         // SAFETY: low memory of this module's own.
         unsafe { (at as *mut u8).write_volatile(byte) };
     }
-    let (cr3, cr4, paging) = match mode {
-        Mode::Paged32 => (DIRECTORY, PSE, PAGING),
-        Mode::PagedPae => (POINTERS, PAE, PAGING),
-        _ => (0, 0, 0),
+    let (cr4, paging) = match mode {
+        Mode::Paged32 => (PSE, PAGING),
+        Mode::PagedPae => (PAE, PAGING),
+        _ => (0, 0),
     };
     for (at, value) in [
         (word::EIP, base + CODE),
         (word::CS, cs),
         (word::DS, ds),
         (word::ES, es),
-        (word::CR3, cr3),
+        (word::CR3, cr3(mode)),
         (word::CR4, cr4),
         (word::PAGING, paging),
         (word::REAL, u64::from(mode == Mode::Real)),

@@ -24,6 +24,7 @@ pub mod smp;
 pub mod snippet;
 pub mod start;
 pub mod tap;
+pub mod tasks;
 pub mod virtio_blk;
 pub mod world_switch;
 

@@ -81,7 +81,7 @@ pub fn vmx_guests(artifacts: &Artifacts) -> Result<()> {
 /// AMD-V: the same, without the Linux guest beside them, which QEMU has.
 pub fn svm_guests(artifacts: &Artifacts) -> Result<()> {
     let mut host = artifacts.boot_bochs("bochs_svm_guests", Model::Amd, 2)?;
-    guests::each_on(&mut host, artifacts, guests::Where::Bochs, |_| Ok(()))?;
+    guests::each_on(&mut host, artifacts, guests::Where::BochsAmd, |_| Ok(()))?;
     host.power_off()
 }
 
