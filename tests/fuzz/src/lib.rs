@@ -1,7 +1,8 @@
 //! What the fuzz targets share: [`Input`] turns the fuzzer's bytes into actions and their values; [`disk`] gives them to
-//! disks.
+//! disks, [`processor`] is one with its memory.
 
 pub mod disk;
+pub mod processor;
 
 /// The fuzzer's bytes, taken from the front. Every value exists: past the end all bytes are zero.
 pub struct Input<'a>(&'a [u8]);
