@@ -60,6 +60,10 @@ impl Vmx {
     /// A debug exception clears DR7.GD (19.2.4).
     pub(crate) fn forget_general_detect(&mut self) {
         const GENERAL_DETECT: u64 = 1 << 13;
+        if !self.loaded {
+            self.saved.dr7 &= !GENERAL_DETECT;
+            return;
+        }
         let dr7 = self.vmcs.read(Field::GUEST_DR7);
         if dr7 & GENERAL_DETECT != 0 {
             self.vmcs.write(Field::GUEST_DR7, dr7 & !GENERAL_DETECT);

@@ -14,6 +14,7 @@ const POST_PORT: u64 = 0x80;
 /// DR6: single step; the four breakpoints, general detect, single step.
 const SINGLE_STEP: u64 = 1 << 14;
 const REASONS: u64 = 0x600f;
+const PAT: u32 = 0x277;
 const UNKNOWN_MSR: u64 = 0x1234_5678;
 
 fn steps() {
@@ -26,11 +27,13 @@ fn steps() {
 /// An instruction that leaves the guest, and its registers.
 type Case = (&'static str, &'static [u8], Registers);
 
-fn cases() -> [Case; 19] {
+fn cases() -> [Case; 20] {
     let none = Registers::default();
     let port = Registers { rdx: POST_PORT, ..none };
     let base = cpu::read_msr(cpu::msr::APIC_BASE);
     let msr = Registers { rcx: cpu::msr::APIC_BASE.into(), rax: base & 0xffff_ffff, rdx: base >> 32, ..none };
+    let pat = cpu::read_msr(PAT);
+    let pat = Registers { rcx: PAT.into(), rax: pat & 0xffff_ffff, rdx: pat >> 32, ..none };
     let mmio = Registers { rdi: IOAPIC, rsi: IOAPIC, ..none };
     [
         ("NOP", &[0x90], none),
@@ -46,6 +49,7 @@ fn cases() -> [Case; 19] {
         ("RDMSR", &[0x0f, 0x32], msr),
         ("RDMSR with REX", &[0x4a, 0x0f, 0x32], msr),
         ("WRMSR", &[0x0f, 0x30], msr),
+        ("WRMSR of PAT, for which a hypervisor may replace all state", &[0x0f, 0x30], pat),
         ("MOV from a device", &[0x8b, 0x07], mmio),
         ("MOV to a device", &[0x89, 0x07], mmio),
         ("OUTSB", &[0x6e], Registers { rsi: (&raw const BYTES) as u64, ..port }),
