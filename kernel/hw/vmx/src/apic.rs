@@ -8,6 +8,7 @@
 
 use crate::enable::Features;
 use crate::entry::Vmx;
+use crate::msrs::{MsrMap, Way};
 use crate::vmcs::{Field, secondary};
 use alloc::sync::Arc;
 use vcpu::{ApicPage, Posted};
@@ -82,6 +83,7 @@ impl Vmx {
         let is_open = is_open && self.features.contains(OPEN);
         if is_open != self.apic.is_open {
             self.apic.is_open = is_open;
+            open_registers(&mut self.msrs, is_open);
             if self.loaded {
                 self.write_apic_access();
             }
@@ -123,34 +125,11 @@ impl Vmx {
 
     fn write_apic_access(&mut self) {
         const ACCESS: u32 = secondary::X2APIC | secondary::APIC_REGISTERS;
-        let (map, access) = if self.apic.is_open { (&raw const OPEN_MSRS, ACCESS) } else { (&raw const SHUT_MSRS, 0) };
-        self.vmcs.write(Field::MSR_BITMAP, map as u64);
+        let access = if self.apic.is_open { ACCESS } else { 0 };
         self.vmcs.write(Field::SECONDARY_CONTROLS, (self.controls.secondary | access).into());
     }
 }
 
-#[repr(align(4096))]
-struct MsrMap(#[expect(dead_code, reason = "only the processor uses it")] [u8; 4096]);
-
-/// Two bits an MSR: every access exits but those to registers that are switched with the vCPU (25.6.9).
-static SHUT_MSRS: MsrMap = MsrMap(msr_map(false));
-/// The same, but for the registers of x2APIC that are in the page.
-static OPEN_MSRS: MsrMap = MsrMap(msr_map(true));
-
-/// SYSENTER_CS, ESP, EIP; STAR, LSTAR, CSTAR, SFMASK; FS, GS and kernel GS base; TSC_AUX.
-const OWN: [u32; 11] = [
-    0x174,
-    0x175,
-    0x176,
-    0xc000_0081,
-    0xc000_0082,
-    0xc000_0083,
-    0xc000_0084,
-    0xc000_0100,
-    0xc000_0101,
-    0xc000_0102,
-    0xc000_0103,
-];
 /// Task priority, EOI and IPI to itself: the processor does all that writing them does (30.5).
 const X2APIC_WRITTEN: [u32; 3] = [0x808, 0x80b, 0x83f];
 /// Task priority and processor priority.
@@ -158,64 +137,26 @@ const X2APIC_READ: [u32; 2] = [0x808, 0x80a];
 /// ISR, TMR and IRR.
 const X2APIC_VECTORS: core::ops::Range<u32> = 0x810..0x828;
 
-/// Reads of low and high registers, then writes.
-const fn msr_map(is_open: bool) -> [u8; 4096] {
-    let mut map = [0xff; 4096];
-    let mut index = 0;
-    while index < OWN.len() {
-        map = passed(passed(map, OWN[index], READS), OWN[index], WRITES);
-        index += 1;
-    }
-    if is_open {
-        index = 0;
-        while index < X2APIC_WRITTEN.len() {
-            map = passed(map, X2APIC_WRITTEN[index], WRITES);
-            index += 1;
-        }
-        map = passed(passed(map, X2APIC_READ[0], READS), X2APIC_READ[1], READS);
-        let mut msr = X2APIC_VECTORS.start;
-        while msr < X2APIC_VECTORS.end {
-            map = passed(map, msr, READS);
-            msr += 1;
-        }
-    }
-    map
-}
-
-const READS: usize = 0;
-const WRITES: usize = 0x800;
-
-/// The map without the exits of one register's reads or writes.
-const fn passed(mut map: [u8; 4096], msr: u32, way: usize) -> [u8; 4096] {
-    const HIGH: usize = 0x400;
-    let start = way + if msr >= 0xc000_0000 { HIGH } else { 0 };
-    let bit = (msr & 0x1fff) as usize;
-    map[start + bit / 8] &= !(1 << (bit % 8));
-    map
+/// Lets the registers of x2APIC pass that are in the page, or has every access to them exit.
+fn open_registers(map: &mut MsrMap, is_open: bool) {
+    X2APIC_WRITTEN.into_iter().for_each(|msr| map.pass(msr, Way::Write, is_open));
+    X2APIC_READ.into_iter().chain(X2APIC_VECTORS).for_each(|msr| map.pass(msr, Way::Read, is_open));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn exits(map: &[u8; 4096], msr: u32, way: usize) -> bool {
-        let bit = (msr & 0x1fff) as usize;
-        let start = way + if msr >= 0xc000_0000 { 0x400 } else { 0 };
-        map[start + bit / 8] & 1 << (bit % 8) != 0
-    }
-
     #[test]
     fn only_what_the_page_has_is_open_and_only_when_it_is() {
-        let (shut, open) = (msr_map(false), msr_map(true));
-        for msr in 0x800..0x900 {
-            assert!(exits(&shut, msr, READS) && exits(&shut, msr, WRITES), "{msr:#x}");
-            let (read, written) = (!exits(&open, msr, READS), !exits(&open, msr, WRITES));
-            assert_eq!(read, matches!(msr, 0x808 | 0x80a | 0x810..0x828), "reads of {msr:#x}");
-            assert_eq!(written, matches!(msr, 0x808 | 0x80b | 0x83f), "writes to {msr:#x}");
-        }
-        for map in [shut, open] {
-            assert!(!exits(&map, 0xc000_0102, WRITES) && !exits(&map, 0x174, READS));
-            assert!(exits(&map, 0xc000_0080, WRITES) && exits(&map, 0x10, WRITES) && exits(&map, 0x6e0, WRITES));
+        let mut map = MsrMap::boxed();
+        for is_open in [false, true, false] {
+            open_registers(&mut map, is_open);
+            for msr in 0x800..0x900 {
+                let (read, written) = (map.passes(msr, Way::Read), map.passes(msr, Way::Write));
+                assert_eq!(read, is_open && matches!(msr, 0x808 | 0x80a | 0x810..0x828), "reads of {msr:#x}");
+                assert_eq!(written, is_open && matches!(msr, 0x808 | 0x80b | 0x83f), "writes to {msr:#x}");
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::enable::{Features, TSC_FRACTION_BITS, host};
 use crate::event::Encoded;
 use crate::exit::{self, Reason};
 use crate::host_state;
+use crate::msrs::MsrMap;
 use crate::vmcs::{Field, Vmcs, interruptibility, leaving, pin, processor, secondary};
 use crate::write_log::WriteLog;
 use addr::Hpa;
@@ -39,6 +40,7 @@ pub struct Vmx {
     pub(crate) tsc_ratio: TscRatio,
     /// The bits of CR4 that the guest may set.
     pub(crate) cr4_offered: u64,
+    pub(crate) msrs: Box<MsrMap>,
     pub(crate) apic: Apic,
     pub(crate) write_log: WriteLog,
     /// The last exit.
@@ -238,6 +240,7 @@ impl Vmx {
             xcr0: 1,
             tsc_ratio: TscRatio::ONE,
             cr4_offered: 0,
+            msrs: MsrMap::boxed(),
             apic: Apic::new(notification),
             write_log: WriteLog::new(),
             reason: Reason::default(),
@@ -425,6 +428,7 @@ impl Vmx {
             (Field::EXIT_CONTROLS, leaving.into()),
             (Field::ENTRY_CONTROLS, entering.into()),
             (Field::EXCEPTION_BITMAP, exceptions),
+            (Field::MSR_BITMAP, &raw const *self.msrs as u64),
             (Field::EPT_POINTER, self.ept_pointer()),
             (Field::CR0_MASK, !CR0_GUEST),
             (Field::CR4_MASK, !self.cr4_guest()),

@@ -17,6 +17,7 @@ mod entry;
 mod event;
 mod exit;
 mod host_state;
+mod msrs;
 mod registers;
 mod state;
 mod translations;
