@@ -83,6 +83,7 @@ pub fn speculation() -> Speculation {
     Speculation {
         microcode: report.microcode,
         threads: report.has_threads,
+        control: cpu::speculation::control(),
         weaknesses: report.findings.iter().map(weakness).collect(),
     }
 }

@@ -415,6 +415,7 @@ pub fn profile(host: &Host, vcpus: u32) -> CpuProfile {
         if (leaf, subleaf) == (0xd, 1) { Leaf { eax: found.eax & !hidden, ..found } } else { found }
     };
     let profile = CpuProfile::new(leaf, vcpus, host.clock.tsc_khz() as u32);
+    let profile = profile.with_arch_capabilities(cpu::speculation::arch_capabilities());
     match host.backend.tsc_fraction_bits() {
         Some(bits) => profile.with_tsc_scaling(bits),
         None => profile,

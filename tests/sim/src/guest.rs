@@ -9,7 +9,7 @@ use guestmem::{GuestMemory, PageSet};
 use std::sync::{Arc, Mutex};
 use vcpu::{
     Access, ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, Posted, ReadyFor, Segment,
-    SegmentName, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0,
+    SegmentName, Speculation, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0,
 };
 
 /// Where the pages are that it writes, and how many.
@@ -240,6 +240,16 @@ impl Vcpu for Processor {
     fn write_cr4(&mut self, value: u64) -> bool {
         self.state.cr4 = value;
         true
+    }
+
+    fn offer_speculation(&mut self, _offered: Speculation) {}
+
+    fn spec_ctrl(&self) -> u64 {
+        self.state.spec_ctrl
+    }
+
+    fn set_spec_ctrl(&mut self, value: u64) {
+        self.state.spec_ctrl = value;
     }
 
     fn pkru(&self) -> u32 {

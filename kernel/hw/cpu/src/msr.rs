@@ -2,6 +2,12 @@
 
 use core::arch::asm;
 
+/// IA32_SPEC_CTRL.
+pub const SPEC_CTRL: u32 = 0x48;
+/// IA32_PRED_CMD.
+pub const PRED_CMD: u32 = 0x49;
+/// IA32_FLUSH_CMD.
+pub const FLUSH_CMD: u32 = 0x10b;
 /// IA32_APIC_BASE.
 pub const APIC_BASE: u32 = 0x1b;
 /// IA32_PAT.

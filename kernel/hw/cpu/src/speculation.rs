@@ -1,23 +1,36 @@
 //! Carries out what `mitigation` decides: at start-up once, and around each run of a guest.
 //!
 //! [`init`] and [`enable`] set a processor up; `svm` and `vmx` call [`switched`] and [`before_entry`], and enter by a
-//! second, guarded way where [`guards`] says so: straight code with [`clear_buffers!`](crate::clear_buffers) before the
-//! entry and [`after_exit!`](crate::after_exit) behind the exit, in which no branch can be steered past a step.
+//! second, guarded way where [`GuestControl::guards`] says so: straight code with
+//! [`clear_buffers!`](crate::clear_buffers) before the entry and [`after_exit!`](crate::after_exit) behind the exit, in
+//! which no branch can be steered past a step.
+//!
+//! A guest's IA32_SPEC_CTRL is in force only between these two. The order at an entry:
+//!
+//! 1. the guest's value, where it differs from the host's; from here on no indirect branch is taken;
+//! 2. the L1D flush, then VERW, behind which nothing but the guest's own is loaded.
+//!
+//! At an exit, all without an indirect branch, and with returns only to the calls that fill the return stack:
+//!
+//! 1. the return stack is filled, and the guest's registers are saved;
+//! 2. IBPB;
+//! 3. the guest's value is kept, where the guest can write it, and the host's comes back where it differs; where IBRS holds
+//!    for what was trained before it was written, it is written in any case;
+//! 4. LFENCE, which also ends what was speculated past a step by a conditional branch. Then the first return follows.
+//!
+//! On VMX an NMI or a machine check can come before the host's value is back: the few instructions of its handler.
 
 use crate::{cpuid, msr};
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use mitigation::{Finding, Plan, Processor, Vendor, control};
+use mitigation::{Finding, Plan, Processor, Vendor};
 use spin::Once;
 
 /// IA32_BIOS_SIGN_ID and AMD's PATCH_LEVEL: the microcode's revision.
 const MICROCODE: u32 = 0x8b;
-/// IA32_SPEC_CTRL.
-const SPEC_CTRL: u32 = 0x48;
-/// IA32_PRED_CMD and its IBPB.
-const PRED_CMD: u32 = 0x49;
+/// IA32_PRED_CMD's IBPB.
 const IBPB: u64 = 1;
-/// IA32_FLUSH_CMD and its L1D_FLUSH.
-const FLUSH_CMD: u32 = 0x10b;
+/// IA32_FLUSH_CMD's L1D_FLUSH.
 const L1D_FLUSH: u64 = 1;
 /// IA32_ARCH_CAPABILITIES.
 const ARCH_CAPABILITIES: u32 = 0x10a;
@@ -70,8 +83,9 @@ pub fn enable() {
     let plan = report().plan;
     // SAFETY: the plan names registers and bits that CPUID offers; they concern nothing but speculation.
     unsafe {
-        if plan.control != 0 {
-            msr::write(SPEC_CTRL, plan.control);
+        // Also where the plan wants nothing: what firmware has left there is no guest's.
+        if has_control() {
+            msr::write(msr::SPEC_CTRL, plan.control);
         }
         if plan.automatic_ibrs {
             msr::write(msr::EFER, msr::read(msr::EFER) | AUTOMATIC_IBRS);
@@ -87,9 +101,62 @@ pub fn report() -> &'static Report {
     REPORT.get().expect("init ran")
 }
 
-/// Whether guests are entered by the guarded way. It does not change after start-up.
-pub fn guards() -> bool {
-    GUARDS.load(Ordering::Relaxed)
+/// IA32_SPEC_CTRL on this processor as it is now, where there is one.
+pub fn control() -> Option<u64> {
+    // SAFETY: CPUID offers the register.
+    has_control().then(|| unsafe { msr::read(msr::SPEC_CTRL) })
+}
+
+/// IA32_ARCH_CAPABILITIES, where there is one.
+pub fn arch_capabilities() -> Option<u64> {
+    let has_capabilities = cpuid(7, 0).edx & 1 << 29 != 0;
+    // SAFETY: CPUID offers the register.
+    has_capabilities.then(|| unsafe { msr::read(ARCH_CAPABILITIES) })
+}
+
+/// A guest's IA32_SPEC_CTRL. A guest that never sets it costs nothing.
+#[repr(C)]
+#[derive(Default)]
+pub struct GuestControl {
+    /// What the register holds while the guest runs; its upper half is reserved. [`after_exit!`](crate::after_exit) reads
+    /// it, and writes it where `is_open` says so.
+    in_force: u32,
+    /// The guest reads and writes the register without exits.
+    is_open: bool,
+    /// The guest has set something: what it was by its last exit for that.
+    is_set: bool,
+    set: u32,
+}
+
+const _: () = assert!(offset_of!(GuestControl, in_force) == 0 && offset_of!(GuestControl, is_open) == 4);
+
+impl GuestControl {
+    /// What the guest reads there.
+    pub fn value(&self) -> u64 {
+        if self.is_open { self.in_force.into() } else { self.set.into() }
+    }
+
+    /// Sets it. The processor has all of these bits.
+    pub fn set(&mut self, value: u64) {
+        (self.in_force, self.set) = (value as u32, value as u32);
+        self.is_set |= value != 0;
+    }
+
+    /// Whether the guest has set something.
+    pub fn is_set(&self) -> bool {
+        self.is_set
+    }
+
+    /// From now on the guest reads and writes the register itself. It has set it before.
+    pub fn open(&mut self) {
+        assert!(self.is_set, "the host's value is not the guest's");
+        self.is_open = true;
+    }
+
+    /// Whether the guest is entered by the guarded way. Only the first value that is set changes it.
+    pub fn guards(&self) -> bool {
+        GUARDS.load(Ordering::Relaxed) || self.is_set
+    }
 }
 
 /// A vCPU, as far as what it leaves in the predictors is concerned.
@@ -114,20 +181,25 @@ pub fn switched(last: &Trained, next: &Trainer) {
     last.0.store(next.0, Ordering::Relaxed);
     if REPORT.get().is_some_and(|report| report.plan.barrier_on_switch) {
         // SAFETY: the plan asks for it only where CPUID offers it.
-        unsafe { msr::write(PRED_CMD, IBPB) };
+        unsafe { msr::write(msr::PRED_CMD, IBPB) };
     }
 }
 
 /// What is to be done in the last moment before a guarded entry.
-pub fn before_entry() {
-    let plan = report().plan;
-    // SAFETY: as in `enable`. After this nothing but the entry follows, which takes no indirect branch.
+#[inline(always)]
+pub fn before_entry(guest: &mut GuestControl) {
+    let plan = &report().plan;
+    if !guest.is_open {
+        guest.in_force = plan.guest_control(guest.is_set.then_some(guest.set.into())) as u32;
+    }
+    // SAFETY: as in `enable`, and the guest's bits are the processor's. After this nothing but the entry follows, which
+    // takes no indirect branch.
     unsafe {
-        if plan.control_each_exit {
-            msr::write(SPEC_CTRL, plan.control & !control::IBRS);
+        if plan.control_each_exit || u64::from(guest.in_force) != plan.control {
+            msr::write(msr::SPEC_CTRL, guest.in_force.into());
         }
         if plan.flush_l1d {
-            msr::write(FLUSH_CMD, L1D_FLUSH);
+            msr::write(msr::FLUSH_CMD, L1D_FLUSH);
         }
     }
 }
@@ -164,8 +236,8 @@ macro_rules! fill_return_stack {
 }
 
 /// What else is due behind a guarded exit, once the guest's registers are saved: IBPB, and IA32_SPEC_CTRL as in the host.
-/// A branch that a guest has trained to pass one by is found out at the LFENCE. Uses EAX, ECX, EDX and the flags; its
-/// operands are `after_exit` and `host_control`.
+/// A branch that a guest has trained to pass one by is found out at the LFENCE. The vCPU's [`GuestControl`] is named at
+/// RSP + 8. Uses EAX, ECX, EDX, R8 and the flags; its operands are `after_exit` and `host_control`.
 #[macro_export]
 macro_rules! after_exit {
     () => {
@@ -177,13 +249,23 @@ macro_rules! after_exit {
             "xor edx, edx\n",
             "wrmsr\n",
             "95:\n",
-            "test dword ptr [rip + {after_exit}], 2\n",
-            "jz 96f\n",
+            "mov r8, [rsp + 8]\n",
             "mov ecx, 0x48\n",
+            "mov eax, dword ptr [r8]\n",
+            "cmp byte ptr [r8 + 4], 0\n",
+            "je 96f\n",
+            "rdmsr\n",
+            "mov dword ptr [r8], eax\n",
+            "96:\n",
+            "cmp eax, dword ptr [rip + {host_control}]\n",
+            "jne 97f\n",
+            "test dword ptr [rip + {after_exit}], 2\n",
+            "jz 98f\n",
+            "97:\n",
             "mov eax, dword ptr [rip + {host_control}]\n",
             "xor edx, edx\n",
             "wrmsr\n",
-            "96:\n",
+            "98:\n",
             "lfence\n",
         )
     };
@@ -196,9 +278,6 @@ fn processor(always: bool) -> Processor {
     let extended_model = signature >> 16 & 15;
     let leaf_7 = cpuid(7, 0);
     let extended_21 = cpuid(0x8000_0021, 0);
-    let has_capabilities = leaf_7.edx & 1 << 29 != 0;
-    // SAFETY: CPUID offers the register.
-    let capabilities = if has_capabilities { unsafe { msr::read(ARCH_CAPABILITIES) } } else { 0 };
     Processor {
         vendor: vendor(),
         family: base + if base == 15 { signature >> 20 & 0xff } else { 0 },
@@ -207,10 +286,17 @@ fn processor(always: bool) -> Processor {
         leaf_7_2: if leaf_7.eax >= 2 { cpuid(7, 2).edx } else { 0 },
         extended_8: cpuid(0x8000_0008, 0).ebx,
         extended_21: [extended_21.eax, extended_21.ecx],
-        capabilities,
+        capabilities: arch_capabilities().unwrap_or(0),
         has_threads: has_threads(),
         is_interpreted: !always && is_interpreted(),
     }
+}
+
+/// Whether there is IA32_SPEC_CTRL: IBRS, STIBP or SSBD as Intel names them, or these or PSFD as AMD does.
+fn has_control() -> bool {
+    const INTEL: u32 = 1 << 26 | 1 << 27 | 1 << 31;
+    const AMD: u32 = 1 << 14 | 1 << 15 | 1 << 24 | 1 << 28;
+    cpuid(7, 0).edx & INTEL != 0 || cpuid(0x8000_0008, 0).ebx & AMD != 0
 }
 
 fn vendor() -> Vendor {

@@ -2,13 +2,14 @@
 
 use crate::enable::{Features, Host, TSC_FRACTION_BITS, host};
 use crate::exit;
+use crate::msrs::MsrMap;
 use crate::nmi::Nmis;
 use crate::vmcb::{Vmcb, clean, misc1, misc2, virtual_interrupt};
 use addr::Hpa;
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
 use cpu::fpu::Area;
-use cpu::speculation::{self, Trainer};
+use cpu::speculation::{self, GuestControl, Trainer};
 use vcpu::{Event, Exit, Gpr, TscRatio, VcpuState};
 
 /// A virtual CPU on SVM.
@@ -24,6 +25,8 @@ pub struct Svm {
     pub(crate) tsc_ratio: TscRatio,
     /// The bits of CR4 that the guest may set, where its writes exit.
     pub(crate) cr4_offered: u64,
+    pub(crate) msrs: Box<MsrMap>,
+    pub(crate) spec_ctrl: GuestControl,
     /// An event whose delivery an exit interrupted; it goes first.
     pub(crate) interrupted: Option<u64>,
     /// This processor delivers a virtual interrupt of the very priority that CR8 has, as it should not (15.21.3).
@@ -40,11 +43,6 @@ pub struct Svm {
 #[repr(align(4096))]
 struct PortMap(#[expect(dead_code, reason = "only the processor reads it")] [u8; 3 * 4096]);
 static PORT_MAP: PortMap = PortMap([0xff; 3 * 4096]);
-
-/// Two bits an MSR: every access exits but those to registers that VMLOAD and VMSAVE switch (15.11).
-#[repr(align(4096))]
-struct MsrMap(#[expect(dead_code, reason = "only the processor reads it")] [u8; 2 * 4096]);
-static MSR_MAP: MsrMap = MsrMap(msr_map());
 
 /// EVENTINJ and EXITINTINFO (15.20).
 pub(crate) mod event {
@@ -72,7 +70,8 @@ const PAUSE_FILTER_THRESHOLD: u16 = 128;
 macro_rules! world_switch {
     ($name:literal, $before:expr, $behind:expr, $saved:expr $(, $operand:ident = sym $symbol:path)*) => {
         global_asm!(
-            // NAME(gprs: rdi, vmcb: rsi): RAX and RSP are in the VMCB; VMRUN itself keeps the host's RAX, RSP and RIP.
+            // NAME(gprs: rdi, vmcb: rsi, control: rdx): RAX and RSP are in the VMCB; VMRUN itself keeps the host's RAX, RSP
+            // and RIP.
             ".section .text.vcpu_entry, \"ax\"",
             concat!(".global ", $name),
             concat!($name, ":"),
@@ -82,6 +81,7 @@ macro_rules! world_switch {
             "push r13",
             "push r14",
             "push r15",
+            "push rdx",
             "push rdi",
             "mov rax, rsi",
             "mov rcx, [rdi + 8]",
@@ -118,6 +118,7 @@ macro_rules! world_switch {
             "mov [rax + 120], r15",
             $saved,
             "pop rdi",
+            "pop rdx",
             "pop r15",
             "pop r14",
             "pop r13",
@@ -142,9 +143,9 @@ world_switch!(
 );
 
 unsafe extern "sysv64" {
-    fn svm_enter(gprs: *mut [u64; 16], vmcb: *mut Vmcb);
+    fn svm_enter(gprs: *mut [u64; 16], vmcb: *mut Vmcb, control: *mut GuestControl);
     /// The same with what `cpu::speculation` asks for.
-    fn svm_enter_guarded(gprs: *mut [u64; 16], vmcb: *mut Vmcb);
+    fn svm_enter_guarded(gprs: *mut [u64; 16], vmcb: *mut Vmcb, control: *mut GuestControl);
 }
 
 impl Svm {
@@ -156,7 +157,8 @@ impl Svm {
         control.intercept_misc[0] = intercepts_1(features);
         control.intercept_misc[1] = intercepts_2();
         control.iopm_base = &raw const PORT_MAP as u64;
-        control.msrpm_base = &raw const MSR_MAP as u64;
+        let msrs = MsrMap::boxed();
+        control.msrpm_base = &raw const *msrs as u64;
         control.virtual_interrupt = virtual_interrupt::MASKING;
         control.nested_enable = 1;
         control.nested_cr3 = nested_cr3.as_u64();
@@ -175,6 +177,8 @@ impl Svm {
             tsc_aux: 0,
             tsc_ratio: TscRatio::ONE,
             cr4_offered: 0,
+            msrs,
+            spec_ctrl: GuestControl::default(),
             interrupted: None,
             equal_priority_passes: false,
             nmis: Nmis::default(),
@@ -210,11 +214,11 @@ impl Svm {
         // SAFETY: interrupts cannot be taken (GIF is clear), the guest's VMLOAD state and floating-point state are in
         // the processor, the block is this vCPU's own, and whatever the guest does stays inside its nested tables.
         unsafe {
-            if speculation::guards() {
-                speculation::before_entry();
-                svm_enter_guarded(&raw mut self.gprs, &raw mut *self.vmcb);
+            if self.spec_ctrl.guards() {
+                speculation::before_entry(&mut self.spec_ctrl);
+                svm_enter_guarded(&raw mut self.gprs, &raw mut *self.vmcb, &raw mut self.spec_ctrl);
             } else {
-                svm_enter(&raw mut self.gprs, &raw mut *self.vmcb);
+                svm_enter(&raw mut self.gprs, &raw mut *self.vmcb, &raw mut self.spec_ctrl);
             }
         }
         self.gprs[Gpr::Rax as usize] = self.vmcb.save.rax;
@@ -389,32 +393,4 @@ fn intercepts_2() -> u32 {
         | misc2::MWAIT_ARMED
         | misc2::XSETBV
         | misc2::RDPRU
-}
-
-/// The MSR permission map: all set but the registers that are the guest's own.
-const fn msr_map() -> [u8; 2 * 4096] {
-    /// SYSENTER_CS, ESP, EIP; STAR, LSTAR, CSTAR, SFMASK; FS, GS and kernel GS base; TSC_AUX.
-    const OWN: [u32; 11] = [
-        0x174,
-        0x175,
-        0x176,
-        0xc000_0081,
-        0xc000_0082,
-        0xc000_0083,
-        0xc000_0084,
-        0xc000_0100,
-        0xc000_0101,
-        0xc000_0102,
-        0xc000_0103,
-    ];
-    let mut map = [0xff; 2 * 4096];
-    let mut index = 0;
-    while index < OWN.len() {
-        let msr = OWN[index];
-        let (start, first) = if msr >= 0xc000_0000 { (0x800, 0xc000_0000) } else { (0, 0) };
-        let bit = (msr - first) as usize * 2;
-        map[start + bit / 8] &= !(3 << (bit % 8));
-        index += 1;
-    }
-    map
 }

@@ -13,6 +13,7 @@ mod entry;
 mod exit;
 mod injection;
 mod intercepts;
+mod msrs;
 mod nmi;
 mod state;
 mod vmcb;

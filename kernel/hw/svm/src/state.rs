@@ -3,14 +3,17 @@
 use crate::entry::{Svm, event};
 use crate::exit;
 use crate::intercepts::Intercept;
+use crate::msrs::Way;
 use crate::vmcb::{VmcbSegment, clean, virtual_interrupt};
 use addr::Gpa;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
+use cpu::msr;
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, makes_double_fault, rflags,
+    Speculation, Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, makes_double_fault,
+    rflags,
 };
 
 /// DR7.GD, which every debug exception clears.
@@ -207,6 +210,7 @@ impl Vcpu for Svm {
             sysenter_esp: save.sysenter_esp,
             sysenter_eip: save.sysenter_eip,
             tsc_aux: self.tsc_aux,
+            spec_ctrl: self.spec_ctrl(),
             blocking: Blocking {
                 sti: self.vmcb.control.interrupt_shadow & 1 != 0,
                 nmi: self.in_nmi(),
@@ -220,6 +224,7 @@ impl Vcpu for Svm {
         self.unload();
         self.gprs = state.gprs;
         (self.dr, self.xcr0, self.tsc_aux) = (state.dr, state.xcr0, state.tsc_aux);
+        self.set_spec_ctrl(state.spec_ctrl);
         let save = &mut self.vmcb.save;
         (save.rip, save.rflags) = (state.rip, state.rflags);
         (save.rax, save.rsp) = (state.gprs[Gpr::Rax as usize], state.gprs[Gpr::Rsp as usize]);
@@ -273,6 +278,22 @@ impl Vcpu for Svm {
             self.flush();
         }
         is_allowed
+    }
+
+    fn offer_speculation(&mut self, offered: Speculation) {
+        self.msrs.pass(msr::PRED_CMD, Way::Write, offered.has_prediction_command);
+        self.changed(clean::PERMISSION_MAPS);
+    }
+
+    fn spec_ctrl(&self) -> u64 {
+        self.spec_ctrl.value()
+    }
+
+    fn set_spec_ctrl(&mut self, value: u64) {
+        // On AMD's processors Linux does not write it at each system call. So each write exits, and STIBP can be held for
+        // guests that share a core. Where the VMCB has the register too (CPUID 8000_000A, EDX bit 20), it is zero there,
+        // and both are in force.
+        self.spec_ctrl.set(value);
     }
 
     fn pkru(&self) -> u32 {

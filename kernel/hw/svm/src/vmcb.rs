@@ -179,6 +179,7 @@ pub mod virtual_interrupt {
 /// Parts of the block that need not be read again when their bit is set in `clean` (15.15.3).
 pub mod clean {
     pub const INTERCEPTS: u32 = 1 << 0;
+    pub const PERMISSION_MAPS: u32 = 1 << 1;
     pub const TPR: u32 = 1 << 3;
     pub const CONTROL_REGISTERS: u32 = 1 << 5;
     pub const DEBUG: u32 = 1 << 6;

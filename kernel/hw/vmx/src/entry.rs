@@ -16,7 +16,7 @@ use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::cell::Cell;
 use cpu::fpu::Area;
-use cpu::speculation::{self, Trainer};
+use cpu::speculation::{self, GuestControl, Trainer};
 use vcpu::{Event, Exit, Gpr, TscRatio, VcpuState, rflags};
 
 /// A virtual CPU on VMX.
@@ -41,6 +41,10 @@ pub struct Vmx {
     /// The bits of CR4 that the guest may set.
     pub(crate) cr4_offered: u64,
     pub(crate) msrs: Box<MsrMap>,
+    pub(crate) spec_ctrl: GuestControl,
+    /// The bits of IA32_SPEC_CTRL that the guest may set, and whether there is no other.
+    pub(crate) spec_ctrl_offered: u64,
+    pub(crate) spec_ctrl_passes: bool,
     pub(crate) apic: Apic,
     pub(crate) write_log: WriteLog,
     /// The last exit.
@@ -107,8 +111,8 @@ macro_rules! world_switch {
     ($enter:literal, $exit:literal, $before:expr, $behind:expr, $saved:expr
         $(, $operand:ident = sym $symbol:path)*) => {
         global_asm!(
-            // ENTER(gprs: rdi, launched: rsi) -> eax: 0 after an exit, 1 when the entry failed with a VM-instruction error.
-            // RSP is in the VMCS, whose host RSP points at the saved RDI.
+            // ENTER(gprs: rdi, launched: rsi, control: rdx) -> eax: 0 after an exit, 1 when the entry failed with a
+            // VM-instruction error. RSP is in the VMCS, whose host RSP points at the saved RDI.
             ".section .text.vcpu_entry, \"ax\"",
             concat!(".global ", $enter),
             concat!($enter, ":"),
@@ -118,6 +122,7 @@ macro_rules! world_switch {
             "push r13",
             "push r14",
             "push r15",
+            "push rdx",
             "push rdi",
             "mov eax, 0x6c14",
             "vmwrite rax, rsp",
@@ -146,6 +151,8 @@ macro_rules! world_switch {
             "2:",
             "vmresume",
             "3:",
+            // The exit that would have brought back what is the host's did not come.
+            $saved,
             "pop rdi",
             "mov eax, 1",
             "jmp 4f",
@@ -174,6 +181,7 @@ macro_rules! world_switch {
             "pop rdi",
             "xor eax, eax",
             "4:",
+            "pop rdx",
             "pop r15",
             "pop r14",
             "pop r13",
@@ -199,10 +207,10 @@ world_switch!(
 );
 
 unsafe extern "sysv64" {
-    fn vmx_enter(gprs: *mut [u64; 16], launched: bool) -> u32;
+    fn vmx_enter(gprs: *mut [u64; 16], launched: bool, control: *mut GuestControl) -> u32;
     static vmx_exit: u8;
     /// The same with what `cpu::speculation` asks for.
-    fn vmx_enter_guarded(gprs: *mut [u64; 16], launched: bool) -> u32;
+    fn vmx_enter_guarded(gprs: *mut [u64; 16], launched: bool, control: *mut GuestControl) -> u32;
     static vmx_exit_guarded: u8;
 }
 
@@ -241,6 +249,9 @@ impl Vmx {
             tsc_ratio: TscRatio::ONE,
             cr4_offered: 0,
             msrs: MsrMap::boxed(),
+            spec_ctrl: GuestControl::default(),
+            spec_ctrl_offered: 0,
+            spec_ctrl_passes: false,
             apic: Apic::new(notification),
             write_log: WriteLog::new(),
             reason: Reason::default(),
@@ -278,16 +289,14 @@ impl Vmx {
             // SAFETY: interrupts are shut; the VMCS is current, its host part is this processor's, the guest's other
             // registers are in place, and whatever the guest does stays inside its EPT.
             let failed = unsafe {
-                if speculation::guards() {
-                    speculation::before_entry();
-                    vmx_enter_guarded(&raw mut self.gprs, self.launched)
+                if self.spec_ctrl.guards() {
+                    speculation::before_entry(&mut self.spec_ctrl);
+                    vmx_enter_guarded(&raw mut self.gprs, self.launched, &raw mut self.spec_ctrl)
                 } else {
-                    vmx_enter(&raw mut self.gprs, self.launched)
+                    vmx_enter(&raw mut self.gprs, self.launched, &raw mut self.spec_ctrl)
                 }
             } != 0;
             if failed {
-                // The exit that would have brought it back did not come.
-                speculation::enable();
                 return Exit::InvalidState(checks::instruction_error(self.vmcs.read(Field::INSTRUCTION_ERROR)));
             }
             self.launched = true;
@@ -397,7 +406,7 @@ impl Vmx {
         self.choose_vpid(host, cpu);
         speculation::switched(&host.trained, &self.trainer);
         self.write_controls();
-        let exit = if speculation::guards() { &raw const vmx_exit_guarded } else { &raw const vmx_exit };
+        let exit = if self.spec_ctrl.guards() { &raw const vmx_exit_guarded } else { &raw const vmx_exit };
         host_state::write(&mut self.vmcs, exit as u64);
         self.loaded = true;
         self.write_state();

@@ -1,6 +1,7 @@
 //! The guest's registers that no field of the VMCS holds: they are in the processor while the vCPU is.
 
 use crate::entry::Vmx;
+use crate::msrs::Way;
 use crate::vmcs::{Field, secondary};
 use core::arch::asm;
 use cpu::msr;
@@ -67,6 +68,22 @@ impl Vmx {
         let dr7 = self.vmcs.read(Field::GUEST_DR7);
         if dr7 & GENERAL_DETECT != 0 {
             self.vmcs.write(Field::GUEST_DR7, dr7 & !GENERAL_DETECT);
+        }
+    }
+
+    /// IA32_SPEC_CTRL. Linux without enhanced IBRS writes it at each system call: from its first value on a guest has it for
+    /// itself, where it was offered all bits that the processor has.
+    pub(crate) fn change_spec_ctrl(&mut self, value: u64) {
+        let was_guarded = self.spec_ctrl.guards();
+        self.spec_ctrl.set(value);
+        if self.spec_ctrl.guards() != was_guarded {
+            // The exit is another one from now on.
+            self.leave();
+        }
+        if self.spec_ctrl.is_set() && self.spec_ctrl_passes {
+            self.spec_ctrl.open();
+            self.msrs.pass(msr::SPEC_CTRL, Way::Read, true);
+            self.msrs.pass(msr::SPEC_CTRL, Way::Write, true);
         }
     }
 

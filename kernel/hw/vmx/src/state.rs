@@ -3,14 +3,16 @@
 use crate::control_registers::cr4_present;
 use crate::entry::{Hot, Vmx};
 use crate::event::Encoded;
+use crate::msrs::Way;
 use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
 use addr::Gpa;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu::fpu::{self, Area};
+use cpu::msr;
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
+    Speculation, Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
 };
 
 /// DR6 and DR7: the bits that always read 1.
@@ -160,6 +162,7 @@ impl Vcpu for Vmx {
             rip: self.hot.rip,
             rflags: self.hot.rflags,
             xcr0: self.xcr0,
+            spec_ctrl: self.spec_ctrl(),
             blocking: Blocking {
                 sti: interruptibility & interruptibility::STI != 0,
                 mov_ss: interruptibility & interruptibility::MOV_SS != 0,
@@ -189,6 +192,7 @@ impl Vcpu for Vmx {
         self.pointers_stale = true;
         // What is cached may be of other page tables.
         self.vpid_of = None;
+        self.set_spec_ctrl(state.spec_ctrl);
     }
 
     fn extended_state(&mut self) -> Vec<u8> {
@@ -209,6 +213,21 @@ impl Vcpu for Vmx {
 
     fn write_cr4(&mut self, value: u64) -> bool {
         self.change_cr4(value).is_ok()
+    }
+
+    fn offer_speculation(&mut self, offered: Speculation) {
+        let here = Speculation::named(|leaf, subleaf| cpu::cpuid(leaf, subleaf).registers());
+        (self.spec_ctrl_offered, self.spec_ctrl_passes) = (offered.control, offered.control == here.control);
+        self.msrs.pass(msr::PRED_CMD, Way::Write, offered.has_prediction_command);
+        self.msrs.pass(msr::FLUSH_CMD, Way::Write, offered.has_flush_command);
+    }
+
+    fn spec_ctrl(&self) -> u64 {
+        self.spec_ctrl.value() & self.spec_ctrl_offered
+    }
+
+    fn set_spec_ctrl(&mut self, value: u64) {
+        self.change_spec_ctrl(value);
     }
 
     fn pkru(&self) -> u32 {

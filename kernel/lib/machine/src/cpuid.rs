@@ -6,12 +6,14 @@
 
 mod baseline;
 mod saved;
+mod speculation;
 mod tsc;
 
 pub use baseline::{BASELINE_BYTES_MAX, Baseline, NoBaseline};
 pub use saved::SavedProfile;
 pub(crate) use tsc::is_another_rate;
 
+use speculation::Facts;
 use tsc::Tsc;
 use vcpu::{Paging, TscRatio, cr4};
 
@@ -43,6 +45,7 @@ pub struct CpuProfile {
     /// Subleaf 0 of leaf 7 is in `basic`; these are those of leaf 0Dh.
     xsave: [Leaf; XSAVE_SUBLEAVES],
     extended: [Leaf; EXTENDED_LEAVES],
+    facts: Facts,
     vcpus: u32,
     tsc: Tsc,
 }
@@ -116,8 +119,8 @@ const FEATURES_7_ECX: u32 =
 const LA57: u32 = 1 << 16;
 /// Leaf 7 ECX: CR4.PKE is set.
 const OSPKE: u32 = 1 << 4;
-/// Leaf 7 EDX: fast short REP MOV.
-const FEATURES_7_EDX: u32 = 1 << 4;
+/// Leaf 7 EDX: fast short REP MOV, and what is about speculation.
+const FEATURES_7_EDX: u32 = 1 << 4 | speculation::FEATURES_7_EDX;
 
 /// Components of XCR0: x87, SSE, AVX, the three of AVX-512, and PKRU.
 const XCR0_COMPONENTS: u32 = 0x2e7;
@@ -142,8 +145,8 @@ const FEATURES_EXTENDED_EDX: u32 = 0x0183_fbff & FEATURES_1_EDX
     | 1 << 31;
 /// Leaf 8000_0007 EDX: invariant TSC.
 const INVARIANT_TSC: u32 = 1 << 8;
-/// Leaf 8000_0008 EBX: CLZERO.
-const FEATURES_8_EBX: u32 = 1 << 0;
+/// Leaf 8000_0008 EBX: CLZERO, and what is about speculation.
+const FEATURES_8_EBX: u32 = 1 << 0 | speculation::FEATURES_8_EBX;
 
 /// KVM's features: no need of I/O delays, kvm-clock at its second registers, stolen time, PV EOI, and a clock that is
 /// stable across vCPUs.
@@ -182,14 +185,16 @@ impl CpuProfile {
         for index in [0, 1, 2, 3, 4, 5, 6, 7, 8, 0x19, 0x1a] {
             extended[index] = host(EXTENDED + index as u32, 0);
         }
-        extended[0].eax = extended_last.min(EXTENDED + EXTENDED_LEAVES as u32 - 1);
+        let facts = Facts::of(&host);
+        extended[0].eax =
+            extended_last.min(EXTENDED + EXTENDED_LEAVES as u32 - 1).max(facts.last_extended(extended_last));
         extended[1].ecx &= FEATURES_EXTENDED_ECX;
         extended[1].edx &= FEATURES_EXTENDED_EDX;
         extended[7] = Leaf { edx: extended[7].edx & INVARIANT_TSC, ..Leaf::default() };
         let eight = extended[8];
         extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: 0, edx: 0 };
         let caches = core::array::from_fn(|index| host(4, index as u32));
-        Self { basic, caches, xsave, extended, vcpus, tsc: Tsc::new(tsc_khz) }.with_vcpus(vcpus)
+        Self { basic, caches, xsave, extended, facts, vcpus, tsc: Tsc::new(tsc_khz) }.with_vcpus(vcpus)
     }
 
     /// The same on a host whose processor runs a guest's TSC at a ratio with so many binary places.
@@ -218,8 +223,9 @@ impl CpuProfile {
         match self.in_range(leaf) {
             1 => self.leaf_1(id, paging),
             4 => self.caches.get(subleaf as usize).copied().unwrap_or_default(),
-            7 if subleaf != 0 => Leaf::default(),
-            7 => self.leaf_7(paging),
+            7 if subleaf == 0 => self.leaf_7(paging),
+            7 if subleaf == 2 => self.leaf_7_2(),
+            7 => Leaf::default(),
             0xb => self.topology(subleaf, id),
             0xd if subleaf == 0 => Leaf { ebx: self.xsave_bytes(xcr0), ..self.xsave[0] },
             0xd if subleaf == 1 => Leaf { ebx: self.xsave_compacted_bytes(xcr0), ..self.xsave[1] },
@@ -234,7 +240,10 @@ impl CpuProfile {
                 Leaf { eax: self.tsc.told_khz, ebx: chipset::LAPIC_TIMER_HZ as u32 / 1000, ..Leaf::default() }
             }
             POLLUX => signature(POLLUX, b"PolluxPollux"),
-            leaf @ EXTENDED.. => self.extended.get((leaf - EXTENDED) as usize).copied().unwrap_or_default(),
+            leaf @ EXTENDED.. => {
+                let near = self.extended.get((leaf - EXTENDED) as usize).copied();
+                near.unwrap_or_else(|| self.extended_far(leaf))
+            }
             _ => Leaf::default(),
         }
     }
@@ -335,7 +344,9 @@ impl CpuProfile {
 
     fn leaf_7(&self, paging: &Paging) -> Leaf {
         let leaf = self.basic[7];
-        Leaf { ecx: leaf.ecx | if paging.cr4 & cr4::PKE != 0 { OSPKE } else { 0 }, ..leaf }
+        // Its last subleaf.
+        let eax = if self.facts.leaf_7_2 != 0 { 2 } else { 0 };
+        Leaf { eax, ecx: leaf.ecx | if paging.cr4 & cr4::PKE != 0 { OSPKE } else { 0 }, ..leaf }
     }
 
     /// Leaf 0Bh: no threads, and every vCPU a core of one package.

@@ -17,9 +17,11 @@ const TSC: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
 const APIC_BASE: u32 = 0x1b;
 const TSC_ADJUST: u32 = 0x3b;
+const SPEC_CTRL: u32 = 0x48;
 const UPDATE_TRIGGER: u32 = 0x79;
 const PATCH_LEVEL: u32 = 0x8b;
 const MTRR_CAP: u32 = 0xfe;
+const ARCH_CAPABILITIES: u32 = 0x10a;
 const MCG_CAP: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17a;
 const MISC_ENABLE: u32 = 0x1a0;
@@ -105,6 +107,8 @@ impl Machine {
             APIC_BASE | TSC_DEADLINE | X2APIC..=X2APIC_LAST => thread.lapic.read_msr(index, clock)?,
             TSC => clock.tsc,
             TSC_ADJUST if self.profile.has_tsc_adjust() => thread.kept.tsc_adjust,
+            SPEC_CTRL if self.profile.speculation().control != 0 => thread.vcpu.spec_ctrl(),
+            ARCH_CAPABILITIES => self.profile.arch_capabilities().ok_or(GeneralProtection)?,
             // No state of the system's own is offered: XSAVES stores what XSAVEC stores.
             XSS if self.profile.has_xsaves() => 0,
             EFER => thread.vcpu.paging().efer,
@@ -152,6 +156,7 @@ impl Machine {
             TSC_ADJUST if self.profile.has_tsc_adjust() => {
                 self.move_tsc(thread, value.wrapping_sub(thread.kept.tsc_adjust), clock);
             }
+            SPEC_CTRL => self.write_spec_ctrl(thread, value)?,
             XSS if self.profile.has_xsaves() => check(value == 0)?,
             EFER => self.write_efer(thread, value)?,
             PAT => {
@@ -207,6 +212,14 @@ impl Machine {
         thread.vcpu.set_tsc_offset(thread.vcpu.tsc_offset().wrapping_add(ticks));
         thread.timer_changed = true;
         self.update_clock(thread, Clock { tsc: clock.tsc.wrapping_add(ticks), ..clock });
+    }
+
+    /// IA32_SPEC_CTRL: no bit that was not offered, and without any there is none.
+    fn write_spec_ctrl(&self, thread: &mut Thread, value: u64) -> Result<(), GeneralProtection> {
+        let offered = self.profile.speculation().control;
+        check(offered != 0 && value & !offered == 0)?;
+        thread.vcpu.set_spec_ctrl(value);
+        Ok(())
     }
 
     /// EFER: no bit that was not offered; LME stays while paging is on; LMA is the processor's (APM volume 2, 3.1.7).

@@ -106,6 +106,7 @@ impl Machine {
     /// now.
     pub fn thread(&self, index: usize, mut vcpu: Box<dyn Vcpu>, state: &VcpuState, tsc: u64, now: Moment) -> Thread {
         vcpu.offer_cr4(self.profile.cr4_bits());
+        vcpu.offer_speculation(self.profile.speculation());
         vcpu.set_state(state);
         let ratio = self.profile.tsc_ratio();
         vcpu.scale_tsc(ratio);

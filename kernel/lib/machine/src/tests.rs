@@ -22,6 +22,7 @@ mod network;
 mod ports;
 mod saved;
 mod smp;
+mod speculation;
 mod start;
 mod storage;
 mod task;

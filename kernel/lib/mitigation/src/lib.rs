@@ -78,6 +78,16 @@ impl Plan {
     pub fn guards_each_exit(&self) -> bool {
         self.control_each_exit || self.barrier_on_exit || self.fill_return_stack || self.clear_buffers || self.flush_l1d
     }
+
+    /// IA32_SPEC_CTRL while a guest runs that has set it so, or has never set it.
+    pub fn guest_control(&self, set: Option<u64>) -> u64 {
+        match set {
+            // The guest sees no other thread of its core, and leaves it to the host to hold that off.
+            Some(value) => value | self.control & control::STIBP,
+            None if self.control_each_exit => self.control & !control::IBRS,
+            None => self.control,
+        }
+    }
 }
 
 /// How a weakness stands.

@@ -157,3 +157,13 @@ fn of_an_unknown_maker_nothing_is_claimed() {
     assert_eq!(plan(&NOTHING).0, Plan::default());
     assert_eq!(exposed(&NOTHING).len(), FINDINGS);
 }
+
+#[test]
+fn a_guest_has_what_it_set_and_is_held_off_from_the_cores_other_thread() {
+    let keeps = Plan { control: control::IBRS | control::BHI_DIS_S, ..Plan::default() };
+    assert_eq!((keeps.guest_control(None), keeps.guest_control(Some(4))), (keeps.control, 4));
+    assert_eq!(keeps.guest_control(Some(0)), 0, "the guest's own wish");
+    let writes = Plan { control: control::IBRS | control::STIBP, control_each_exit: true, ..Plan::default() };
+    assert_eq!(writes.guest_control(None), control::STIBP);
+    assert_eq!(writes.guest_control(Some(control::IBRS)), control::IBRS | control::STIBP);
+}

@@ -203,7 +203,8 @@ fn render_speculation(speculation: &Speculation) -> String {
     let rows = table.render();
     let rows = if rows.is_empty() { "  not affected by any weakness known\n".into() } else { rows };
     let threads = if speculation.threads { "on" } else { "off" };
-    format!("speculation (microcode {:#x}, hyper-threading {threads})\n{rows}", speculation.microcode)
+    let control = speculation.control.map_or(String::new(), |value| format!(", SPEC_CTRL {value:#x}"));
+    format!("speculation (microcode {:#x}, hyper-threading {threads}{control})\n{rows}", speculation.microcode)
 }
 
 fn render_devices(heading: &str, devices: &[Device]) -> String {

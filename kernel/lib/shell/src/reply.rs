@@ -140,6 +140,8 @@ pub struct Speculation {
     pub microcode: u32,
     /// Whether two threads share a core.
     pub threads: bool,
+    /// IA32_SPEC_CTRL of the CPU that answers, where there is one.
+    pub control: Option<u64>,
     /// Each weakness that is known, by the name under which Linux lists it.
     pub weaknesses: Vec<Weakness>,
 }

@@ -15,6 +15,7 @@ mod debug;
 mod event;
 mod exit;
 mod posted;
+mod speculation;
 mod state;
 mod tsc;
 
@@ -28,6 +29,7 @@ pub use debug::{Breakpoints, dr6_after_trap};
 pub use event::{Event, Exception, ReadyFor, Window, makes_double_fault};
 pub use exit::{Access, Exit, PortAccess, PortDirection, TaskSwitchSource};
 pub use posted::Posted;
+pub use speculation::Speculation;
 pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, efer, rflags};
 pub use tsc::TscRatio;
 
@@ -131,6 +133,16 @@ pub trait Vcpu: Send {
 
     /// Carries out a MOV to CR4 but for RIP; false where it raises #GP(0), and nothing changed.
     fn write_cr4(&mut self, value: u64) -> bool;
+
+    /// Says what the guest was offered to control speculation with, before it runs. The commands then need no exit; nor may
+    /// IA32_SPEC_CTRL, where the processor has no bit of it that was not offered.
+    fn offer_speculation(&mut self, offered: Speculation);
+
+    /// The guest's IA32_SPEC_CTRL.
+    fn spec_ctrl(&self) -> u64;
+
+    /// Sets it, already checked against what the guest was offered. It is in force while the guest runs, and no longer.
+    fn set_spec_ctrl(&mut self, value: u64);
 
     /// PKRU: what the guest's protection keys deny.
     fn pkru(&self) -> u32;

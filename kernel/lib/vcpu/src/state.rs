@@ -128,6 +128,7 @@ pub struct VcpuState {
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
     pub tsc_aux: u64,
+    pub spec_ctrl: u64,
     /// What the last instruction holds back, and what an NMI's handler does.
     pub blocking: Blocking,
     /// What the next entry delivers first: it was injected, or its delivery was interrupted. A page fault's address is
@@ -185,6 +186,7 @@ impl VcpuState {
             sysenter_esp: 0,
             sysenter_eip: 0,
             tsc_aux: 0,
+            spec_ctrl: 0,
             blocking: Blocking::default(),
             waiting: None,
         }

@@ -6,9 +6,10 @@
 //! Each leaf has its own sense of less: features are those of both; sizes, counts, ways and address widths the lesser;
 //! a component of XSAVE is in common only where it lies at the same place; family, model and stepping are the older
 //! processor's, by whose errata a guest is cautious enough for both; what can only be equal (descriptors of leaf 2, the
-//! name) is replaced by a value that promises nothing. The vendor must be the same. Hypervisor leaves are Pollux's own
-//! and the same everywhere. The MSRs that a guest has follow from its leaves (`msr`), and XCR0 from leaf 0Dh. The TSC runs
-//! at the rate of the host that a guest is started on; the rates are kept to be told.
+//! name) is replaced by a value that promises nothing; what a processor is not affected by, all must not be (`speculation`).
+//! The vendor must be the same. Hypervisor leaves are Pollux's own and the same everywhere. The MSRs that a guest has
+//! follow from its leaves (`msr`), and XCR0 from leaf 0Dh. The TSC runs at the rate of the host that a guest is started
+//! on; the rates are kept to be told.
 
 use super::saved::{leaf, words};
 use super::tsc::{Tsc, is_another_rate};
@@ -109,6 +110,7 @@ impl Baseline {
                 *leaf = Leaf::default();
             }
         }
+        profile.facts = profile.facts.cleared();
         profile.close();
         Self { tsc_khz_max: profile.tsc.told_khz, profile }
     }
@@ -152,6 +154,7 @@ impl Baseline {
             caches: core::array::from_fn(|index| meet_cache(a.caches[index], b.caches[index])),
             xsave: meet_xsave(&a.xsave, &b.xsave),
             extended: meet_extended(&a.extended, &b.extended),
+            facts: a.facts.meet(&b.facts),
             vcpus: 1,
             tsc: Tsc::new(a.tsc.told_khz.min(b.tsc.told_khz)),
         };
@@ -245,6 +248,7 @@ impl CpuProfile {
                 self.take(feature);
             }
         }
+        self.close_speculation();
         let linear_bits = lesser(self.extended[8].eax >> 8 & 0xff, self.linear_address_bits(), &[8]);
         self.extended[8].eax = self.extended[8].eax & !0xff00 | linear_bits << 8;
         let offered = self.xsave[0].eax;

@@ -1,5 +1,6 @@
 //! The saved form of a CPU profile, and whether a host can go on with it.
 
+use super::speculation::Facts;
 use super::tsc::Tsc;
 use super::{BASIC_LEAVES, CACHES_MAX, CpuProfile, EXTENDED_LEAVES, Leaf, XSAVE_SUBLEAVES};
 use crate::saved::Unlike;
@@ -22,11 +23,19 @@ pub struct SavedProfile {
     vcpus: u32,
     #[n(5)]
     tsc_khz: u32,
+    /// Leaf 7.2 EDX, leaf 8000_0021 EAX and ECX: absent where they are zero.
+    #[n(6)]
+    leaf_7_2: Option<u32>,
+    #[n(7)]
+    extended_21: Option<[u32; 2]>,
+    /// IA32_ARCH_CAPABILITIES, where leaf 7 offers it.
+    #[n(8)]
+    arch_capabilities: Option<u64>,
 }
 
 /// A register of feature bits: what it is called, and the names of its bits from bit 0 on; those without a name are
 /// told by number.
-type Names = (&'static str, &'static [(u32, &'static str)]);
+pub(super) type Names = (&'static str, &'static [(u32, &'static str)]);
 
 const LEAF_1_ECX: Names = (
     "leaf 1 ECX",
@@ -91,7 +100,18 @@ const LEAF_7_ECX: Names = (
         (22, "RDPID"),
     ],
 );
-const LEAF_7_EDX: Names = ("leaf 7 EDX", &[(4, "FSRM")]);
+const LEAF_7_EDX: Names = (
+    "leaf 7 EDX",
+    &[
+        (4, "FSRM"),
+        (10, "MD_CLEAR"),
+        (26, "SPEC_CTRL"),
+        (27, "STIBP"),
+        (28, "L1D_FLUSH"),
+        (29, "ARCH_CAPABILITIES"),
+        (31, "SSBD"),
+    ],
+);
 const EXTENDED_1_ECX: Names = (
     "leaf 80000001 ECX",
     &[
@@ -120,7 +140,24 @@ const EXTENDED_1_EDX: Names = (
     ],
 );
 const EXTENDED_7_EDX: Names = ("leaf 80000007 EDX", &[(8, "invariant TSC")]);
-const EXTENDED_8_EBX: Names = ("leaf 80000008 EBX", &[(0, "CLZERO")]);
+const EXTENDED_8_EBX: Names = (
+    "leaf 80000008 EBX",
+    &[
+        (0, "CLZERO"),
+        (12, "IBPB"),
+        (14, "IBRS"),
+        (15, "STIBP"),
+        (16, "IBRS_ALWAYS_ON"),
+        (17, "STIBP_ALWAYS_ON"),
+        (18, "IBRS_PREFERRED"),
+        (19, "IBRS_SAME_MODE"),
+        (24, "SSBD"),
+        (26, "SSB_NO"),
+        (28, "PSFD"),
+        (29, "BTC_NO"),
+        (30, "IBPB_RET"),
+    ],
+);
 const XSAVE_COMPONENTS: Names =
     ("XCR0", &[(2, "AVX state"), (5, "AVX-512 state"), (6, "AVX-512 state"), (7, "AVX-512 state"), (9, "PKRU state")]);
 const XSAVE_INSTRUCTIONS: Names = ("leaf D.1 EAX", &[(0, "XSAVEOPT"), (1, "XSAVEC"), (2, "XGETBV1"), (3, "XSAVES")]);
@@ -133,9 +170,16 @@ impl SavedProfile {
             caches: self.caches.map(leaf),
             xsave: self.xsave.map(leaf),
             extended: self.extended.map(leaf),
+            facts: self.facts(),
             vcpus: self.vcpus,
             tsc: Tsc::new(self.tsc_khz),
         }
+    }
+
+    fn facts(&self) -> Facts {
+        let leaf_7_2 = self.leaf_7_2.unwrap_or_default();
+        let extended_21 = self.extended_21.unwrap_or_default();
+        Facts::new(leaf_7_2, extended_21, self.arch_capabilities)
     }
 }
 
@@ -149,6 +193,9 @@ impl CpuProfile {
             extended: self.extended.map(words),
             vcpus: self.vcpus,
             tsc_khz: self.tsc.told_khz,
+            leaf_7_2: Some(self.facts.leaf_7_2).filter(|&edx| edx != 0),
+            extended_21: Some(self.facts.extended_21).filter(|&registers| registers != [0; 2]),
+            arch_capabilities: self.arch_capabilities(),
         }
     }
 
@@ -180,7 +227,7 @@ impl CpuProfile {
         let set = |(offered, (_, names)): (u32, Names)| {
             names.iter().filter(move |(bit, _)| offered & 1 << bit != 0).map(|(_, name)| name.to_string())
         };
-        let mut features: Vec<String> = self.registers().into_iter().flat_map(set).collect();
+        let mut features: Vec<String> = self.registers().flat_map(set).collect();
         features.dedup();
         features
     }
@@ -215,7 +262,7 @@ impl CpuProfile {
     /// The features that this profile offers and `host` lacks, by name.
     pub(super) fn missing_on(&self, host: &Self) -> Vec<String> {
         let mut missing = Vec::new();
-        for ((offered, (register, names)), (there, _)) in self.registers().into_iter().zip(host.registers()) {
+        for ((offered, (register, names)), (there, _)) in self.registers().zip(host.registers()) {
             for bit in (0..32).filter(|bit| offered & !there & 1 << bit != 0) {
                 let name = names.iter().find(|(named, _)| *named == bit).map(|(_, name)| name.to_string());
                 missing.push(name.unwrap_or_else(|| alloc::format!("bit {bit} of {register}")));
@@ -226,11 +273,11 @@ impl CpuProfile {
     }
 
     /// The registers of feature bits, to change.
-    fn registers_mut(&mut self) -> [(&mut u32, Names); 11] {
+    fn registers_mut(&mut self) -> impl Iterator<Item = (&mut u32, Names)> {
         let [_, one, _, _, _, _, _, seven, ..] = &mut self.basic;
         let [_, extended_1, _, _, _, _, _, extended_7, extended_8, ..] = &mut self.extended;
         let [components, instructions, ..] = &mut self.xsave;
-        [
+        let near = [
             (&mut one.ecx, LEAF_1_ECX),
             (&mut one.edx, LEAF_1_EDX),
             (&mut seven.ebx, LEAF_7_EBX),
@@ -242,12 +289,13 @@ impl CpuProfile {
             (&mut extended_8.ebx, EXTENDED_8_EBX),
             (&mut components.eax, XSAVE_COMPONENTS),
             (&mut instructions.eax, XSAVE_INSTRUCTIONS),
-        ]
+        ];
+        near.into_iter().chain(self.facts.registers_mut())
     }
 
     /// The registers of feature bits, without those that only depend on how many vCPUs there are.
-    fn registers(&self) -> [(u32, Names); 11] {
-        [
+    fn registers(&self) -> impl Iterator<Item = (u32, Names)> {
+        let near = [
             (self.basic[1].ecx, LEAF_1_ECX),
             (self.basic[1].edx & !super::HTT, LEAF_1_EDX),
             (self.basic[7].ebx, LEAF_7_EBX),
@@ -259,7 +307,8 @@ impl CpuProfile {
             (self.extended[8].ebx, EXTENDED_8_EBX),
             (self.xsave[0].eax, XSAVE_COMPONENTS),
             (self.xsave[1].eax, XSAVE_INSTRUCTIONS),
-        ]
+        ];
+        near.into_iter().chain(self.facts.registers())
     }
 }
 

@@ -93,6 +93,9 @@ pub struct Registers {
     pending_debug: u64,
     #[n(31)]
     waiting: Option<SavedEvent>,
+    /// Absent where it is zero.
+    #[n(32)]
+    spec_ctrl: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
@@ -128,7 +131,9 @@ impl Saved {
         state.check(profile.linear_address_bits()).map_err(Invalid)?;
         let offered = profile.allows_xcr0(state.xcr0) || state.xcr0 == 1;
         let offered = offered && state.cr4 & !profile.cr4_bits() == 0;
-        Invalid::unless(offered && state.efer & !profile.efer_bits() == 0, "its guest was not offered such a mode")?;
+        let offered = offered && state.efer & !profile.efer_bits() == 0;
+        let offered = offered && state.spec_ctrl & !profile.speculation().control == 0;
+        Invalid::unless(offered, "its guest was not offered such a mode")?;
         Ok(state)
     }
 
@@ -176,6 +181,7 @@ impl Registers {
             nmi_blocked: state.blocking.nmi,
             pending_debug: state.blocking.debug,
             waiting: state.waiting.map(SavedEvent::new),
+            spec_ctrl: (state.spec_ctrl != 0).then_some(state.spec_ctrl),
         }
     }
 
@@ -209,6 +215,7 @@ impl Registers {
             sysenter_esp: self.sysenter_esp,
             sysenter_eip: self.sysenter_eip,
             tsc_aux: self.tsc_aux,
+            spec_ctrl: self.spec_ctrl.unwrap_or(0),
             blocking: Blocking {
                 sti: self.blocked_by_sti,
                 mov_ss: self.blocked_by_mov_ss,

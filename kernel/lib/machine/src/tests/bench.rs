@@ -158,9 +158,10 @@ pub fn amd(leaf: u32, subleaf: u32) -> Leaf {
     match (leaf, subleaf) {
         (0, _) => vendor(0x20, b"AuthenticAMD"),
         (0x8000_0000, _) => vendor(0x8000_001e, b"AuthenticAMD"),
-        (0x8000_0008, _) => Leaf { eax: 0x3030_3028, ..all },
-        // No protection keys and no LA57, which the first version did not offer.
-        (7, _) => Leaf { ebx: !(1 << 1), ecx: !(1 << 3 | 1 << 16), ..all },
+        // Nothing about speculation, no protection keys and no LA57, which the first version did not offer.
+        (0x8000_0008, _) => Leaf { eax: 0x3030_3028, ebx: 1, ..all },
+        (7, 0) => Leaf { ebx: !(1 << 1), ecx: !(1 << 3 | 1 << 16), edx: 1 << 4, ..all },
+        (7, _) => Leaf::default(),
         (0xd, 0) => Leaf { eax: 0xe7, ebx: 0, ecx: 0, edx: u32::MAX },
         // No XSAVES, which it did not offer either.
         (0xd, 1) => Leaf { eax: !(1 << 3), ..all },

@@ -238,6 +238,16 @@ impl Vcpu for MockVcpu {
         allowed
     }
 
+    fn offer_speculation(&mut self, _offered: Speculation) {}
+
+    fn spec_ctrl(&self) -> u64 {
+        self.state.spec_ctrl
+    }
+
+    fn set_spec_ctrl(&mut self, value: u64) {
+        self.state.spec_ctrl = value;
+    }
+
     fn pkru(&self) -> u32 {
         0
     }

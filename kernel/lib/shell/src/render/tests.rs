@@ -33,6 +33,7 @@ fn host(backend: Backend) -> Reply {
         speculation: Speculation {
             microcode: 0x0a00_11d1,
             threads: true,
+            control: Some(0x401),
             weaknesses: vec![
                 Weakness { name: "l1tf".into(), status: WeaknessStatus::NotAffected },
                 Weakness { name: "mds".into(), status: WeaknessStatus::Mitigated { by: "VERW".into() } },
@@ -101,7 +102,7 @@ fn the_host_for_people() {
          \x20 uncorrected                0\n\
          \x20 too hot                    2\n\
          \x20 NMIs                       0\n\
-         speculation (microcode 0xa0011d1, hyper-threading on)\n\
+         speculation (microcode 0xa0011d1, hyper-threading on, SPEC_CTRL 0x401)\n\
          \x20 mds       mitigated: VERW\n  retbleed  EXPOSED: no barrier\n\
          disks\n  disk0  virtio-blk, 4 GiB  ready\n\
          NICs\n  00:04.0  8086:10d3  not supported: no driver\n"
