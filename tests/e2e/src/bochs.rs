@@ -42,6 +42,8 @@ pub enum Model {
     Intel,
     /// Haswell, whose VT-x notes writes and keeps no log of them.
     OldIntel,
+    /// Sapphire Rapids, which has the registers that control speculation. The others have none of them.
+    NewIntel,
     /// Ryzen.
     Amd,
 }
@@ -51,7 +53,18 @@ impl Model {
         match self {
             Self::Intel => "corei7_skylake_x",
             Self::OldIntel => "corei7_haswell_4770",
+            Self::NewIntel => "sapphire_rapids",
             Self::Amd => "ryzen",
+        }
+    }
+
+    /// The features that it shall not have: random numbers that are this machine's, unless it `has_others` on a network; and
+    /// five levels of page tables, since Bochs stops when a guest exits that has them to a host with four.
+    fn excluded(self, has_others: bool) -> &'static str {
+        match (self, has_others) {
+            (Self::NewIntel, _) => ", exclude_features=\"rdrand,rdseed,la57\"",
+            (_, false) => ", exclude_features=\"rdrand,rdseed\"",
+            (_, true) => "",
         }
     }
 
@@ -59,7 +72,7 @@ impl Model {
     #[must_use]
     pub fn backend(self) -> &'static str {
         match self {
-            Self::Intel | Self::OldIntel => "vmx",
+            Self::Intel | Self::OldIntel | Self::NewIntel => "vmx",
             Self::Amd => "svm",
         }
     }
@@ -152,11 +165,12 @@ impl Bochs {
             .disk
             .as_ref()
             .map_or(String::new(), |disk| format!("ata0-master: type=disk, path={}, mode={mode}\n", disk.display()));
-        let (clock, hidden, card) = match &pc.card {
-            None => ("none", ", exclude_features=\"rdrand,rdseed\"", String::new()),
+        let hidden = pc.model.excluded(pc.card.is_some());
+        let (clock, card) = match &pc.card {
+            None => ("none", String::new()),
             Some(Card { number, port }) => {
                 let address = format!("52:54:00:50:4d:{number:02x}");
-                ("slowdown", "", format!("e1000: card=0, enabled=1, mac={address}, ethmod=socket, ethdev={port}\n"))
+                ("slowdown", format!("e1000: card=0, enabled=1, mac={address}, ethmod=socket, ethdev={port}\n"))
             }
         };
         format!(

@@ -123,6 +123,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_saved", bochs::vmx_saved),
     full("bochs_vmx_uefi", bochs::vmx_uefi),
     full("bochs_vmx_writes", bochs::vmx_writes),
+    full("bochs_vmx_speculation", bochs::vmx_speculation),
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),
     full("bochs_svm_linux", bochs::svm_linux),

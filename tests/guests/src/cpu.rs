@@ -5,6 +5,14 @@ use core::arch::x86_64::{__cpuid_count, _rdtsc, CpuidResult};
 
 /// The MSRs that guests use by name.
 pub mod msr {
+    /// IA32_SPEC_CTRL.
+    pub const SPEC_CTRL: u32 = 0x48;
+    /// IA32_PRED_CMD.
+    pub const PRED_CMD: u32 = 0x49;
+    /// IA32_ARCH_CAPABILITIES.
+    pub const ARCH_CAPABILITIES: u32 = 0x10a;
+    /// IA32_FLUSH_CMD.
+    pub const FLUSH_CMD: u32 = 0x10b;
     /// IA32_APIC_BASE.
     pub const APIC_BASE: u32 = 0x1b;
     /// IA32_TSC_DEADLINE.

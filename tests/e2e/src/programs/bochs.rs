@@ -256,6 +256,58 @@ pub fn vmx_writes(artifacts: &Artifacts) -> Result<()> {
     Ok(())
 }
 
+/// VT-x with the registers that control speculation: guests have them, with all bits or some; the values of two that share a
+/// CPU are in force for each alone and never in the host; and Linux finds itself protected.
+pub fn vmx_speculation(artifacts: &Artifacts) -> Result<()> {
+    const HELD: [(u32, &str); 2] = [(1, "kept 0x2"), (2, "kept 0x4")];
+    let mut host = artifacts.boot_bochs("bochs_vmx_speculation", Model::NewIntel, 1)?;
+    let own = host_control(&mut host)?;
+    guests::run(&mut host, "speculation", "", "--vcpus 2").context("test guest `speculation`")?;
+    host.ask("cpu profile derive modest --without SSBD,PSFD,L1D_FLUSH,ARCH_CAPABILITIES")?;
+    guests::run(&mut host, "speculation", "strict=1", "--cpu-profile modest").context("with some bits withheld")?;
+
+    for (seed, says) in HELD {
+        let words = format!("endless=1 seed={seed}");
+        host.ask(&format!("vm create s{seed} --kernel speculation --cmdline \"{words}\" --memory 64M --start"))?;
+        host.attach(&format!("s{seed}"))?.expect(says, COMMAND_LIMIT)?;
+        host.emulator().send("\x1d")?;
+        host.command("")?;
+    }
+    for _ in 0..5 {
+        let control = host_control(&mut host)?;
+        ensure!(control == own, "the host's IA32_SPEC_CTRL is {control:#x} beside guests, and was {own:#x}");
+    }
+    for (seed, says) in HELD {
+        let mut console = host.attach(&format!("s{seed}"))?;
+        console.emulator().skip();
+        let (which, _) = console.expect_any(&[says, "not ok "], COMMAND_LIMIT)?;
+        ensure!(which == 0, console.emulator().failure("another's value was in force"));
+        console.leave()?;
+        host.ask(&format!("vm kill s{seed}"))?;
+    }
+    is_protected(&mut Guest::start(host, "")?)
+}
+
+/// IA32_SPEC_CTRL as the host has it between two runs of its guests.
+fn host_control(host: &mut Host) -> Result<u64> {
+    host.ask("host")?["speculation"]["control"].as_u64().context("`host` shows no IA32_SPEC_CTRL")
+}
+
+/// Sees what Linux makes of it.
+fn is_protected(guest: &mut Guest) -> Result<()> {
+    let flags = guest.run("grep -m1 ^flags /proc/cpuinfo")?;
+    for flag in ["ibrs", "ibpb", "stibp", "ssbd", "md_clear", "flush_l1d", "arch_capabilities", "ibrs_enhanced"] {
+        ensure!(flags.split_whitespace().any(|found| found == flag), "the guest does not have {flag}: {flags}");
+    }
+    for (name, status) in
+        [("meltdown", "Not affected"), ("l1tf", "Not affected"), ("spectre_v2", "Mitigation: Enhanced")]
+    {
+        let found = guest.run(&format!("cat /sys/devices/system/cpu/vulnerabilities/{name}"))?;
+        ensure!(found.starts_with(status), "{name} is in the guest: {found}");
+    }
+    tiny::power_off(&mut guest.host, "t")
+}
+
 /// Starts a guest that writes so much memory again and again, and measures what it writes: the reply to `vm measure`.
 ///
 /// # Errors
