@@ -1,5 +1,5 @@
-//! An emulator that ended by a signal nobody sent has a fault of its own. The type is [`Crashed`], an error that the
-//! monitor's orders end with; a program that meets a known fault of an emulator's tries again.
+//! An emulator that ended by a signal nobody sent has a fault of its own. The type is [`Crashed`], the cause of the error
+//! that an order to its monitor or a wait ends with; a program that meets a known fault of an emulator's tries again.
 
 use std::fmt;
 

@@ -2,7 +2,7 @@
 //! [`crate::Launch`] (QEMU) or [`crate::Bochs`]; [`crate::Host`] speaks to the Pollux shell over it.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::crashed::Crashed;
 use crate::monitor;
@@ -22,7 +22,7 @@ const TAIL_BYTES: usize = 3000;
 /// For a machine that stops to say why.
 const EPITAPH: Duration = Duration::from_secs(1);
 
-/// For an emulator whose serial line has ended to end too.
+/// For an emulator of which a connection has ended to end too.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// For an emulator to connect its serial line.
@@ -158,30 +158,32 @@ impl Emulator {
     pub fn monitor(&mut self, command: &str) -> Result<String> {
         let socket = self.monitor.as_deref().context("this emulator has no monitor")?;
         let result = monitor::run(socket, command).with_context(|| format!("`{command}` in the monitor"));
-        match self.signal() {
-            Some(signal) if result.is_err() => Err(Crashed(signal).into()),
-            _ => result,
-        }
-    }
-
-    /// The signal that it ended by, if it did.
-    fn signal(&mut self) -> Option<i32> {
-        self.child.try_wait().ok().flatten()?.signal()
+        result.map_err(|error| match crash(&self.wait_end()) {
+            Some(crash) => Error::new(crash).context(error),
+            None => error,
+        })
     }
 
     /// How it ended, now that its serial line has: a machine that resets or falls looks like one that is switched off.
-    fn fate(&mut self) -> String {
-        let deadline = Instant::now() + END_LIMIT;
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break status.to_string(),
-                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-                Ok(None) => break "its serial line alone".to_owned(),
-                Err(error) => break error.to_string(),
-            }
+    fn fate(&self, end: &io::Result<Option<ExitStatus>>) -> String {
+        let status = match end {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "its serial line alone".to_owned(),
+            Err(error) => error.to_string(),
         };
         let resets = fs::read_to_string(resets_log(&self.log)).unwrap_or_default();
         if resets.contains("Triple fault") { format!("{status}, a triple fault") } else { status }
+    }
+
+    /// How it ended, if it has: a process that falls closes its connections a moment before it can be collected.
+    fn wait_end(&mut self) -> io::Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            match self.child.try_wait()? {
+                None if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+                end => return Ok(end),
+            }
+        }
     }
 
     /// Types `text` on the serial line, without waiting for it to be read.
@@ -218,12 +220,16 @@ impl Emulator {
                 self.position = end;
                 Ok((pattern, before))
             }
-            Err(missing) => {
-                let reason = match missing {
-                    Missing::Limit => format!("not seen within {} s", limit.as_secs()),
-                    Missing::Closed => format!("not seen before the emulator ended ({})", self.fate()),
-                };
-                Err(self.failure(&format!("{}: {reason}", quote(patterns))))
+            Err(Missing::Limit) => {
+                Err(self.failure(&format!("{}: not seen within {} s", quote(patterns), limit.as_secs())))
+            }
+            Err(Missing::Closed) => {
+                let end = self.wait_end();
+                let missing = format!("{}: not seen before the emulator ended ({})", quote(patterns), self.fate(&end));
+                Err(match crash(&end) {
+                    Some(crash) => Error::new(crash).context(self.failure(&missing)),
+                    None => self.failure(&missing),
+                })
             }
         }
     }
@@ -336,6 +342,11 @@ fn write_from_queue(mut input: Box<dyn Write + Send>) -> Sender<Vec<u8>> {
     keys
 }
 
+/// The error that it is to have been ended by a signal.
+fn crash(end: &io::Result<Option<ExitStatus>>) -> Option<Crashed> {
+    end.as_ref().ok()?.as_ref()?.signal().map(Crashed)
+}
+
 fn quote(patterns: &[&str]) -> String {
     let quoted: Vec<String> = patterns.iter().map(|pattern| format!("{pattern:?}")).collect();
     quoted.join(" or ")
@@ -343,6 +354,8 @@ fn quote(patterns: &[&str]) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(60);
@@ -401,6 +414,29 @@ pub(crate) mod tests {
         for part in ["\"absent\"", "ended (exit status: 0)", "the last words", "qemu: complaint", "missing.log"] {
             assert!(error.contains(part), "{part:?} is missing in {error}");
         }
+    }
+
+    #[test]
+    fn an_emulator_that_crashes_is_told_from_one_that_ends() {
+        let mut emulator = start("crashed", "kill -SEGV $$");
+        let error = emulator.expect("absent", LIMIT).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&Crashed(11)), "{error:#}");
+        assert!(error.to_string().contains("signal: 11"), "{error}");
+        let mut emulator = start("ended", "exit 139");
+        assert!(emulator.expect("absent", LIMIT).unwrap_err().downcast_ref::<Crashed>().is_none());
+    }
+
+    /// Its monitor is seen to hang up first: a core takes a while to be written.
+    #[test]
+    fn a_crash_while_the_monitor_is_asked_is_waited_for() {
+        let socket = monitor::socket("crashing");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let mut emulator = start("crashing", "sleep 1; kill -SEGV $$").with_monitor(socket.clone());
+        let monitor = thread::spawn(move || drop(listener.accept()));
+        let error = emulator.monitor("info pci").unwrap_err();
+        monitor.join().unwrap();
+        fs::remove_file(socket).unwrap();
+        assert_eq!(error.downcast_ref(), Some(&Crashed(11)), "{error:#}");
     }
 
     #[test]
