@@ -15,7 +15,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use guestmem::Outside;
-use migrate::pages::{PAGE, RUN_BYTES, Record, Records, Runs, is_zero, unpack};
+use migrate::pages::{PAGE, RUN_BYTES, Record, Records, Runs, unpack};
 use migrate::target::{Breach, Effect, Phase, Word};
 use migrate::wire::{Message, RUNS_MAX, VERSION};
 use migrate::{Id, Target, pages, talk};
@@ -546,14 +546,9 @@ fn fill(running: &Running, number: u64, content: Option<&[u8; PAGE]>) -> Result<
     let (memory, at) = (running.machine.memory(), Gpa::new(number * PAGE_BYTES));
     match content {
         Some(bytes) => memory.write(at, bytes)?,
-        None => {
-            // Most of it is what it should be already, and looking costs less than writing.
-            let mut page = [0; PAGE];
-            memory.read(at, &mut page)?;
-            if !is_zero(&page) {
-                memory.zero(at, PAGE_BYTES)?;
-            }
-        }
+        // Most of it is what it should be already, and looking costs less than writing.
+        None if memory.is_zero_page(number)? => {}
+        None => memory.zero(at, PAGE_BYTES)?,
     }
     Ok(false)
 }

@@ -244,10 +244,11 @@ impl Save {
         let mut present = [0u64; FRAME_PAGES / 64];
         let mut sum = Pages::new();
         let mut page = [0; PAGE_BYTES as usize];
+        let memory = self.running.machine.memory();
         for index in 0..FRAME_PAGES {
             let at = gpa.wrapping_add(index as u64 * PAGE_BYTES);
-            self.running.machine.memory().read(at, &mut page).expect("its frames are memory");
-            if !is_zero(&page) {
+            if !memory.is_zero_page(at.as_u64() / PAGE_BYTES).expect("its frames are memory") {
+                memory.read(at, &mut page).expect("its frames are memory");
                 present[index / 64] |= 1 << (index % 64);
                 sum.add(&page);
             }
@@ -314,8 +315,4 @@ impl Save {
         self.outcome.settle(Err((message, remedy)));
         Next::Over
     }
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    page.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == 0)
 }

@@ -1,7 +1,7 @@
 //! Guest memory on the host's heap, for tests and the simulator (feature `heap`).
 
 use crate::{Backing, GuestMemory};
-use addr::{Gpa, Hpa, LARGE_PAGE_BYTES};
+use addr::{Gpa, Hpa, LARGE_PAGE_BYTES, PAGE_BYTES};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use spin::Mutex;
@@ -30,6 +30,11 @@ impl Backing for Heap {
     fn zero(&self, at: Hpa, bytes: u64) {
         let at = at.as_u64() as usize;
         self.0.lock()[at..at + bytes as usize].fill(0);
+    }
+
+    fn is_zero_page(&self, at: Hpa) -> bool {
+        let at = at.as_u64() as usize;
+        self.0.lock()[at..at + PAGE_BYTES as usize].iter().all(|&byte| byte == 0)
     }
 
     fn load(&self, at: Hpa, size: usize) -> u64 {

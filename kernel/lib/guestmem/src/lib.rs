@@ -38,6 +38,8 @@ pub trait Backing: Send + Sync {
     fn write(&self, at: Hpa, from: &[u8]);
     /// Fills host memory with zeroes.
     fn zero(&self, at: Hpa, bytes: u64);
+    /// Whether the page (of 4 KiB) at `at` is all zeroes.
+    fn is_zero_page(&self, at: Hpa) -> bool;
     /// Loads an aligned little-endian integer of `size` (1, 2, 4 or 8) bytes, as one access.
     fn load(&self, at: Hpa, size: usize) -> u64;
     /// Stores an aligned little-endian integer of `size` (1, 2, 4 or 8) bytes, as one access.
@@ -211,11 +213,6 @@ impl GuestMemory {
         })
     }
 
-    /// Whether there is a frame behind `at`. Where there is none, memory reads as zeroes.
-    pub fn has_frame(&self, at: Gpa) -> bool {
-        self.run_at(at).is_some()
-    }
-
     /// The number of the frame around `at`, as [`Supply`] knows it, whether there is one now or not.
     pub fn frame_number(&self, at: Gpa) -> Option<usize> {
         self.slot_at(at).map(|slot| slot.first + index_in(slot, at))
@@ -288,6 +285,17 @@ impl GuestMemory {
             done = next;
         }
         Ok(())
+    }
+
+    /// Whether a page (of 4 KiB) is all zeroes, in its place: most of a guest's memory is, and a copy costs more than a
+    /// look.
+    pub fn is_zero_page(&self, page: u64) -> Result<bool, Outside> {
+        let at = Gpa::new(page.saturating_mul(PAGE_BYTES));
+        self.must_be_here(at, PAGE_BYTES)?;
+        match self.run_at(at) {
+            Some(run) => Ok(self.backing.is_zero_page(run.start)),
+            None => self.check(at, PAGE_BYTES).map(|()| true),
+        }
     }
 
     /// Copies bytes into the guest. On an error no byte was written.

@@ -146,17 +146,14 @@ impl Pace {
             if out.len() == start {
                 out.push(PAGES_KIND);
             }
-            let at = Gpa::new(page * PAGE_BYTES);
-            // Most of a large guest's memory was never used.
-            let is_unused = !memory.has_frame(at);
-            if !is_unused {
-                memory.read(at, &mut *self.page)?;
-            }
-            if is_unused || pages::is_zero(&self.page) {
+            if memory.is_zero_page(page)? {
                 last_zero = Some(pages::encode_zero(out, page, last_zero));
                 self.counts.zero += 1;
                 self.copies.sent(page, &ZEROES, false);
-            } else if let Some(copy) = self.copies.of(page)
+                continue;
+            }
+            memory.read(Gpa::new(page * PAGE_BYTES), &mut *self.page)?;
+            if let Some(copy) = self.copies.of(page)
                 && pages::encode_delta(out, page, copy, &self.page)
             {
                 self.counts.delta += 1;

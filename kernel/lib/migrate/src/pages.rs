@@ -52,15 +52,6 @@ impl Kind {
 /// The most bytes that one page adds to a batch.
 pub const RECORD_BYTES_MAX: usize = HEADER_BYTES + PAGE;
 
-/// Whether a page holds nothing but zeroes.
-pub fn is_zero(bytes: &[u8; PAGE]) -> bool {
-    let (words, _) = bytes.as_chunks::<64>();
-    words.iter().all(|chunk| {
-        let (parts, _) = chunk.as_chunks::<8>();
-        parts.iter().fold(0, |all, part| all | u64::from_ne_bytes(*part)) == 0
-    })
-}
-
 /// Appends zero page `page`; `last_zero` is where the record of the page before starts, if that was one.
 pub fn encode_zero(out: &mut Vec<u8>, page: u64, last_zero: Option<usize>) -> usize {
     if let Some(at) = last_zero
@@ -358,14 +349,6 @@ mod tests {
         let records: Vec<_> = Records::new(&bytes).collect();
         assert_eq!(records, [Ok(Record::Zero(7, 500)), Err(BadRecord)]);
         assert_eq!(Records::new(&batch(&[u16::MAX])).next(), Some(Err(BadRecord)));
-    }
-
-    #[test]
-    fn zeroes_are_told_from_a_last_bit() {
-        let mut page = [0; PAGE];
-        assert!(is_zero(&page));
-        page[PAGE - 1] = 0x80;
-        assert!(!is_zero(&page));
     }
 
     proptest! {

@@ -311,6 +311,10 @@ impl guestmem::Backing for Racing {
         self.heap.zero(at, bytes);
     }
 
+    fn is_zero_page(&self, at: addr::Hpa) -> bool {
+        self.heap.is_zero_page(at)
+    }
+
     fn load(&self, at: addr::Hpa, size: usize) -> u64 {
         self.heap.load(at, size)
     }
