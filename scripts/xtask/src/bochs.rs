@@ -21,13 +21,13 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 /// What tests need and no more: a debugger, for one, would cost speed. Without `--disable-show-ips` a signal handler logs,
 /// and can deadlock with what it interrupts.
 const CONFIGURE: &str = "--with-nogui --disable-docbook --enable-all-optimizations --enable-cpu-level=6 --enable-x86-64 \
-                         --enable-smp --enable-vmx=2 --enable-svm --enable-avx --enable-evex --enable-memtype \
+                         --enable-smp --enable-vmx=2 --enable-svm --enable-avx --enable-evex --enable-amx --enable-memtype \
                          --enable-protection-keys --enable-cet --enable-pci --enable-usb --enable-e1000 --enable-cdrom \
                          --enable-large-ramfile --enable-a20-pin --disable-show-ips";
 const FLAGS: &str = "-O2 -pipe";
 
-/// Mistakes that are mended before it is built: a file, what stands there once, and what shall.
-const MENDS: [(&str, &str, &str); 14] = [
+/// Mistakes and gaps that are mended before it is built: a file, what stands there once, and what shall.
+const MENDS: [(&str, &str, &str); 30] = [
     // The first two are in the loop for several CPUs; with one, another loop runs. These variables live across setjmp: where
     // they are in registers each exception or VM exit sets them back, so that the first CPU hardly runs while another's
     // guest exits, and time stands almost still.
@@ -97,6 +97,110 @@ const MENDS: [(&str, &str, &str); 14] = [
         "    interrupt(vector, BX_EXTERNAL_INTERRUPT, 0, 0);\n",
         "    vm->idt_vector_error_code = 0;\n    vm->idt_vector_info = vector | (BX_EXTERNAL_INTERRUPT << 8);\n    \
          interrupt(vector, BX_EXTERNAL_INTERRUPT, 0, 0);\n",
+    ),
+    // STTILECFG would have another encoding than the manual gives.
+    (
+        "cpu/decoder/fetchdecode_opmap_avx.cc",
+        "ATTR_VEX_W1 | ATTR_VL128 | ATTR_MOD_MEM | ATTR_IS64, BX_IA_STTILECFG",
+        "ATTR_VEX_W0 | ATTR_VL128 | ATTR_MOD_MEM | ATTR_IS64, BX_IA_STTILECFG",
+    ),
+    // Rows and bytes per row of a tile are stored in each other's place.
+    (
+        "cpu/xsave.cc",
+        "      tilecfg.vmm16u(8+n)    = BX_CPU_THIS_PTR amx->tilecfg[n].rows;\n      \
+         tilecfg.vmmubyte(48+n) = BX_CPU_THIS_PTR amx->tilecfg[n].bytes_per_row;\n",
+        "      tilecfg.vmm16u(8+n)    = BX_CPU_THIS_PTR amx->tilecfg[n].bytes_per_row;\n      \
+         tilecfg.vmmubyte(48+n) = BX_CPU_THIS_PTR amx->tilecfg[n].rows;\n",
+    ),
+    // Half of each tile would be saved, and half come back: two mends.
+    (
+        "cpu/xsave.cc",
+        "row < BX_TILE_REGISTERS; row++) {\n      write_virtual_zmmword",
+        "row < BX_TILE_MAX_ROWS; row++) {\n      write_virtual_zmmword",
+    ),
+    (
+        "cpu/xsave.cc",
+        "row < BX_TILE_REGISTERS; row++) {\n      read_virtual_zmmword",
+        "row < BX_TILE_MAX_ROWS; row++) {\n      read_virtual_zmmword",
+    ),
+    // Tiles count as in use while none is, and before the first is from what was in memory: two mends.
+    (
+        "cpu/xsave.cc",
+        "(BX_CPU_THIS_PTR amx->tile_use_tracker == 0);",
+        "(BX_CPU_THIS_PTR amx->tile_use_tracker != 0 && BX_CPU_THIS_PTR msr.ia32_xfd == 0);",
+    ),
+    (
+        "cpu/avx/amx.h",
+        "AMX(): palette_id(0), start_row(0) {}",
+        "AMX(): palette_id(0), start_row(0), tile_use_tracker(0) {}",
+    ),
+    // AMX has no IA32_XFD, without which no system uses it (SDM volume 1, 13.14). The registers, in five mends:
+    ("cpu/cpu.h", "  Bit64u ia32_xss;\n", "  Bit64u ia32_xss, ia32_xfd, ia32_xfd_err;\n"),
+    (
+        "cpu/init.cc",
+        "  BX_CPU_THIS_PTR msr.ia32_xss = 0;\n",
+        "  BX_CPU_THIS_PTR msr.ia32_xss = BX_CPU_THIS_PTR msr.ia32_xfd = BX_CPU_THIS_PTR msr.ia32_xfd_err = 0;\n",
+    ),
+    (
+        "cpu/msr.cc",
+        "  msr_desc[BX_MSR_XSS] =",
+        "  msr_desc[BX_MSR_IA32_XFD] = new MSR_Descriptor(\"MSR_IA32_XFD\", BX_ISA_AMX);\n  \
+         msr_desc[BX_MSR_IA32_XFD_ERROR] = new MSR_Descriptor(\"MSR_IA32_XFD_ERR\", BX_ISA_AMX);\n  \
+         msr_desc[BX_MSR_XSS] =",
+    ),
+    (
+        "cpu/msr.cc",
+        "    case BX_MSR_XSS:\n      if",
+        "    case BX_MSR_IA32_XFD:\n    case BX_MSR_IA32_XFD_ERROR:\n      \
+         val64 = index == BX_MSR_IA32_XFD ? BX_CPU_THIS_PTR msr.ia32_xfd : BX_CPU_THIS_PTR msr.ia32_xfd_err;\n      \
+         break;\n    case BX_MSR_XSS:\n      if",
+    ),
+    (
+        "cpu/msr.cc",
+        "    case BX_MSR_XSS:\n      {",
+        "    case BX_MSR_IA32_XFD:\n    case BX_MSR_IA32_XFD_ERROR:\n      \
+         if (val_64 & ~Bit64u(BX_XCR0_XTILEDATA_MASK)) return false;\n      \
+         (index == BX_MSR_IA32_XFD ? BX_CPU_THIS_PTR msr.ia32_xfd : BX_CPU_THIS_PTR msr.ia32_xfd_err) = val_64;\n      \
+         handleAvxModeChange();\n      break;\n    case BX_MSR_XSS:\n      {",
+    ),
+    // What CPUID says of them, in two:
+    (
+        "cpu/cpuid.cc",
+        "      leaf->eax |= (1<<3);\n\n    // EBX[31:00]",
+        "      leaf->eax |= (1<<3);\n    if (is_cpu_extension_supported(BX_ISA_AMX))\n      leaf->eax |= (1<<4);\n\n    \
+         // EBX[31:00]",
+    ),
+    (
+        "cpu/cpuid.cc",
+        "      leaf->ecx = (cpu->ia32_xss_suppmask & (1 << subfunction)) != 0;\n",
+        "      leaf->ecx = (cpu->ia32_xss_suppmask & (1 << subfunction)) != 0;\n      \
+         if (subfunction == xcr0_t::BX_XCR0_XTILEDATA_BIT) leaf->ecx |= 1 << 2;\n",
+    ),
+    // And what they do, in three: tiles cannot be used, nor restored; and seem unused, see above.
+    (
+        "cpu/proc_ctrl.cc",
+        "(BX_XCR0_XTILECFG_MASK | BX_XCR0_XTILEDATA_MASK)) != 0)\n    clear_amx_ok();",
+        "(BX_XCR0_XTILECFG_MASK | BX_XCR0_XTILEDATA_MASK)) != 0 ||\n      BX_CPU_THIS_PTR msr.ia32_xfd != 0)\n    \
+         clear_amx_ok();",
+    ),
+    (
+        "cpu/proc_ctrl.cc",
+        "  if (~BX_CPU_THIS_PTR xcr0.val32 & (BX_XCR0_XTILECFG_MASK | BX_XCR0_XTILEDATA_MASK))\n    \
+         exception(BX_UD_EXCEPTION, 0);\n",
+        "  if (~BX_CPU_THIS_PTR xcr0.val32 & (BX_XCR0_XTILECFG_MASK | BX_XCR0_XTILEDATA_MASK))\n    \
+         exception(BX_UD_EXCEPTION, 0);\n\n  \
+         if (i->getIaOpcode() == BX_IA_STTILECFG) { STTILECFG(i); return; }\n  \
+         if (i->getIaOpcode() == BX_IA_TILERELEASE) { TILERELEASE(i); return; }\n  \
+         BX_CPU_THIS_PTR msr.ia32_xfd_err = BX_CPU_THIS_PTR msr.ia32_xfd;\n  \
+         exception(BX_NM_EXCEPTION, 0);\n",
+    ),
+    (
+        "cpu/xsave.cc",
+        "  Bit32u restore_mask = xstate_bv & format;\n",
+        "  Bit32u restore_mask = xstate_bv & format;\n  \
+         if (requested_feature_bitmap & restore_mask & BX_CPU_THIS_PTR msr.ia32_xfd) {\n    \
+         BX_CPU_THIS_PTR msr.ia32_xfd_err = BX_CPU_THIS_PTR msr.ia32_xfd;\n    \
+         exception(BX_NM_EXCEPTION, 0);\n  }\n",
     ),
     // The last four are in what carries a network card's frames, of which a move sends more than one a millisecond.
     ("iodev/network/eth_socket.cc", "#define BX_PACKET_POLL  1000 ", "#define BX_PACKET_POLL  100 "),
