@@ -9,7 +9,7 @@ use guestmem::{GuestMemory, PageSet};
 use std::sync::{Arc, Mutex};
 use vcpu::{
     Access, ApicPage, Blocking, Breakpoints, Event, Exit, Paging, PortAccess, PortDirection, Posted, ReadyFor, Segment,
-    SegmentName, Speculation, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0,
+    SegmentName, Speculation, TscRatio, Unloadable, Vcpu, VcpuState, Window, Xfd, cr0,
 };
 
 /// Where the pages are that it writes, and how many.
@@ -258,6 +258,14 @@ impl Vcpu for Processor {
 
     fn set_xcr0(&mut self, value: u64) {
         self.state.xcr0 = value;
+    }
+
+    fn xfd(&self) -> Xfd {
+        self.state.xfd
+    }
+
+    fn set_xfd(&mut self, xfd: Xfd) {
+        self.state.xfd = xfd;
     }
 
     fn scale_tsc(&mut self, ratio: TscRatio) {

@@ -8,6 +8,10 @@ pub const SPEC_CTRL: u32 = 0x48;
 pub const PRED_CMD: u32 = 0x49;
 /// IA32_FLUSH_CMD.
 pub const FLUSH_CMD: u32 = 0x10b;
+/// IA32_XFD.
+pub const XFD: u32 = 0x1c4;
+/// IA32_XFD_ERR.
+pub const XFD_ERR: u32 = 0x1c5;
 /// IA32_APIC_BASE.
 pub const APIC_BASE: u32 = 0x1b;
 /// IA32_PAT.

@@ -8,7 +8,7 @@ use crate::vmcb::{Vmcb, clean, misc1, misc2, virtual_interrupt};
 use addr::Hpa;
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
-use cpu::fpu::Area;
+use cpu::fpu::ExtendedState;
 use cpu::speculation::{self, GuestControl, Trainer};
 use vcpu::{Event, Exit, Gpr, TscRatio, VcpuState};
 
@@ -17,10 +17,8 @@ pub struct Svm {
     pub(crate) vmcb: Box<Vmcb>,
     pub(crate) gprs: [u64; 16],
     pub(crate) features: Features,
-    pub(crate) fpu: Box<Area>,
-    pub(crate) fpu_loaded: bool,
+    pub(crate) extended: ExtendedState,
     pub(crate) dr: [u64; 4],
-    pub(crate) xcr0: u64,
     pub(crate) tsc_aux: u64,
     pub(crate) tsc_ratio: TscRatio,
     /// The bits of CR4 that the guest may set, where its writes exit.
@@ -170,10 +168,8 @@ impl Svm {
             vmcb,
             gprs: [0; 16],
             features,
-            fpu: Area::reset(),
-            fpu_loaded: false,
+            extended: ExtendedState::reset(),
             dr: [0; 4],
-            xcr0: 1,
             tsc_aux: 0,
             tsc_ratio: TscRatio::ONE,
             cr4_offered: 0,
@@ -241,10 +237,9 @@ impl Svm {
         if self.features.contains(Features::TSC_SCALING) {
             host.scale_tsc(self.tsc_ratio.fixed(TSC_FRACTION_BITS));
         }
-        if !self.fpu_loaded {
-            self.fpu.restore(self.xcr0);
+        if !self.extended.is_loaded() {
+            self.extended.load();
             self.load_debug_registers();
-            self.fpu_loaded = true;
         }
         // SAFETY: CLGI holds back every interrupt until `leave_world`; with GIF clear, IF may be set, which makes
         // VMRUN let host interrupts end the run (15.21.1). The VMCB is this vCPU's own.
@@ -296,10 +291,9 @@ impl Svm {
 
     /// Takes the floating-point state out of the processor.
     pub(crate) fn unload_fpu(&mut self) {
-        if self.fpu_loaded {
-            self.fpu.save();
+        if self.extended.is_loaded() {
             self.dr = self.debug_registers();
-            self.fpu_loaded = false;
+            self.extended.unload();
         }
     }
 
@@ -341,7 +335,7 @@ impl Svm {
     /// The same, as the guest has them now.
     pub(crate) fn debug_registers(&self) -> [u64; 4] {
         let mut dr = self.dr;
-        if self.fpu_loaded {
+        if self.extended.is_loaded() {
             // SAFETY: reads registers.
             unsafe {
                 asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", out(reg) dr[0], out(reg) dr[1],

@@ -8,12 +8,11 @@ use crate::vmcb::{VmcbSegment, clean, virtual_interrupt};
 use addr::Gpa;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use cpu::fpu::{self, Area};
 use cpu::msr;
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Speculation, Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr4, dr6_after_trap, efer, makes_double_fault,
-    rflags,
+    Speculation, Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, Xfd, cr4, dr6_after_trap, efer,
+    makes_double_fault, rflags,
 };
 
 /// DR7.GD, which every debug exception clears.
@@ -199,7 +198,8 @@ impl Vcpu for Svm {
             dr: self.dr,
             dr6: save.dr6,
             dr7: save.dr7,
-            xcr0: self.xcr0,
+            xcr0: self.extended.xcr0(),
+            xfd: self.extended.xfd().into(),
             pat: save.pat,
             star: save.star,
             lstar: save.lstar,
@@ -223,7 +223,9 @@ impl Vcpu for Svm {
     fn set_state(&mut self, state: &VcpuState) {
         self.unload();
         self.gprs = state.gprs;
-        (self.dr, self.xcr0, self.tsc_aux) = (state.dr, state.xcr0, state.tsc_aux);
+        (self.dr, self.tsc_aux) = (state.dr, state.tsc_aux);
+        self.extended.set_xcr0(state.xcr0);
+        self.extended.set_xfd(state.xfd.into());
         self.set_spec_ctrl(state.spec_ctrl);
         let save = &mut self.vmcb.save;
         (save.rip, save.rflags) = (state.rip, state.rflags);
@@ -252,13 +254,12 @@ impl Vcpu for Svm {
 
     fn extended_state(&mut self) -> Vec<u8> {
         self.unload();
-        self.fpu.as_bytes().to_vec()
+        self.extended.as_bytes().to_vec()
     }
 
     fn set_extended_state(&mut self, area: &[u8]) -> Result<(), Unloadable> {
         self.unload();
-        self.fpu = Area::from_bytes(area).ok_or(Unloadable)?;
-        Ok(())
+        if self.extended.replace(area) { Ok(()) } else { Err(Unloadable) }
     }
 
     fn offer_cr4(&mut self, bits: u64) {
@@ -297,14 +298,19 @@ impl Vcpu for Svm {
     }
 
     fn pkru(&self) -> u32 {
-        if self.fpu_loaded { fpu::pkru(self.xcr0) } else { self.fpu.pkru() }
+        self.extended.pkru()
     }
 
     fn set_xcr0(&mut self, value: u64) {
-        self.xcr0 = value;
-        if self.fpu_loaded {
-            fpu::set_xcr0(value);
-        }
+        self.extended.set_xcr0(value);
+    }
+
+    fn xfd(&self) -> Xfd {
+        self.extended.xfd().into()
+    }
+
+    fn set_xfd(&mut self, xfd: Xfd) {
+        self.extended.set_xfd(xfd.into());
     }
 
     fn scale_tsc(&mut self, ratio: TscRatio) {

@@ -15,7 +15,7 @@ use addr::Hpa;
 use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::cell::Cell;
-use cpu::fpu::Area;
+use cpu::fpu::ExtendedState;
 use cpu::speculation::{self, GuestControl, Trainer};
 use vcpu::{Event, Exit, Gpr, TscRatio, VcpuState, rflags};
 
@@ -35,8 +35,7 @@ pub struct Vmx {
     pub(crate) features: Features,
     pub(crate) controls: Controls,
     pub(crate) ept_root: Hpa,
-    pub(crate) fpu: Box<Area>,
-    pub(crate) xcr0: u64,
+    pub(crate) extended: ExtendedState,
     pub(crate) tsc_ratio: TscRatio,
     /// The bits of CR4 that the guest may set.
     pub(crate) cr4_offered: u64,
@@ -244,8 +243,7 @@ impl Vmx {
             features,
             controls,
             ept_root,
-            fpu: Area::reset(),
-            xcr0: 1,
+            extended: ExtendedState::reset(),
             tsc_ratio: TscRatio::ONE,
             cr4_offered: 0,
             msrs: MsrMap::boxed(),

@@ -12,7 +12,7 @@ const SWITCHED: [u32; 5] = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::SFMASK, msr:
 impl Vmx {
     /// Puts them into the processor.
     pub(crate) fn load_registers(&mut self) {
-        self.fpu.restore(self.xcr0);
+        self.extended.load();
         let saved = &self.saved;
         let switched = [saved.star, saved.lstar, saved.cstar, saved.sfmask, saved.kernel_gs_base];
         // SAFETY: `checks::loadable` saw the values; the host uses none of these registers, and DR7 arms no breakpoint
@@ -30,7 +30,7 @@ impl Vmx {
 
     /// Takes them out of it.
     pub(crate) fn save_registers(&mut self) {
-        self.fpu.save();
+        self.extended.unload();
         let has_tsc_aux = self.has_tsc_aux();
         let saved = &mut self.saved;
         // SAFETY: reads registers that were written by `load_registers`.

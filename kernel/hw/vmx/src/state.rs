@@ -8,11 +8,10 @@ use crate::vmcs::{Field, LDTR, TR, access_rights, interruptibility, processor};
 use addr::Gpa;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use cpu::fpu::{self, Area};
 use cpu::msr;
 use vcpu::{
     ApicPage, Blocking, Breakpoints, Event, Exception, Exit, Gpr, Paging, Posted, ReadyFor, Segment, SegmentName,
-    Speculation, Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, cr0, dr6_after_trap, efer, rflags,
+    Speculation, Table, TscRatio, Unloadable, Vcpu, VcpuState, Window, Xfd, cr0, dr6_after_trap, efer, rflags,
 };
 
 /// DR6 and DR7: the bits that always read 1.
@@ -161,7 +160,8 @@ impl Vcpu for Vmx {
             gprs: self.gprs,
             rip: self.hot.rip,
             rflags: self.hot.rflags,
-            xcr0: self.xcr0,
+            xcr0: self.extended.xcr0(),
+            xfd: self.extended.xfd().into(),
             spec_ctrl: self.spec_ctrl(),
             blocking: Blocking {
                 sti: interruptibility & interruptibility::STI != 0,
@@ -178,7 +178,9 @@ impl Vcpu for Vmx {
         self.unload();
         self.saved = state.clone();
         (self.saved.dr6, self.saved.dr7) = (state.dr6 & 0xffff_ffff | DR6_FIXED, state.dr7 & 0xffff_ffff | DR7_FIXED);
-        (self.gprs, self.xcr0) = (state.gprs, state.xcr0);
+        self.gprs = state.gprs;
+        self.extended.set_xcr0(state.xcr0);
+        self.extended.set_xfd(state.xfd.into());
         self.hot = Hot {
             rip: state.rip,
             rsp: state.gprs[Gpr::Rsp as usize],
@@ -197,13 +199,12 @@ impl Vcpu for Vmx {
 
     fn extended_state(&mut self) -> Vec<u8> {
         self.unload();
-        self.fpu.as_bytes().to_vec()
+        self.extended.as_bytes().to_vec()
     }
 
     fn set_extended_state(&mut self, area: &[u8]) -> Result<(), Unloadable> {
         self.unload();
-        self.fpu = Area::from_bytes(area).ok_or(Unloadable)?;
-        Ok(())
+        if self.extended.replace(area) { Ok(()) } else { Err(Unloadable) }
     }
 
     fn offer_cr4(&mut self, bits: u64) {
@@ -231,14 +232,19 @@ impl Vcpu for Vmx {
     }
 
     fn pkru(&self) -> u32 {
-        if self.loaded { fpu::pkru(self.xcr0) } else { self.fpu.pkru() }
+        self.extended.pkru()
     }
 
     fn set_xcr0(&mut self, value: u64) {
-        self.xcr0 = value;
-        if self.loaded {
-            fpu::set_xcr0(value);
-        }
+        self.extended.set_xcr0(value);
+    }
+
+    fn xfd(&self) -> Xfd {
+        self.extended.xfd().into()
+    }
+
+    fn set_xfd(&mut self, xfd: Xfd) {
+        self.extended.set_xfd(xfd.into());
     }
 
     fn scale_tsc(&mut self, ratio: TscRatio) {

@@ -4,6 +4,7 @@
 //! whose interface Pollux offers as far as it implements it. Everything is a mask over the host's leaf, so that a
 //! feature is offered only when it is known here and the host has it.
 
+mod amx;
 mod baseline;
 mod saved;
 mod speculation;
@@ -13,6 +14,7 @@ pub use baseline::{BASELINE_BYTES_MAX, Baseline, NoBaseline};
 pub use saved::SavedProfile;
 pub(crate) use tsc::is_another_rate;
 
+use amx::Tiles;
 use speculation::Facts;
 use tsc::Tsc;
 use vcpu::{Paging, TscRatio, cr4};
@@ -44,6 +46,7 @@ pub struct CpuProfile {
     caches: [Leaf; CACHES_MAX],
     /// Subleaf 0 of leaf 7 is in `basic`; these are those of leaf 0Dh.
     xsave: [Leaf; XSAVE_SUBLEAVES],
+    tiles: Option<Tiles>,
     extended: [Leaf; EXTENDED_LEAVES],
     facts: Facts,
     vcpus: u32,
@@ -119,13 +122,13 @@ const FEATURES_7_ECX: u32 =
 const LA57: u32 = 1 << 16;
 /// Leaf 7 ECX: CR4.PKE is set.
 const OSPKE: u32 = 1 << 4;
-/// Leaf 7 EDX: fast short REP MOV, and what is about speculation.
-const FEATURES_7_EDX: u32 = 1 << 4 | speculation::FEATURES_7_EDX;
+/// Leaf 7 EDX: fast short REP MOV, what is about speculation, and AMX.
+const FEATURES_7_EDX: u32 = 1 << 4 | speculation::FEATURES_7_EDX | amx::FEATURES_7_EDX;
 
-/// Components of XCR0: x87, SSE, AVX, the three of AVX-512, and PKRU.
-const XCR0_COMPONENTS: u32 = 0x2e7;
-/// Leaf 0Dh, subleaf 1: XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES with IA32_XSS. No component of IA32_XSS.
-const XSAVE_INSTRUCTIONS: u32 = 0xf;
+/// Components of XCR0: x87, SSE, AVX, the three of AVX-512, PKRU, and the two of AMX.
+const XCR0_COMPONENTS: u32 = 0x2e7 | amx::COMPONENTS;
+/// Leaf 0Dh, subleaf 1: XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES with IA32_XSS, XFD. No component of IA32_XSS.
+const XSAVE_INSTRUCTIONS: u32 = 0xf | amx::XFD;
 const XSAVES: u32 = 1 << 3;
 /// Bytes of the legacy area and the header.
 const XSAVE_BASE_BYTES: u32 = 576;
@@ -194,7 +197,11 @@ impl CpuProfile {
         let eight = extended[8];
         extended[8] = Leaf { eax: eight.eax & 0xffff, ebx: eight.ebx & FEATURES_8_EBX, ecx: 0, edx: 0 };
         let caches = core::array::from_fn(|index| host(4, index as u32));
-        Self { basic, caches, xsave, extended, facts, vcpus, tsc: Tsc::new(tsc_khz) }.with_vcpus(vcpus)
+        let tiles = Tiles::of(&host);
+        let mut profile = Self { basic, caches, xsave, tiles, extended, facts, vcpus, tsc: Tsc::new(tsc_khz) };
+        profile.close_tiles();
+        profile.xsave[0].ecx = profile.xsave_bytes(profile.xsave[0].eax.into());
+        profile.with_vcpus(vcpus)
     }
 
     /// The same on a host whose processor runs a guest's TSC at a ratio with so many binary places.
@@ -221,6 +228,7 @@ impl CpuProfile {
     /// What vCPU `id` sees at a leaf, with control registers and XCR0 as they are.
     pub fn leaf(&self, leaf: u32, subleaf: u32, id: u32, paging: &Paging, xcr0: u64) -> Leaf {
         match self.in_range(leaf) {
+            0 => Leaf { eax: self.last_basic(), ..self.basic[0] },
             1 => self.leaf_1(id, paging),
             4 => self.caches.get(subleaf as usize).copied().unwrap_or_default(),
             7 if subleaf == 0 => self.leaf_7(paging),
@@ -229,8 +237,9 @@ impl CpuProfile {
             0xb => self.topology(subleaf, id),
             0xd if subleaf == 0 => Leaf { ebx: self.xsave_bytes(xcr0), ..self.xsave[0] },
             0xd if subleaf == 1 => Leaf { ebx: self.xsave_compacted_bytes(xcr0), ..self.xsave[1] },
-            0xd => self.xsave.get(subleaf as usize).copied().unwrap_or_default(),
+            0xd => self.component(subleaf),
             leaf @ 0..0xe => self.basic[leaf as usize],
+            leaf @ amx::PALETTES..=amx::MULTIPLIER => self.leaf_of_tiles(leaf, subleaf),
             HYPERVISOR => signature(HYPERVISOR_TIMING, b"KVMKVMKVM\0\0\0"),
             HYPERVISOR_FEATURES => {
                 let smp = if self.vcpus > 1 { KVM_FEATURES_SMP } else { 0 };
@@ -257,6 +266,7 @@ impl CpuProfile {
             && has(1)
             && (none(1 << 2) || has(1 << 1))
             && (none(0xe0) || has(0xe0 | 1 << 2))
+            && (none(amx::COMPONENTS.into()) || has(amx::COMPONENTS.into()))
             && self.basic[1].ecx & 1 << 26 != 0
     }
 
@@ -326,7 +336,7 @@ impl CpuProfile {
 
     /// The leaf that is shown for `leaf`: past the last, Intel's processors show the last basic one (SDM volume 2, CPUID).
     fn in_range(&self, leaf: u32) -> u32 {
-        let last_basic = BASIC_LEAVES as u32 - 1;
+        let last_basic = self.last_basic();
         let is_there = match leaf {
             0..HYPERVISOR => leaf <= last_basic,
             HYPERVISOR..=HYPERVISOR_LAST => true,
@@ -334,6 +344,10 @@ impl CpuProfile {
             EXTENDED.. => leaf <= self.extended[0].eax,
         };
         if is_there || self.is_amd() { leaf } else { last_basic }
+    }
+
+    fn last_basic(&self) -> u32 {
+        if self.tiles.is_some() { amx::MULTIPLIER } else { BASIC_LEAVES as u32 - 1 }
     }
 
     fn leaf_1(&self, id: u32, paging: &Paging) -> Leaf {
@@ -358,10 +372,21 @@ impl CpuProfile {
         }
     }
 
+    /// The components of XCR0 that are not in the legacy area, with their numbers.
+    fn components(&self) -> impl Iterator<Item = (usize, Leaf)> {
+        let near = self.xsave.into_iter().enumerate().skip(2);
+        near.chain(self.tiles.iter().flat_map(Tiles::components))
+    }
+
+    fn component(&self, number: u32) -> Leaf {
+        let found = self.components().find(|&(index, _)| index == number as usize);
+        found.map_or(Leaf::default(), |(_, component)| component)
+    }
+
     /// Bytes of the XSAVE area for the components in `xcr0`.
     fn xsave_bytes(&self, xcr0: u64) -> u32 {
-        let enabled = (2..XSAVE_SUBLEAVES).filter(|index| xcr0 & 1 << index != 0);
-        let ends = enabled.map(|index| self.xsave[index].eax + self.xsave[index].ebx);
+        let enabled = self.components().filter(|(index, _)| xcr0 & 1 << index != 0);
+        let ends = enabled.map(|(_, component)| component.eax + component.ebx);
         ends.max().unwrap_or(0).max(XSAVE_BASE_BYTES)
     }
 
@@ -373,8 +398,8 @@ impl CpuProfile {
         if self.xsave[1].eax & (XSAVEC | XSAVES) == 0 {
             return 0;
         }
-        let enabled = (2..XSAVE_SUBLEAVES).filter(|index| xcr0 & 1 << index != 0).map(|index| self.xsave[index]);
-        enabled.fold(XSAVE_BASE_BYTES, |end, component| {
+        let enabled = self.components().filter(|(index, _)| xcr0 & 1 << index != 0);
+        enabled.fold(XSAVE_BASE_BYTES, |end, (_, component)| {
             let start = if component.ecx & ALIGNED != 0 { end.next_multiple_of(64) } else { end };
             start + component.eax
         })
@@ -399,14 +424,7 @@ fn id_bits(vcpus: u32) -> u32 {
 
 fn xsave_leaf(host: &impl Fn(u32, u32) -> Leaf, index: u32) -> Leaf {
     match index {
-        0 => {
-            let eax = host(0xd, 0).eax & XCR0_COMPONENTS;
-            let ends = (2..XSAVE_SUBLEAVES as u32).filter(|index| eax & 1 << index != 0).map(|index| {
-                let component = host(0xd, index);
-                component.eax + component.ebx
-            });
-            Leaf { eax, ebx: 0, ecx: ends.max().unwrap_or(0).max(XSAVE_BASE_BYTES), edx: 0 }
-        }
+        0 => Leaf { eax: host(0xd, 0).eax & XCR0_COMPONENTS, ..Leaf::default() },
         1 => Leaf { eax: host(0xd, 1).eax & XSAVE_INSTRUCTIONS, ..Leaf::default() },
         _ if host(0xd, 0).eax & XCR0_COMPONENTS & 1 << index != 0 => host(0xd, index),
         _ => Leaf::default(),

@@ -11,7 +11,7 @@ use crate::run::Thread;
 use crate::{Machine, paravirt};
 use alloc::vec::Vec;
 use chipset::{Clock, Effect, GeneralProtection};
-use vcpu::{cr0, efer, is_canonical};
+use vcpu::{Xfd, cr0, efer, is_canonical};
 
 const TSC: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
@@ -25,6 +25,8 @@ const ARCH_CAPABILITIES: u32 = 0x10a;
 const MCG_CAP: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17a;
 const MISC_ENABLE: u32 = 0x1a0;
+const XFD: u32 = 0x1c4;
+const XFD_ERR: u32 = 0x1c5;
 const DEBUG_CTL: u32 = 0x1d9;
 const MTRR_VARIABLE: u32 = 0x200;
 const MTRR_VARIABLE_LAST: u32 = 0x20f;
@@ -108,6 +110,7 @@ impl Machine {
             TSC => clock.tsc,
             TSC_ADJUST if self.profile.has_tsc_adjust() => thread.kept.tsc_adjust,
             SPEC_CTRL if self.profile.speculation().control != 0 => thread.vcpu.spec_ctrl(),
+            XFD | XFD_ERR => self.read_xfd(thread, index)?,
             ARCH_CAPABILITIES => self.profile.arch_capabilities().ok_or(GeneralProtection)?,
             // No state of the system's own is offered: XSAVES stores what XSAVEC stores.
             XSS if self.profile.has_xsaves() => 0,
@@ -157,14 +160,10 @@ impl Machine {
                 self.move_tsc(thread, value.wrapping_sub(thread.kept.tsc_adjust), clock);
             }
             SPEC_CTRL => self.write_spec_ctrl(thread, value)?,
+            XFD | XFD_ERR => self.write_xfd(thread, index, value)?,
             XSS if self.profile.has_xsaves() => check(value == 0)?,
             EFER => self.write_efer(thread, value)?,
-            PAT => {
-                check(value.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7)))?;
-                let mut state = thread.vcpu.state();
-                state.pat = value;
-                thread.vcpu.set_state(&state);
-            }
+            PAT => write_pat(thread, value)?,
             MTRR_DEFAULT => {
                 check(value & !0xcff == 0 && is_memory_type(value as u8))?;
                 thread.kept.mtrr_default = value;
@@ -222,6 +221,23 @@ impl Machine {
         Ok(())
     }
 
+    /// IA32_XFD or IA32_XFD_ERR.
+    fn read_xfd(&self, thread: &Thread, index: u32) -> Result<u64, GeneralProtection> {
+        check(self.profile.xfd_bits() != 0)?;
+        let Xfd { disabled, error } = thread.vcpu.xfd();
+        Ok(if index == XFD { disabled } else { error })
+    }
+
+    /// The same: no bit but those of components that have one, and without any there is neither.
+    fn write_xfd(&self, thread: &mut Thread, index: u32, value: u64) -> Result<(), GeneralProtection> {
+        let offered = self.profile.xfd_bits();
+        check(offered != 0 && value & !offered == 0)?;
+        let before = thread.vcpu.xfd();
+        let after = if index == XFD { Xfd { disabled: value, ..before } } else { Xfd { error: value, ..before } };
+        thread.vcpu.set_xfd(after);
+        Ok(())
+    }
+
     /// EFER: no bit that was not offered; LME stays while paging is on; LMA is the processor's (APM volume 2, 3.1.7).
     fn write_efer(&self, thread: &mut Thread, value: u64) -> Result<(), GeneralProtection> {
         let mut state = thread.vcpu.state();
@@ -231,6 +247,15 @@ impl Machine {
         thread.vcpu.set_state(&state);
         Ok(())
     }
+}
+
+/// IA32_PAT: only types of memory that there are.
+fn write_pat(thread: &mut Thread, value: u64) -> Result<(), GeneralProtection> {
+    check(value.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7)))?;
+    let mut state = thread.vcpu.state();
+    state.pat = value;
+    thread.vcpu.set_state(&state);
+    Ok(())
 }
 
 fn check(allowed: bool) -> Result<(), GeneralProtection> {

@@ -1,6 +1,7 @@
 //! A whole machine on a made-up processor and host: what a guest does goes in as exits, what it sees comes back.
 
 mod absent;
+mod amx;
 mod balloon;
 mod baseline;
 mod bench;

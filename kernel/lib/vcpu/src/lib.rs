@@ -30,7 +30,7 @@ pub use event::{Event, Exception, ReadyFor, Window, makes_double_fault};
 pub use exit::{Access, Exit, PortAccess, PortDirection, TaskSwitchSource};
 pub use posted::Posted;
 pub use speculation::Speculation;
-pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, cr0, efer, rflags};
+pub use state::{Blocking, Gpr, Segment, SegmentName, Table, VcpuState, Xfd, cr0, efer, rflags};
 pub use tsc::TscRatio;
 
 /// One virtual CPU, on whichever hardware.
@@ -149,6 +149,12 @@ pub trait Vcpu: Send {
 
     /// Sets XCR0, already checked against what the guest was offered.
     fn set_xcr0(&mut self, value: u64);
+
+    /// The guest's IA32_XFD and IA32_XFD_ERR.
+    fn xfd(&self) -> Xfd;
+
+    /// Sets them, already checked against what the guest was offered.
+    fn set_xfd(&mut self, xfd: Xfd);
 
     /// Says how fast the guest's TSC runs, before it runs: at the host's rate, where the processor knows no other.
     fn scale_tsc(&mut self, ratio: TscRatio);

@@ -129,11 +129,33 @@ pub struct VcpuState {
     pub sysenter_eip: u64,
     pub tsc_aux: u64,
     pub spec_ctrl: u64,
+    pub xfd: Xfd,
     /// What the last instruction holds back, and what an NMI's handler does.
     pub blocking: Blocking,
     /// What the next entry delivers first: it was injected, or its delivery was interrupted. A page fault's address is
     /// in CR2 already.
     pub waiting: Option<Event>,
+}
+
+/// Components of the extended state, by their bits in XCR0 (SDM volume 1, 13.14).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Xfd {
+    /// IA32_XFD: their use raises #NM.
+    pub disabled: u64,
+    /// IA32_XFD_ERR: those whose use did.
+    pub error: u64,
+}
+
+impl From<(u64, u64)> for Xfd {
+    fn from((disabled, error): (u64, u64)) -> Self {
+        Self { disabled, error }
+    }
+}
+
+impl From<Xfd> for (u64, u64) {
+    fn from(Xfd { disabled, error }: Xfd) -> Self {
+        (disabled, error)
+    }
 }
 
 /// What keeps events from a vCPU besides RFLAGS.IF.
@@ -187,6 +209,7 @@ impl VcpuState {
             sysenter_eip: 0,
             tsc_aux: 0,
             spec_ctrl: 0,
+            xfd: Xfd::default(),
             blocking: Blocking::default(),
             waiting: None,
         }

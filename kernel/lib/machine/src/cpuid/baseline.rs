@@ -4,9 +4,10 @@
 //! and how often, makes no difference. A guest is started with [`Baseline::profile_on`] a host that has all of it.
 //!
 //! Each leaf has its own sense of less: features are those of both; sizes, counts, ways and address widths the lesser;
-//! a component of XSAVE is in common only where it lies at the same place; family, model and stepping are the older
-//! processor's, by whose errata a guest is cautious enough for both; what can only be equal (descriptors of leaf 2, the
-//! name) is replaced by a value that promises nothing; what a processor is not affected by, all must not be (`speculation`).
+//! a component of XSAVE is in common only where it lies at the same place, and AMX where all that is said of tiles is the
+//! same; family, model and stepping are the older processor's, by whose errata a guest is cautious enough for both; what
+//! can only be equal (descriptors of leaf 2, the name) is replaced by a value that promises nothing; what a processor is
+//! not affected by, all must not be (`speculation`).
 //! The vendor must be the same. Hypervisor leaves are Pollux's own and the same everywhere. The MSRs that a guest has
 //! follow from its leaves (`msr`), and XCR0 from leaf 0Dh. The TSC runs at the rate of the host that a guest is started
 //! on; the rates are kept to be told.
@@ -131,11 +132,11 @@ impl Baseline {
         }
         let saved: SavedProfile = minicbor::decode(bytes).map_err(|_| NoBaseline)?;
         let profile = saved.profile();
-        let bounded = |component: &Leaf| component.eax.max(component.ebx) <= COMPONENT_BYTES_MAX;
+        let bounded = |(_, component): (usize, Leaf)| component.eax.max(component.ebx) <= COMPONENT_BYTES_MAX;
         let is_sound = profile.vcpus == 1
             && profile.tsc.told_khz > 0
             && profile.basic[0].eax == BASIC_LEAVES as u32 - 1
-            && profile.xsave[2..].iter().all(bounded);
+            && profile.components().all(bounded);
         is_sound.then(|| Self::of(&profile)).ok_or(NoBaseline)
     }
 
@@ -153,6 +154,7 @@ impl Baseline {
             basic: meet_basic(&a.basic, &b.basic),
             caches: core::array::from_fn(|index| meet_cache(a.caches[index], b.caches[index])),
             xsave: meet_xsave(&a.xsave, &b.xsave),
+            tiles: a.tiles.filter(|_| a.tiles == b.tiles),
             extended: meet_extended(&a.extended, &b.extended),
             facts: a.facts.meet(&b.facts),
             vcpus: 1,
@@ -248,6 +250,7 @@ impl CpuProfile {
                 self.take(feature);
             }
         }
+        self.close_tiles();
         self.close_speculation();
         let linear_bits = lesser(self.extended[8].eax >> 8 & 0xff, self.linear_address_bits(), &[8]);
         self.extended[8].eax = self.extended[8].eax & !0xff00 | linear_bits << 8;
@@ -257,9 +260,7 @@ impl CpuProfile {
                 *component = Leaf::default();
             }
         }
-        let ends = self.xsave[2..].iter().map(|component| component.eax + component.ebx);
-        let bytes = ends.max().unwrap_or(0).max(super::XSAVE_BASE_BYTES);
-        self.xsave[0].ecx = if offered == 0 { 0 } else { bytes };
+        self.xsave[0].ecx = if offered == 0 { 0 } else { self.xsave_bytes(offered.into()) };
     }
 
     fn has(&self, (register, bit): Feature) -> bool {

@@ -1,5 +1,6 @@
 //! The saved form of a CPU profile, and whether a host can go on with it.
 
+use super::amx::Tiles;
 use super::speculation::Facts;
 use super::tsc::Tsc;
 use super::{BASIC_LEAVES, CACHES_MAX, CpuProfile, EXTENDED_LEAVES, Leaf, XSAVE_SUBLEAVES};
@@ -31,6 +32,9 @@ pub struct SavedProfile {
     /// IA32_ARCH_CAPABILITIES, where leaf 7 offers it.
     #[n(8)]
     arch_capabilities: Option<u64>,
+    /// [`Tiles`], where there are any.
+    #[n(9)]
+    tiles: Option<[[u32; 4]; 4]>,
 }
 
 /// A register of feature bits: what it is called, and the names of its bits from bit 0 on; those without a name are
@@ -105,6 +109,9 @@ const LEAF_7_EDX: Names = (
     &[
         (4, "FSRM"),
         (10, "MD_CLEAR"),
+        (22, "AMX_BF16"),
+        (24, "AMX_TILE"),
+        (25, "AMX_INT8"),
         (26, "SPEC_CTRL"),
         (27, "STIBP"),
         (28, "L1D_FLUSH"),
@@ -158,9 +165,20 @@ const EXTENDED_8_EBX: Names = (
         (30, "IBPB_RET"),
     ],
 );
-const XSAVE_COMPONENTS: Names =
-    ("XCR0", &[(2, "AVX state"), (5, "AVX-512 state"), (6, "AVX-512 state"), (7, "AVX-512 state"), (9, "PKRU state")]);
-const XSAVE_INSTRUCTIONS: Names = ("leaf D.1 EAX", &[(0, "XSAVEOPT"), (1, "XSAVEC"), (2, "XGETBV1"), (3, "XSAVES")]);
+const XSAVE_COMPONENTS: Names = (
+    "XCR0",
+    &[
+        (2, "AVX state"),
+        (5, "AVX-512 state"),
+        (6, "AVX-512 state"),
+        (7, "AVX-512 state"),
+        (9, "PKRU state"),
+        (17, "AMX state"),
+        (18, "AMX state"),
+    ],
+);
+const XSAVE_INSTRUCTIONS: Names =
+    ("leaf D.1 EAX", &[(0, "XSAVEOPT"), (1, "XSAVEC"), (2, "XGETBV1"), (3, "XSAVES"), (4, "XFD")]);
 
 impl SavedProfile {
     /// The profile, on the host that it is of.
@@ -169,6 +187,7 @@ impl SavedProfile {
             basic: self.basic.map(leaf),
             caches: self.caches.map(leaf),
             xsave: self.xsave.map(leaf),
+            tiles: self.tiles.map(Tiles::restore),
             extended: self.extended.map(leaf),
             facts: self.facts(),
             vcpus: self.vcpus,
@@ -196,6 +215,7 @@ impl CpuProfile {
             leaf_7_2: Some(self.facts.leaf_7_2).filter(|&edx| edx != 0),
             extended_21: Some(self.facts.extended_21).filter(|&registers| registers != [0; 2]),
             arch_capabilities: self.arch_capabilities(),
+            tiles: self.tiles.as_ref().map(Tiles::save),
         }
     }
 
@@ -218,6 +238,9 @@ impl CpuProfile {
         });
         if missing.is_empty() && !layout {
             missing.push("the layout of its XSAVE area".to_string());
+        }
+        if missing.is_empty() && profile.tiles.is_some() && profile.tiles != host.tiles {
+            missing.push("tiles of that kind".to_string());
         }
         if missing.is_empty() && saved.tsc_khz > 0 { Ok(profile) } else { Err(Unlike::Features(missing)) }
     }

@@ -4,7 +4,7 @@ use crate::cpuid::CpuProfile;
 use crate::{msr, paravirt};
 use minicbor::{Decode, Encode};
 use state::Invalid;
-use vcpu::{Blocking, Event, Exception, Segment, Table, VcpuState};
+use vcpu::{Blocking, Event, Exception, Segment, Table, VcpuState, Xfd};
 
 /// A vCPU, but its local APIC and its extended state.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -96,6 +96,9 @@ pub struct Registers {
     /// Absent where it is zero.
     #[n(32)]
     spec_ctrl: Option<u64>,
+    /// IA32_XFD and IA32_XFD_ERR: absent where both are zero.
+    #[n(33)]
+    xfd: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
@@ -133,6 +136,7 @@ impl Saved {
         let offered = offered && state.cr4 & !profile.cr4_bits() == 0;
         let offered = offered && state.efer & !profile.efer_bits() == 0;
         let offered = offered && state.spec_ctrl & !profile.speculation().control == 0;
+        let offered = offered && (state.xfd.disabled | state.xfd.error) & !profile.xfd_bits() == 0;
         Invalid::unless(offered, "its guest was not offered such a mode")?;
         Ok(state)
     }
@@ -182,6 +186,7 @@ impl Registers {
             pending_debug: state.blocking.debug,
             waiting: state.waiting.map(SavedEvent::new),
             spec_ctrl: (state.spec_ctrl != 0).then_some(state.spec_ctrl),
+            xfd: (state.xfd != Xfd::default()).then_some(state.xfd.into()),
         }
     }
 
@@ -216,6 +221,7 @@ impl Registers {
             sysenter_eip: self.sysenter_eip,
             tsc_aux: self.tsc_aux,
             spec_ctrl: self.spec_ctrl.unwrap_or(0),
+            xfd: self.xfd.map_or(Xfd::default(), Xfd::from),
             blocking: Blocking {
                 sti: self.blocked_by_sti,
                 mov_ss: self.blocked_by_mov_ss,

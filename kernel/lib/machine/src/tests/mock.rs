@@ -256,6 +256,14 @@ impl Vcpu for MockVcpu {
         self.state.xcr0 = value;
     }
 
+    fn xfd(&self) -> Xfd {
+        self.state.xfd
+    }
+
+    fn set_xfd(&mut self, xfd: Xfd) {
+        self.state.xfd = xfd;
+    }
+
     fn scale_tsc(&mut self, ratio: TscRatio) {
         self.shared.lock().unwrap().tsc_ratio = Some(ratio);
     }
