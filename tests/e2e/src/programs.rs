@@ -124,6 +124,7 @@ pub static PROGRAMS: &[Program] = &[
     full("bochs_vmx_uefi", bochs::vmx_uefi),
     full("bochs_vmx_writes", bochs::vmx_writes),
     full("bochs_vmx_speculation", bochs::vmx_speculation),
+    full("bochs_vmx_amx", bochs::vmx_amx),
     full("bochs_vmx_linux", bochs::vmx_linux),
     full("bochs_vmx_two_guests", bochs::vmx_two_guests),
     full("bochs_svm_linux", bochs::svm_linux),

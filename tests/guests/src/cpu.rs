@@ -13,6 +13,12 @@ pub mod msr {
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
     /// IA32_FLUSH_CMD.
     pub const FLUSH_CMD: u32 = 0x10b;
+    /// IA32_XFD.
+    pub const XFD: u32 = 0x1c4;
+    /// IA32_XFD_ERR.
+    pub const XFD_ERR: u32 = 0x1c5;
+    /// IA32_PAT.
+    pub const PAT: u32 = 0x277;
     /// IA32_APIC_BASE.
     pub const APIC_BASE: u32 = 0x1b;
     /// IA32_TSC_DEADLINE.

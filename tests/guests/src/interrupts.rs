@@ -10,6 +10,8 @@ pub const DEBUG: u8 = 1;
 pub const NMI: u8 = 2;
 /// #UD.
 pub const UNDEFINED: u8 = 6;
+/// #NM.
+pub const NOT_AVAILABLE: u8 = 7;
 /// #GP.
 pub const PROTECTION: u8 = 13;
 /// #PF.

@@ -257,7 +257,7 @@ pub fn vmx_writes(artifacts: &Artifacts) -> Result<()> {
 }
 
 /// VT-x with the registers that control speculation: guests have them, with all bits or some; the values of two that share a
-/// CPU are in force for each alone and never in the host; and Linux finds itself protected.
+/// CPU are in force for each alone and never in the host; and Linux finds itself protected, and AMX.
 pub fn vmx_speculation(artifacts: &Artifacts) -> Result<()> {
     const HELD: [(u32, &str); 2] = [(1, "kept 0x2"), (2, "kept 0x4")];
     let mut host = artifacts.boot_bochs("bochs_vmx_speculation", Model::NewIntel, 1)?;
@@ -295,8 +295,10 @@ fn host_control(host: &mut Host) -> Result<u64> {
 
 /// Sees what Linux makes of it.
 fn is_protected(guest: &mut Guest) -> Result<()> {
+    const PROTECTING: [&str; 8] =
+        ["ibrs", "ibpb", "stibp", "ssbd", "md_clear", "flush_l1d", "arch_capabilities", "ibrs_enhanced"];
     let flags = guest.run("grep -m1 ^flags /proc/cpuinfo")?;
-    for flag in ["ibrs", "ibpb", "stibp", "ssbd", "md_clear", "flush_l1d", "arch_capabilities", "ibrs_enhanced"] {
+    for flag in PROTECTING.into_iter().chain(["amx_tile"]) {
         ensure!(flags.split_whitespace().any(|found| found == flag), "the guest does not have {flag}: {flags}");
     }
     for (name, status) in
@@ -306,6 +308,38 @@ fn is_protected(guest: &mut Guest) -> Result<()> {
         ensure!(found.starts_with(status), "{name} is in the guest: {found}");
     }
     tiny::power_off(&mut guest.host, "t")
+}
+
+/// VT-x with AMX: a guest has it, or finds nothing of it where a profile withholds it; and those that share a CPU each keep
+/// their tiles, one of them also when it is saved, and none finds another's.
+pub fn vmx_amx(artifacts: &Artifacts) -> Result<()> {
+    const SEEDS: [u32; 2] = [1, 2];
+    let disk = saved::make_disk(&artifacts.logs, "bochs_vmx_amx")?;
+    let mut host = artifacts.boot_bochs_keeping("bochs_vmx_amx", Model::NewIntel, 1, &disk)?;
+    host.ask("cpu profile derive modest --without AMX_TILE")?;
+    guests::run(&mut host, "amx", "", "--cpu-profile modest").context("with AMX withheld")?;
+    for seed in SEEDS {
+        let words = format!("endless=1 seed={seed}");
+        host.ask(&format!("vm create t{seed} --kernel amx --cmdline \"{words}\" --memory 64M --start"))?;
+        keeps_tiles(&mut host, seed)?;
+    }
+    guests::run(&mut host, "amx", "seed=3", "").context("test guest `amx`")?;
+    host.ask("vm save t1 --to slot")?;
+    host.ask("vm restore t1 --from slot")?;
+    for seed in SEEDS {
+        keeps_tiles(&mut host, seed)?;
+        host.ask(&format!("vm kill t{seed}"))?;
+    }
+    host.power_off()
+}
+
+/// Sees a guest look at its tiles.
+fn keeps_tiles(host: &mut Host, seed: u32) -> Result<()> {
+    let mut console = host.attach(&format!("t{seed}"))?;
+    console.emulator().skip();
+    let (which, _) = console.expect_any(&["kept", "not ok ", "Bail out!"], COMMAND_LIMIT)?;
+    ensure!(which == 0, console.emulator().failure("a guest's tiles were changed"));
+    console.leave()
 }
 
 /// Starts a guest that writes so much memory again and again, and measures what it writes: the reply to `vm measure`.
