@@ -9,6 +9,7 @@ use memory::TableFrames;
 use nested::ept::Ept;
 use nested::npt::Npt;
 use nested::{Format, Mark, OutOfMemory, PageSize, Retired, Tables};
+use shell::NotedBy;
 use vcpu::Vcpu;
 
 /// What runs guests on this machine.
@@ -31,6 +32,8 @@ pub enum SecondStage {
         tables: Tables<Ept, TableFrames>,
         /// Whether they may hold such pages.
         has_huge_pages: bool,
+        /// How a page shows that it was written: processors before 2013 note nothing.
+        mark: Mark,
         /// Whether the processor logs which pages it marks.
         is_logged: bool,
     },
@@ -67,6 +70,10 @@ impl Backend {
             Self::Vmx(features) => Ok(SecondStage::Ept {
                 tables: Tables::new(TableFrames)?,
                 has_huge_pages: features.contains(vmx::Features::EPT_1_GIB_PAGES),
+                mark: match features.contains(vmx::Features::EPT_ACCESSED_DIRTY) {
+                    true => Mark::Dirty,
+                    false => Mark::Writable,
+                },
                 is_logged: features.contains(vmx::Features::PAGE_MODIFICATION_LOG),
             }),
             Self::Svm(_) | Self::None(_) => Ok(SecondStage::Npt(Tables::new(TableFrames)?)),
@@ -79,16 +86,6 @@ impl Backend {
             Self::Svm(features) => Ok(Box::new(svm::Svm::new(*features, second_stage.root()))),
             Self::Vmx(features) => Ok(Box::new(vmx::Vmx::new(*features, second_stage.root(), interrupts::POSTED))),
             Self::None(why) => Err(why.clone()),
-        }
-    }
-
-    /// Whether the second-stage tables note which pages a guest writes. Every processor with nested paging does on AMD's
-    /// side; on Intel's, those before 2013 do not.
-    pub fn notes_writes(&self) -> bool {
-        match self {
-            Self::Svm(_) => true,
-            Self::Vmx(features) => features.contains(vmx::Features::EPT_ACCESSED_DIRTY),
-            Self::None(_) => false,
         }
     }
 
@@ -199,7 +196,7 @@ impl SecondStage {
     pub fn start_tracking(&mut self) -> Result<(), OutOfMemory> {
         match self {
             Self::Npt(tables) => tables.start_tracking(Mark::Dirty),
-            Self::Ept { tables, .. } => tables.start_tracking(Mark::Dirty),
+            Self::Ept { tables, mark, .. } => tables.start_tracking(*mark),
         }
     }
 
@@ -218,13 +215,25 @@ impl SecondStage {
                     next = written.next_from(page + 1);
                 }
             }
-            Self::Ept { tables, .. } => tables.harvest(Mark::Dirty, |gpa, pages| written.insert(number(gpa), pages)),
+            Self::Ept { tables, mark, .. } => tables.harvest(*mark, |gpa, pages| written.insert(number(gpa), pages)),
         }
     }
 
-    /// Whether the processor says by itself which pages were written.
-    pub fn is_logged(&self) -> bool {
-        matches!(self, Self::Ept { is_logged: true, .. })
+    /// Lets the guest write what was protected to see whether it does; says whether `gpa` is such an address.
+    pub fn note_write(&mut self, gpa: Gpa) -> bool {
+        match self {
+            Self::Ept { tables, mark: Mark::Writable, .. } => tables.note_write(gpa),
+            Self::Ept { .. } | Self::Npt(_) => false,
+        }
+    }
+
+    /// How it is known which pages were written.
+    pub fn noted_by(&self) -> NotedBy {
+        match self {
+            Self::Ept { is_logged: true, .. } => NotedBy::Log,
+            Self::Ept { mark: Mark::Writable, .. } => NotedBy::Faults,
+            Self::Ept { .. } | Self::Npt(_) => NotedBy::DirtyBits,
+        }
     }
 
     /// Notes no more, in pages as large as they were.

@@ -46,12 +46,12 @@ pub fn begin(host: &'static Host, running: Arc<Running>) -> Result<Arc<Outcome>,
     let begun = prepare(host, &running);
     let (found, seen) = begun.inspect_err(|_| running.let_go(host))?;
     let outcome: Arc<Outcome> = Arc::default();
-    let is_logged = running.second_stage().is_logged();
+    let noted_by = running.second_stage().noted_by();
     submit(WriteMeasurement {
         outcome: outcome.clone(),
         found,
         seen,
-        writes: Writes { vm: name, is_logged, ..Writes::default() },
+        writes: Writes { vm: name, noted_by, ..Writes::default() },
         since_ns: None,
         look_at_ns: host.clock.now_ns() + PERIOD_NS,
         looking_ns: 0,

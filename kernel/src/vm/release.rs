@@ -70,8 +70,8 @@ impl Running {
         self.releasing.is_short.load(Ordering::Relaxed)
     }
 
-    /// Puts a frame behind an address of memory that the guest touched; false where the host has none now, or the page is
-    /// still on its way here.
+    /// Puts a frame behind an address of memory that the guest touched, or lets it write what is looked for writes; false
+    /// where the host has no frame now, or the page is still on its way here.
     pub fn back(&self, gpa: Gpa) -> bool {
         let memory = self.machine.memory();
         if memory.is_waiting() {
@@ -83,8 +83,10 @@ impl Running {
         memory.touch(page);
         let mut second_stage = self.second_stage();
         let is_backed = memory.touch(page).is_some_and(|frame| {
-            // Another vCPU may have been here first.
-            second_stage.leads_somewhere(page) || second_stage.map(page, frame, PageSize::Large).is_ok()
+            // It was protected alone, or another vCPU was here first.
+            second_stage.note_write(gpa)
+                || second_stage.leads_somewhere(page)
+                || second_stage.map(page, frame, PageSize::Large).is_ok()
         });
         drop(second_stage);
         if self.releasing.is_short.swap(!is_backed, Ordering::Relaxed) == is_backed {

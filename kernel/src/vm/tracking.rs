@@ -21,10 +21,6 @@ pub fn no_room() -> Refusal {
 
 /// Begins to note which pages change.
 pub fn start(host: &'static Host, running: &Arc<Running>) -> Result<(), Refusal> {
-    if !host.backend.notes_writes() {
-        let message = "this processor does not note which pages a guest writes (EPT accessed and dirty bits)";
-        return Err((message.to_string(), "move it by \"vm save\" and \"vm restore\"".to_string()));
-    }
     running.machine.start_tracking().map_err(|_| no_room())?;
     let tracks = running.second_stage().start_tracking();
     if tracks.is_err() {

@@ -42,6 +42,8 @@ pub enum Model {
     Intel,
     /// Haswell, whose VT-x notes writes and keeps no log of them.
     OldIntel,
+    /// Ivy Bridge, whose VT-x notes no writes.
+    OldestIntel,
     /// Sapphire Rapids, which has the registers that control speculation. The others have none of them.
     NewIntel,
     /// Ryzen.
@@ -53,6 +55,7 @@ impl Model {
         match self {
             Self::Intel => "corei7_skylake_x",
             Self::OldIntel => "corei7_haswell_4770",
+            Self::OldestIntel => "corei7_ivy_bridge_3770k",
             Self::NewIntel => "sapphire_rapids",
             Self::Amd => "ryzen",
         }
@@ -72,7 +75,7 @@ impl Model {
     #[must_use]
     pub fn backend(self) -> &'static str {
         match self {
-            Self::Intel | Self::OldIntel | Self::NewIntel => "vmx",
+            Self::Intel | Self::OldIntel | Self::OldestIntel | Self::NewIntel => "vmx",
             Self::Amd => "svm",
         }
     }

@@ -98,6 +98,10 @@ impl<F: Format, M: TableMemory> Tables<F, M> {
                 return false;
             }
             let is_page = level == 1 || F::is_large(entry);
+            if is_page && entry & F::WRITABLE != 0 {
+                // Another vCPU was here first: all of the page counts as written.
+                return true;
+            }
             if is_page && (level == 1 || self.split(table, index, level, F::WRITABLE).is_err()) {
                 self.memory.write(table, index, entry | F::WRITABLE);
                 return true;
@@ -364,10 +368,14 @@ mod tests {
         assert_eq!(harvested(&mut tables, Mark::Writable), []);
         assert!(tables.note_write(Gpa::new(0x40_5678)));
         write(&mut tables, Gpa::new(0x40_5678));
+        tables.map(Gpa::new(HUGE_PAGE_BYTES + LARGE_PAGE_BYTES), Hpa::new(0), PageSize::Large).unwrap();
+        assert!(tables.note_write(Gpa::new(HUGE_PAGE_BYTES + LARGE_PAGE_BYTES)));
         memory.grant(0);
         assert!(tables.note_write(Gpa::new(HUGE_PAGE_BYTES + 0x3000)));
         assert!(!tables.note_write(Gpa::new(2 * HUGE_PAGE_BYTES)));
-        assert_eq!(harvested(&mut tables, Mark::Writable), [(0x40_5000, 1), (HUGE_PAGE_BYTES, 512)]);
+        let (split, whole) = ((0x40_5000, 1), |gpa| (gpa, 512));
+        let found = [split, whole(HUGE_PAGE_BYTES), whole(HUGE_PAGE_BYTES + LARGE_PAGE_BYTES)];
+        assert_eq!(harvested(&mut tables, Mark::Writable), found);
         assert_eq!(harvested(&mut tables, Mark::Writable), []);
         let retired = tables.stop_tracking(true);
         tables.give_back(retired);

@@ -43,7 +43,7 @@ pub use render::{render, to_terminal};
 pub use reply::{
     Backend, BalloonInfo, CardCounts, CardInfo, Device, DeviceStatus, DiskInfo, DiskIo, DiskState, Dma, DoneReply,
     ErrorReply, ExitStat, Feature, HardwareErrors, HostReport, Idle, LimitsInfo, LoadOrder, LogLine, Measured,
-    MeasuredLoad, Memory, ModuleInfo, NicIo, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail, VmStat,
-    VmState, VmSummary, Weakness, WeaknessStatus, Writes,
+    MeasuredLoad, Memory, ModuleInfo, NicIo, NotedBy, PortInfo, PortLink, Reply, Speculation, TraceLine, VmDetail,
+    VmStat, VmState, VmSummary, Weakness, WeaknessStatus, Writes,
 };
 pub use words::listed;

@@ -4,7 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use crate::{
     Backend, BalloonInfo, CommandHelp, Device, DeviceStatus, DiskInfo, DiskState, ExitStat, HardwareErrors, Help,
-    HostReport, LimitsInfo, LoadOrder, LogLine, Measured, ModuleInfo, PortInfo, PortLink, Reply, Speculation,
+    HostReport, LimitsInfo, LoadOrder, LogLine, Measured, ModuleInfo, NotedBy, PortInfo, PortLink, Reply, Speculation,
     TraceLine, VmDetail, VmStat, VmState, VmSummary, WeaknessStatus, Writes,
     moves::{render_moves, render_peers},
     profiles::{render_profile, render_profiles},
@@ -490,9 +490,13 @@ fn render_exits(exits: &[ExitStat]) -> String {
 }
 
 fn render_writes(writes: &Writes) -> String {
-    let Writes { vm, looks, time_ns, pages, distinct_pages, look_ns, is_logged } = writes;
+    let Writes { vm, looks, time_ns, pages, distinct_pages, look_ns, noted_by } = writes;
     let per_second = u128::from(*pages) * 1_000_000_000 / u128::from((*time_ns).max(1));
-    let how = if *is_logged { "the processor logs writes" } else { "by dirty bits" };
+    let how = match noted_by {
+        NotedBy::DirtyBits => "by dirty bits",
+        NotedBy::Log => "the processor logs writes",
+        NotedBy::Faults => "by faults",
+    };
     format!(
         "{vm} writes {} pages a second, {} different ones in {}\neach of {} looks took {}: {how}\n",
         count(per_second as u64),

@@ -426,8 +426,21 @@ pub struct Writes {
     pub distinct_pages: u64,
     /// How long a look took.
     pub look_ns: u64,
-    /// Whether the processor keeps a log of writes, so that a look need not search for them.
-    pub is_logged: bool,
+    /// How a look finds them.
+    pub noted_by: NotedBy,
+}
+
+/// How it is known which pages a guest wrote.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotedBy {
+    /// The processor marks what was written.
+    #[default]
+    DirtyBits,
+    /// It logs that besides, so that a look need not search.
+    Log,
+    /// Pages are protected, and the first write to each exits.
+    Faults,
 }
 
 /// How fast a disk of the host reads.

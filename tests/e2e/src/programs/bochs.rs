@@ -170,7 +170,7 @@ pub fn vmx_linux_moves(artifacts: &Artifacts) -> Result<()> {
     const NAME: &str = "bochs_vmx_linux_moves";
     const WRITE: &str = "while :; do head -c 100000 /dev/urandom > /other; done > /dev/null 2>&1 & echo begun";
     let rates = [Bochs::INSTRUCTIONS_PER_SECOND, Bochs::INSTRUCTIONS_PER_SECOND / 2];
-    let mut pair = pair_at(artifacts, NAME, &Wire::new(NAME, 0)?, rates)?;
+    let mut pair = pair(artifacts, NAME, &Wire::new(NAME, 0)?, Model::Intel, rates)?;
     let words = "shell=yes no-kvmclock tsc=reliable clocksource=tsc";
     tiny::create(&mut pair.hosts[0], "t", words, "--memory 128M --vcpus 2 --nic")?;
     let mut console = pair.hosts[0].attach("t")?;
@@ -205,11 +205,12 @@ fn keeps_time(host: &mut Host, number: u32) -> Result<()> {
     Ok(())
 }
 
-/// VT-x: the link is cut while the guest's memory is sent, and it stays; then it goes ahead of its memory, and the link is cut
-/// again until it waits for that.
+/// VT-x that notes no writes: the link is cut while the guest's memory is sent, and it stays; then it goes ahead of its
+/// memory, and the link is cut again until it waits for that.
 pub fn vmx_link_cut(artifacts: &Artifacts) -> Result<()> {
     let wire = Wire::new("bochs_vmx_link_cut", 0)?;
-    let mut pair = pair(artifacts, "bochs_vmx_link_cut", &wire)?;
+    let rates = [Bochs::INSTRUCTIONS_PER_SECOND; 2];
+    let mut pair = pair(artifacts, "bochs_vmx_link_cut", &wire, Model::OldestIntel, rates)?;
     let set_link = |_: &mut Pair, is_up: bool| {
         wire.cut(0, !is_up);
         Ok(())
@@ -219,19 +220,14 @@ pub fn vmx_link_cut(artifacts: &Artifacts) -> Result<()> {
     migrate::goes_ahead(&mut pair, last, set_link).map(drop)
 }
 
-/// Two hosts on a segment, that trust each other.
-fn pair(artifacts: &Artifacts, name: &str, wire: &Wire) -> Result<Pair> {
-    pair_at(artifacts, name, wire, [Bochs::INSTRUCTIONS_PER_SECOND; 2])
-}
-
-/// The same with TSCs of these rates.
-fn pair_at(artifacts: &Artifacts, name: &str, wire: &Wire, rates: [u64; 2]) -> Result<Pair> {
+/// Two hosts on a segment, that trust each other, with TSCs of these rates.
+fn pair(artifacts: &Artifacts, name: &str, wire: &Wire, model: Model, rates: [u64; 2]) -> Result<Pair> {
     let boot = |index: usize| -> Result<Host> {
         let name = format!("{name}-{}", migrate::SIDES[index]);
         let image = artifacts.configured(&name, &migrate::configuration(index))?;
         let card = Some(Card { number: index as u8, port: wire.datagrams()? });
         let instructions_per_second = rates[index];
-        let host = artifacts.boot_pc(&Pc { card, instructions_per_second, ..Pc::new(&name, Model::Intel, 1, &image) });
+        let host = artifacts.boot_pc(&Pc { card, instructions_per_second, ..Pc::new(&name, model, 1, &image) });
         // It is open where a machine needs it.
         fs::remove_file(image)?;
         host
@@ -239,15 +235,17 @@ fn pair_at(artifacts: &Artifacts, name: &str, wire: &Wire, rates: [u64; 2]) -> R
     Pair::of(vec![boot(0)?, boot(1)?])
 }
 
-/// VT-x with and without a log of the guest's writes: tracking finds every page that a guest writes again and again, and
-/// hardly another.
+/// VT-x with a log of the guest's writes, with dirty bits alone, and with neither: tracking finds every page that a guest
+/// writes again and again, and hardly another.
 pub fn vmx_writes(artifacts: &Artifacts) -> Result<()> {
-    for (name, model, is_logged) in
-        [("bochs_vmx_writes_log", Model::Intel, true), ("bochs_vmx_writes_bits", Model::OldIntel, false)]
-    {
+    for (name, model, noted_by) in [
+        ("bochs_vmx_writes_log", Model::Intel, "log"),
+        ("bochs_vmx_writes_bits", Model::OldIntel, "dirty-bits"),
+        ("bochs_vmx_writes_faults", Model::OldestIntel, "faults"),
+    ] {
         let mut host = artifacts.boot_bochs(name, model, 1)?;
         let writes = measure_writes(&mut host, WRITTEN_MIB)?;
-        ensure!(writes["is_logged"] == is_logged, "{model:?}: {writes}");
+        ensure!(writes["noted_by"] == noted_by, "{model:?}: {writes}");
         let distinct = writes["distinct_pages"].as_u64().context("`vm measure` does not count pages")?;
         let written = u64::from(WRITTEN_MIB) << 20 >> 12;
         ensure!((written..written + OTHER_PAGES_MAX).contains(&distinct), "{model:?}: {written} are written: {writes}");

@@ -285,7 +285,7 @@ fn the_other_lists() {
 #[test]
 fn how_fast_a_vm_writes() {
     let (vm, time_ns, look_ns) = ("web".into(), 1_000_000_000, 45_200);
-    let writes = Writes { vm, looks: 10, time_ns, pages: 3000, distinct_pages: 1024, look_ns, is_logged: true };
+    let writes = Writes { vm, looks: 10, time_ns, pages: 3000, distinct_pages: 1024, look_ns, noted_by: NotedBy::Log };
     let text = "web writes 3,000 pages a second, 1,024 different ones in 1 s\n\
                 each of 10 looks took 45.2 us: the processor logs writes\n";
     assert_eq!(render(&Reply::Writes(writes), false), text);
