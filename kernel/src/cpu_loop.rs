@@ -159,22 +159,23 @@ impl CpuLoop {
         self.move_away(queued, to);
     }
 
-    /// Now and then sends the vCPU that ran last to a CPU that fewer want: of three on two CPUs each is alone in turn.
+    /// Now and then sends the vCPU that ran last to a CPU that is wanted less, and not more than this one with it there: of
+    /// three alike on two CPUs each is alone in turn.
     fn share(&mut self, now_ns: u64) {
         let cpus = &self.host.cpus;
         let mut queue = cpus.queue(self.index).lock();
         let ready = || queue.iter().filter(|queued| queued.is_ready(now_ns));
-        cpus.set_wanted(self.index, ready().count());
-        if !ready().any(|queued| queued.may_move(now_ns)) {
-            return;
-        }
-        let Some(to) = cpus.claim_less_wanted(self.index, now_ns) else { return };
+        cpus.set_wanted(self.index, ready().map(Queued::weight).sum());
+        let lightest = ready().filter(|queued| queued.may_move(now_ns)).map(Queued::weight).min();
+        let Some(lightest) = lightest.filter(|_| ready().count() > 1) else { return };
+        let Some((to, less)) = cpus.claim_less_wanted(self.index, lightest, now_ns) else { return };
         self.unload();
-        let waiting =
-            queue.iter().enumerate().filter_map(|(position, queued)| Some((queued.waits_ns(now_ns)?, position)));
+        let fitting = queue.iter().enumerate().filter(|(_, queued)| queued.weight() <= less);
+        let waiting = fitting.filter_map(|(position, queued)| Some((queued.waits_ns(now_ns)?, position)));
         let Some((_, position)) = waiting.min() else { return };
         let queued = queue.remove(position);
         drop(queue);
+        cpus.note_moved(self.index, to, queued.weight());
         self.move_away(queued, to);
     }
 

@@ -151,7 +151,7 @@ pub struct Cpu {
     started_tsc: AtomicU64,
     /// It has nothing to do, and could run a vCPU of another's.
     is_idle: AtomicBool,
-    /// So many vCPUs want it, and since when a vCPU last went to or from it because others want it less.
+    /// The weights of the vCPUs that want it, and when a vCPU last went to or from it because others want it less.
     wanted: AtomicUsize,
     shared_ns: AtomicU64,
     /// How often it slept, how long until its last sleep, and since when it sleeps; 0: it is awake.
@@ -234,28 +234,31 @@ impl Cpus {
         self.cpus[index].is_idle.store(is_idle, Ordering::Relaxed);
     }
 
-    /// Says how many vCPUs want CPU `index`, which calls.
-    pub fn set_wanted(&self, index: usize, vcpus: usize) {
-        self.cpus[index].wanted.store(vcpus, Ordering::Relaxed);
+    /// Says by vCPUs of which weight together CPU `index`, which calls, is wanted.
+    pub fn set_wanted(&self, index: usize, weight: usize) {
+        self.cpus[index].wanted.store(weight, Ordering::Relaxed);
     }
 
-    /// A CPU that is wanted less than CPU `index`, which calls: the vCPU that is to go there counts there. Not too often.
-    pub fn claim_less_wanted(&self, index: usize, now_ns: u64) -> Option<usize> {
-        let wanted = |cpu: &Cpu| cpu.wanted.load(Ordering::Relaxed);
-        let is_due = |cpu: &Cpu| now_ns >= cpu.shared_ns.load(Ordering::Relaxed) + SHARE_NS;
-        let own = &self.cpus[index];
-        if wanted(own) < 2 || !is_due(own) {
+    /// A CPU that is wanted less than CPU `index`, which calls, by `weight` or more: by how much. Not too often.
+    pub fn claim_less_wanted(&self, index: usize, weight: usize, now_ns: u64) -> Option<(usize, usize)> {
+        let wanted = |index: usize| self.cpus[index].wanted.load(Ordering::Relaxed);
+        let is_due = |index: usize| now_ns >= self.cpus[index].shared_ns.load(Ordering::Relaxed) + SHARE_NS;
+        if !is_due(index) {
             return None;
         }
-        let fewer =
-            (0..self.count()).filter(|&other| wanted(&self.cpus[other]) < wanted(own) && is_due(&self.cpus[other]));
-        let to = fewer.min_by_key(|&other| wanted(&self.cpus[other]))?;
-        // Its loop counts anew when it turns, and one that has a single vCPU to run may not turn for long.
-        own.wanted.fetch_sub(1, Ordering::Relaxed);
-        self.cpus[to].wanted.fetch_add(1, Ordering::Relaxed);
-        own.shared_ns.store(now_ns, Ordering::Relaxed);
-        self.cpus[to].shared_ns.store(now_ns, Ordering::Relaxed);
-        Some(to)
+        let to = (0..self.count()).filter(|&other| is_due(other)).min_by_key(|&other| wanted(other))?;
+        let less = wanted(index).checked_sub(wanted(to)).filter(|&less| less >= weight)?;
+        for cpu in [index, to] {
+            self.cpus[cpu].shared_ns.store(now_ns, Ordering::Relaxed);
+        }
+        Some((to, less))
+    }
+
+    /// Notes that a vCPU goes from CPU `from`, which calls, to `to`, whose loop counts anew when it turns: one that has a
+    /// single vCPU to run may not turn for long.
+    pub fn note_moved(&self, from: usize, to: usize, weight: usize) {
+        self.cpus[from].wanted.fetch_sub(weight, Ordering::Relaxed);
+        self.cpus[to].wanted.fetch_add(weight, Ordering::Relaxed);
     }
 
     /// Notes that CPU `index`, which calls, sleeps from `now_ns` on.

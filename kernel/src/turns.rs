@@ -54,7 +54,7 @@ impl Turns {
         queue.rotate_left(position);
         let queued = queue[0].clone();
         queue.rotate_left(1);
-        let ns = SLICE_NS_PER_WEIGHT * u64::from(queued.running.vm.spec.weight);
+        let ns = SLICE_NS_PER_WEIGHT * queued.weight() as u64;
         self.turn = Some((queued.clone(), ns));
         self.debt_ns = 0;
         Some(Slice { queued, ns })

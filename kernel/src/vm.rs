@@ -436,6 +436,11 @@ impl Queued {
         self.running.ready_at_ns(self.vcpu).is_some_and(|ready_ns| ready_ns <= now_ns)
     }
 
+    /// Its part of a CPU that others want too, relative to theirs.
+    pub fn weight(&self) -> usize {
+        self.running.vm.spec.weight.into()
+    }
+
     /// How long it has been ready and may move to another CPU; `None` where it may not.
     pub fn waits_ns(&self, now_ns: u64) -> Option<u64> {
         let allowed_ns = now_ns.checked_sub(self.running.limited_until_ns())?;

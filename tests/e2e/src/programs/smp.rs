@@ -89,7 +89,7 @@ pub fn orders(artifacts: &Artifacts) -> Result<()> {
     host.power_off()
 }
 
-/// Three busy vCPUs have the same of two CPUs. Two that share a CPU part when the other CPU has nothing more to do, unless
+/// Three busy vCPUs have the same of two CPUs, and one of thrice the weight has thrice as much. Two that share a CPU part when the other CPU has nothing more to do, unless
 /// they are pinned.
 pub fn crowded(artifacts: &Artifacts) -> Result<()> {
     let spin = artifacts.guest("spin")?;
@@ -98,7 +98,10 @@ pub fn crowded(artifacts: &Artifacts) -> Result<()> {
     for name in ["a", "b", "c"] {
         start_spinning(&mut host, name, "")?;
     }
-    share_evenly(&mut host)?;
+    share(&mut host, &[("a", 1), ("b", 1), ("c", 1)])?;
+    start_spinning(&mut host, "heavy", "--weight 300")?;
+    share(&mut host, &[("a", 1), ("b", 1), ("c", 1), ("heavy", 3)])?;
+    host.ask("vm kill heavy")?;
     for name in ["pinned", "too"] {
         start_spinning(&mut host, name, "--pin 0")?;
     }
@@ -133,19 +136,20 @@ fn start_spinning(host: &mut Host, name: &str, option: &str) -> Result<()> {
     console.leave()
 }
 
-/// What each of three has had of the CPUs comes to differ by less than the half that two on one of them would have.
-fn share_evenly(host: &mut Host) -> Result<()> {
-    let mut times = || -> Result<Vec<u64>> { ["a", "b", "c"].iter().map(|name| cpu_time(host, name)).collect() };
+/// What each has had of the CPUs, by its weight, comes to differ by less than the half that it would where nobody parts.
+fn share(host: &mut Host, vms: &[(&str, u64)]) -> Result<()> {
+    let mut times = || -> Result<Vec<u64>> { vms.iter().map(|(name, _)| cpu_time(host, name)).collect() };
     let (start, before) = (Instant::now(), times()?);
     loop {
-        let had: Vec<u64> = times()?.iter().zip(&before).map(|(now, before)| now - before).collect();
+        let times = times()?.into_iter().zip(&before).zip(vms);
+        let had: Vec<u64> = times.map(|((now, before), (_, weight))| (now - before) / weight).collect();
         let (least, most) = (had.iter().min().copied().unwrap_or(0), had.iter().max().copied().unwrap_or(0));
         if least > SHARED_NS && least * 4 > most * 3 {
             return Ok(());
         }
         // What is had counts when it ends.
         std::thread::sleep(Duration::from_millis(500));
-        ensure!(start.elapsed() < LIMIT, "three busy guests had {had:?} ns of two CPUs");
+        ensure!(start.elapsed() < LIMIT, "busy guests ({vms:?}) had, by their weights, {had:?} ns of two CPUs");
     }
 }
 
