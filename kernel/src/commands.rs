@@ -437,7 +437,7 @@ fn detail(host: &'static Host, vm: &Vm) -> VmDetail {
         cpu_profile: vm.spec.cpu_profile.clone(),
         variables: vm.variables_place(),
         exits: running.as_ref().map_or(0, |running| running.counters().total().count),
-        cpu_time_ns: running.map_or(0, |running| running.cpu_ns()),
+        cpu_time_ns: running.map_or(0, |running| running.cpu_ns(host.clock.now_ns())),
     }
 }
 
@@ -631,7 +631,7 @@ fn vm_stat(host: &Host, vm: &Vm, ports: &[crate::network::PortReport]) -> Option
                 time_ns: host.clock.ns(counter.cycles),
             })
             .collect(),
-        cpu_time_ns: running.cpu_ns(),
+        cpu_time_ns: running.cpu_ns(host.clock.now_ns()),
         steal_ns: running.steal_ns(),
         disks: running.disk_io().into_iter().map(disk).collect(),
         nics: vm.macs().iter().map(nic).collect(),

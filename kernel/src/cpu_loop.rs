@@ -200,19 +200,21 @@ impl CpuLoop {
             return self.leave(queued);
         }
         let start_ns = self.host.clock.now_ns();
+        let is_throttled = running.is_throttled();
         place.begin_slice(start_ns);
         if vcpu == 0 {
             match running.prepare(self.host) {
                 Ok(true) => {}
-                Ok(false) => return self.book(queued, start_ns),
+                Ok(false) => return self.book(queued, start_ns, is_throttled),
                 Err(refusal) => return self.end(queued, Ending::NotStarted(refusal)),
             }
         }
         if !self.load(queued) {
+            self.book(queued, start_ns, is_throttled);
             // It has no thread yet, or its VM was paused this moment: either way somebody wakes it.
             return place.sleep(&running.machine, vcpu, None);
         }
-        let (limit_ns, is_alone) = self.limit_ns(slice, start_ns, deadline_ns);
+        let (limit_ns, is_alone) = self.limit_ns(slice, start_ns, is_throttled, deadline_ns);
         let loaded = self.loaded.as_mut().expect("it was loaded");
         let mut host = GuestHost {
             cpu: self.index,
@@ -228,7 +230,7 @@ impl CpuLoop {
         host.arm_limit();
         host::trace(self.index, Event::Schedule { vm: running.vm.id, vcpu: vcpu as u16 });
         let pause = running.machine.run(&mut loaded.thread, &mut self.outbox, &mut host);
-        self.book(queued, start_ns);
+        self.book(queued, start_ns, is_throttled);
         match pause {
             Pause::Interrupted => {}
             Pause::Idle(until_ns) => place.sleep(&running.machine, vcpu, until_ns),
@@ -236,23 +238,32 @@ impl CpuLoop {
         }
     }
 
-    /// Books the time that a vCPU had this CPU.
-    fn book(&mut self, queued: &Queued, start_ns: u64) {
+    /// Books the time that a vCPU had this CPU. What it had of it before it was throttled counts for nothing there: it may
+    /// have been long.
+    fn book(&mut self, queued: &Queued, start_ns: u64, was_throttled: bool) {
         let end_ns = self.host.clock.now_ns();
+        let ran_ns = end_ns.saturating_sub(start_ns);
         let Queued { running, vcpu } = queued;
-        running.vcpus[*vcpu].end_slice(start_ns, end_ns);
+        running.vcpus[*vcpu].end_slice(end_ns);
         if let Some(services) = &mut self.services {
-            services.note_guest_ran(end_ns.saturating_sub(start_ns));
+            services.note_guest_ran(ran_ns);
         }
-        running.book(end_ns.saturating_sub(start_ns), end_ns);
-        running.vcpus[*vcpu].throttle(start_ns, end_ns, running.running_percent());
-        self.turns.ran(queued, end_ns.saturating_sub(start_ns));
+        let throttled_ns = if was_throttled { ran_ns } else { 0 };
+        running.book(throttled_ns, end_ns);
+        running.vcpus[*vcpu].throttle(throttled_ns, end_ns, running.running_percent());
+        self.turns.ran(queued, ran_ns);
     }
 
     /// When a vCPU that starts now has to let go of its CPU: for what else is due here, and for another vCPU that is ready
     /// or will be. However much there is to do, a guest gets on: what is due already waits for a moment. Says too whether it
     /// has the CPU for itself until then.
-    fn limit_ns(&self, slice: &Slice, start_ns: u64, deadline_ns: Option<u64>) -> (Option<u64>, bool) {
+    fn limit_ns(
+        &self,
+        slice: &Slice,
+        start_ns: u64,
+        is_throttled: bool,
+        deadline_ns: Option<u64>,
+    ) -> (Option<u64>, bool) {
         let queue = self.host.cpus.queue(self.index).lock();
         let others = queue.iter().filter(|other| !other.is(&slice.queued));
         let other_ns = others.filter_map(|other| other.running.ready_at_ns(other.vcpu)).min();
@@ -260,8 +271,6 @@ impl CpuLoop {
             Some(ready_ns) if ready_ns <= start_ns => Some(start_ns + slice.ns),
             later => later.filter(|&ready_ns| ready_ns != u64::MAX),
         };
-        let running = &slice.queued.running;
-        let is_throttled = running.is_throttled();
         let throttled_ns = is_throttled.then_some(start_ns + THROTTLED_SLICE_NS);
         let limit_ns = deadline_ns.into_iter().chain(slice_end_ns).chain(throttled_ns).min();
         let is_alone = !is_throttled && other_ns.is_none_or(|ready_ns| ready_ns > start_ns);

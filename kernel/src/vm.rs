@@ -352,7 +352,7 @@ impl Vm {
             host.cpus.queue(place.cpu()).lock().push(Queued { running: running.clone(), vcpu });
         }
         note(running.vm.id, RunState::Running);
-        running.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu()));
+        running.call_all(host, from);
     }
 
     /// Everything that a life needs, with its disks claimed.

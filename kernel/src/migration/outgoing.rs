@@ -424,7 +424,7 @@ impl Outgoing {
         match effect {
             Effect::Say(word) => self.say(host, &word),
             Effect::Look => self.look(host),
-            Effect::Throttle(percent) => running.set_running_percent(percent),
+            Effect::Throttle(percent) => running.set_running_percent(host, percent),
             Effect::Stop => {
                 self.stopped_ns = Some(host.clock.now_ns());
                 self.is_stopping = running.command(host, CPU, Order::Pause);
@@ -437,7 +437,7 @@ impl Outgoing {
                 self.is_stopping = false;
                 self.flushing = None;
                 self.stopped_ns = None;
-                running.set_running_percent(100);
+                running.set_running_percent(host, 100);
                 running.machine.open();
                 running.command(host, CPU, Order::Run);
                 services::note_variables(host, CPU);
@@ -569,7 +569,7 @@ impl Outgoing {
             }
             Outcome::Lost => {
                 // It stands, and can go on here, if a person says so.
-                running.set_running_percent(100);
+                running.set_running_percent(host, 100);
                 running.machine.open();
                 self.retired = Some(release(host, running));
                 log::error!(

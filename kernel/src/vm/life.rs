@@ -398,7 +398,7 @@ impl Running {
         };
         self.ending.lock().get_or_insert(ending);
         self.is_over.store(true, Ordering::Release);
-        self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu_to_tell()));
+        self.call_all(host, from);
     }
 
     /// A CPU has let go of a vCPU of a life that is over, for good; gives the reason to the last one.
@@ -471,8 +471,9 @@ impl Running {
     }
 
     /// Throttles it, or lets it run.
-    pub fn set_running_percent(&self, percent: u8) {
+    pub fn set_running_percent(&self, host: &Host, percent: u8) {
         self.running_percent.store(percent.clamp(1, 100), Ordering::Relaxed);
+        self.call_all(host, cpu::percpu::current().index());
     }
 
     /// Limits what it uses from now on. What it used counts no more.
@@ -487,8 +488,13 @@ impl Running {
         };
         let from = cpu::percpu::current().index();
         self.machine.set_io_limits(io, &mut InputHost::new(host, from, self));
-        // Whoever sleeps until an old limit lets it run looks again.
-        self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu()));
+        self.call_all(host, from);
+    }
+
+    /// Has its vCPUs' CPUs look at what holds now: whoever runs, and whoever sleeps until an old limit lets it. `from` is
+    /// the CPU that calls.
+    pub(super) fn call_all(&self, host: &Host, from: usize) {
+        self.vcpus.iter().for_each(|place| host.cpus.kick(from, place.cpu_to_tell()));
     }
 
     fn limit_cpu(&self, percent: Option<u16>) {
@@ -533,9 +539,9 @@ impl Running {
         self.vcpus.iter().map(|place| place.cpu() as u16).collect()
     }
 
-    /// The time that its vCPUs had CPUs.
-    pub fn cpu_ns(&self) -> u64 {
-        self.vcpus.iter().map(Place::cpu_ns).sum()
+    /// The time that its vCPUs had CPUs until now.
+    pub fn cpu_ns(&self, now_ns: u64) -> u64 {
+        self.vcpus.iter().map(|place| place.cpu_ns(now_ns)).sum()
     }
 
     /// The time that its vCPUs were ready and had none.

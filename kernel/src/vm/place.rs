@@ -29,8 +29,17 @@ pub struct Place {
     /// It is throttled until this moment.
     throttled_until_ns: AtomicU64,
     /// Time on a CPU, and time that it was ready and had none.
-    cpu_ns: AtomicU64,
+    time: Mutex<CpuTime>,
     steal_ns: AtomicU64,
+}
+
+/// Time on a CPU.
+#[derive(Default)]
+struct CpuTime {
+    /// All slices that are over.
+    booked_ns: u64,
+    /// When the one began that is not: where nothing calls it, a vCPU runs for long.
+    since_ns: Option<u64>,
 }
 
 /// Who has the thread.
@@ -55,7 +64,7 @@ impl Place {
             halts_shortly: AtomicBool::new(false),
             ready_since_ns: AtomicU64::new(now_ns),
             throttled_until_ns: AtomicU64::new(0),
-            cpu_ns: AtomicU64::new(0),
+            time: Mutex::default(),
             steal_ns: AtomicU64::new(0),
         }
     }
@@ -153,10 +162,10 @@ impl Place {
         self.sleep.ends_at_ns().max(self.throttled_until_ns.load(Ordering::Relaxed))
     }
 
-    /// Keeps it off its CPU for as long as its slice just took, times what it does not get of what it gets.
-    pub fn throttle(&self, start_ns: u64, now_ns: u64, percent: u8) {
+    /// Keeps it off its CPU for as long as it just ran, times what it does not get of what it gets.
+    pub fn throttle(&self, ran_ns: u64, now_ns: u64, percent: u8) {
         let percent = u64::from(percent.clamp(1, 100));
-        let off_ns = now_ns.saturating_sub(start_ns) * (100 - percent) / percent;
+        let off_ns = ran_ns * (100 - percent) / percent;
         self.throttled_until_ns.store(if off_ns == 0 { 0 } else { now_ns + off_ns }, Ordering::Relaxed);
     }
 
@@ -170,7 +179,7 @@ impl Place {
         self.ready_since_ns.store(now_ns, Ordering::Relaxed);
     }
 
-    /// Books the time that it was ready and had no CPU.
+    /// It has a CPU from here on: books the time that it was ready and had none.
     pub fn begin_slice(&self, now_ns: u64) {
         // A moment to sleep until that has come is when it became ready.
         self.woken.store(false, Ordering::Relaxed);
@@ -183,17 +192,21 @@ impl Place {
             self.halts_shortly.store(is_short && slept_until_ns == 0, Ordering::Relaxed);
         }
         self.steal_ns.fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
+        self.time.lock().since_ns = Some(now_ns);
     }
 
     /// Books the time that it had a CPU.
-    pub fn end_slice(&self, start_ns: u64, now_ns: u64) {
-        self.cpu_ns.fetch_add(now_ns.saturating_sub(start_ns), Ordering::Relaxed);
+    pub fn end_slice(&self, now_ns: u64) {
+        let mut time = self.time.lock();
+        time.booked_ns += time.since_ns.take().map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
+        drop(time);
         self.ready_since_ns.store(now_ns, Ordering::Relaxed);
     }
 
-    /// The time that it had a CPU.
-    pub fn cpu_ns(&self) -> u64 {
-        self.cpu_ns.load(Ordering::Relaxed)
+    /// The time that it had a CPU until now.
+    pub fn cpu_ns(&self, now_ns: u64) -> u64 {
+        let time = self.time.lock();
+        time.booked_ns + time.since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns))
     }
 
     /// The time that it was ready and had none.
