@@ -4,6 +4,7 @@
 //! guest's exit and its next entry, and the sleep.
 
 use crate::alarm::Alarm;
+use crate::crew::CREW;
 use crate::devices::Devices;
 use crate::host::{self, Host};
 use crate::network::{Forwarder, Frame};
@@ -111,6 +112,7 @@ impl CpuLoop {
             Some(slice) => self.run_slice(&slice, deadline_ns),
             // They are asked anew.
             None if self.services.as_mut().is_some_and(Services::note_no_guest) => self.services_due_ns = None,
+            None if self.index != 0 && CREW.help() => {}
             None => self.sleep(deadline_ns),
         }
     }

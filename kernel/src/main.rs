@@ -9,6 +9,7 @@ mod backend;
 mod commands;
 mod confinement;
 mod cpu_loop;
+mod crew;
 mod devices;
 mod epitaph;
 mod host;

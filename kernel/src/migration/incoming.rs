@@ -20,7 +20,7 @@ use migrate::target::{Breach, Effect, Phase, Word};
 use migrate::wire::{Message, RUNS_MAX, VERSION};
 use migrate::{Id, Target, pages, talk};
 use nested::Retired;
-use peer::{Event, PublicKey};
+use peer::{Event, FrameCounts, PublicKey};
 use shell::MoveInfo;
 use switch::Offload;
 
@@ -37,6 +37,8 @@ pub struct Incoming {
     vm: String,
     received: Received,
     link: Option<Link>,
+    /// Of its session.
+    frames: FrameCounts,
     announced: u32,
     announce_at_ns: Option<u64>,
     started_ns: u64,
@@ -87,6 +89,7 @@ impl Incoming {
                 page: Box::new([0; PAGE]),
             },
             link: Some(link),
+            frames: FrameCounts::default(),
             announced: 0,
             announce_at_ns: None,
             started_ns: host.clock.now_ns(),
@@ -186,6 +189,7 @@ impl Incoming {
         }
         if let Some(link) = &mut self.link {
             link.flush(management);
+            self.frames = link.frames();
             if self.target.phase() == Phase::Gone && link.is_flushed() {
                 link.close("it is over");
             }
@@ -419,6 +423,8 @@ impl Incoming {
             lz4_pages: 0,
             delta_pages: 0,
             bytes: self.received.bytes,
+            frames: self.frames.all,
+            helped_frames: self.frames.helped,
             bytes_per_s: 0,
             dirty_pages_per_s: 0,
             looks: 0,

@@ -1,33 +1,35 @@
 //! One session over one stream of the management address.
 
 use super::TURN_NS;
+use crate::crew::CREW;
 use crate::management::Management;
 use crate::time::Clock;
 use core::ops::ControlFlow;
-use peer::{End, Event, KeyPair, MakeSealer, Role, Session};
+use peer::{End, Event, FrameCounts, KeyPair, MakeSealer, Role, Session};
 use smoltcp::iface::SocketHandle;
 
 /// The stream of a session that migration messages are on.
 const STREAM: u8 = 1;
-/// Bytes that wait for the connection at most before more are made.
+/// Bytes that wait for the connection at most before more are made: two of the longest frames, or several where other CPUs
+/// help to seal them.
 const WAITING_BYTES_MAX: usize = 128 << 10;
-/// Bytes that wait for a session to look at them at most before more are taken: two of the longest frames.
-const TAKEN_BYTES_MAX: usize = 128 << 10;
+const HELPED_BYTES_MAX: usize = 512 << 10;
+/// Bytes that wait for a session to look at them at most before more are taken, of one that is open, and of a stranger's.
+const TAKEN_BYTES_MAX: usize = 512 << 10;
+const STRANGE_BYTES_MAX: usize = 128 << 10;
 
 /// A session with another host.
 pub struct Link {
     handle: SocketHandle,
     session: Session,
-    /// What of the session's bytes has been given to the stream.
-    given: usize,
     is_over: bool,
 }
 
 impl Link {
     /// A session over a stream that is open or being opened.
     pub fn new(handle: SocketHandle, role: Role, keys: &KeyPair) -> Self {
-        let session = Session::new(role, keys, aes(), &mut crate::cpu_loop::random);
-        Self { handle, session, given: 0, is_over: false }
+        let session = Session::new(role, keys, aes(), Some(&CREW), &mut crate::cpu_loop::random);
+        Self { handle, session, is_over: false }
     }
 
     /// Takes what arrived; each message goes to `message`. Gives what became of the session. A turn is limited whatever
@@ -74,7 +76,7 @@ impl Link {
     /// Says what this side waited for when its stream was lost: the other side says the same of itself, and both together
     /// tell who stood still.
     fn tell_of_loss(&mut self, management: &mut Management) {
-        let (queued, waiting) = (self.session.outgoing().len() - self.given, self.session.waiting());
+        let (queued, waiting) = (self.session.to_send(), self.session.waiting());
         let stream = management.backlog(self.handle);
         log::warn!(
             "a peer's stream is lost: {stream}; {queued} bytes waited for room in it, {waiting} to be looked at"
@@ -85,8 +87,9 @@ impl Link {
     fn take_bytes(&mut self, management: &mut Management) -> bool {
         let socket = management.stream(self.handle);
         let mut took_any = false;
+        let most = if self.session.is_open() { TAKEN_BYTES_MAX } else { STRANGE_BYTES_MAX };
         while socket.can_recv() {
-            let room = TAKEN_BYTES_MAX.saturating_sub(self.session.waiting());
+            let room = most.saturating_sub(self.session.waiting());
             let taken = socket.recv(|bytes| {
                 let count = bytes.len().min(room);
                 self.session.receive(&bytes[..count]);
@@ -124,25 +127,44 @@ impl Link {
     }
 
     /// Whether more may be sent without piling up.
-    pub fn has_room(&mut self) -> bool {
-        self.session.is_open() && self.session.outgoing().len() - self.given < WAITING_BYTES_MAX
+    pub fn has_room(&self) -> bool {
+        let most = if self.session.is_helped() { HELPED_BYTES_MAX } else { WAITING_BYTES_MAX };
+        self.session.is_open() && self.session.to_send() < most
+    }
+
+    /// Gives what is sealed to the stream, and seals until there is room for more; says whether there is. Where other CPUs
+    /// seal too, this one rather makes more for them.
+    pub fn make_room(&mut self, management: &mut Management) -> bool {
+        loop {
+            self.give(management);
+            let is_left = self.session.is_helped() && self.has_room();
+            if is_left || !self.session.advance() {
+                return self.has_room();
+            }
+        }
     }
 
     /// Gives what waits to the stream.
     pub fn flush(&mut self, management: &mut Management) {
+        self.give(management);
+        while self.session.advance() {
+            self.give(management);
+        }
+        if self.session.is_elsewhere() {
+            management.fall_behind();
+        }
+    }
+
+    /// Gives to the stream what is sealed.
+    fn give(&mut self, management: &mut Management) {
         let socket = management.stream(self.handle);
-        let outgoing = self.session.outgoing();
         let mut any = false;
-        while self.given < outgoing.len() && socket.can_send() {
-            match socket.send_slice(&outgoing[self.given..]) {
-                Ok(count) if count > 0 => self.given += count,
+        while socket.can_send() {
+            match socket.send_slice(self.session.outgoing()) {
+                Ok(count) if count > 0 => self.session.note_sent(count),
                 _ => break,
             }
             any = true;
-        }
-        if self.given == outgoing.len() {
-            outgoing.clear();
-            self.given = 0;
         }
         if any {
             management.touch();
@@ -150,8 +172,13 @@ impl Link {
     }
 
     /// Whether nothing waits to be given to the stream.
-    pub fn is_flushed(&mut self) -> bool {
-        self.session.outgoing().is_empty()
+    pub fn is_flushed(&self) -> bool {
+        self.session.to_send() == 0
+    }
+
+    /// How many frames there were.
+    pub fn frames(&self) -> FrameCounts {
+        self.session.counts()
     }
 
     /// Whether messages can be sent.

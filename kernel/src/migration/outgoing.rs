@@ -27,7 +27,7 @@ use migrate::source::{Effect, Outcome, Phase, Word};
 use migrate::wire::{MESSAGE_BYTES_MAX, Message, RUNS_MAX, STATE_BYTES_MAX};
 use migrate::{Id, Settings, Source, talk};
 use nested::Retired;
-use peer::{Event, KeyPair, PublicKey, Role};
+use peer::{Event, FrameCounts, KeyPair, PublicKey, Role};
 use shell::Cursor;
 
 /// The CPU that serves.
@@ -50,6 +50,8 @@ pub struct Outgoing {
     running: Arc<Running>,
     peer: PeerSpec,
     link: Option<Link>,
+    /// Of its session.
+    frames: FrameCounts,
     /// When the other host is called again.
     call_at_ns: Option<u64>,
     /// Every vCPU has passed by since tracking began.
@@ -114,6 +116,7 @@ impl Outgoing {
                 running,
                 peer,
                 link: None,
+                frames: FrameCounts::default(),
                 call_at_ns: Some(now_ns),
                 is_tracked: false,
                 look: None,
@@ -206,6 +209,7 @@ impl Outgoing {
         self.carry_out_all(host);
         if let Some(link) = &mut self.link {
             link.flush(management);
+            self.frames = link.frames();
         }
         self.hang_up(management);
         self.note_place();
@@ -487,7 +491,7 @@ impl Outgoing {
         };
         let now = || host.clock.now_ns();
         while source.wants_pages() {
-            if !link.has_room() {
+            if !link.make_room(management) {
                 return false;
             }
             if now() >= until_ns {
@@ -508,7 +512,6 @@ impl Outgoing {
                 *room_at_ns = now() + message.len() as u64 * 1_000_000_000 / bytes_per_s.max(1);
             }
             link.send(message);
-            link.flush(management);
         }
         false
     }

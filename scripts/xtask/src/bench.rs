@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the same guest under Pollux, directly in the emulator, and under Linux KVM + QEMU nested in the
 //! emulator; alternating, in one run, so that all three meet the same machine. Each figure is a median.
 
+mod cipher;
 mod idle;
 mod kvm_host;
 mod migrate;
@@ -41,7 +42,7 @@ struct Bench {
     run: fn(&Rig, System) -> Result<Figures>,
 }
 
-const BENCHES: [Bench; 18] = [
+const BENCHES: [Bench; 19] = [
     Bench { name: "boot", run: |rig, system| rig.linux(system, "boot", 1) },
     Bench { name: "exits", run: |rig, system| rig.bare_guest(system, "exits", false, 1) },
     Bench { name: "instructions", run: |rig, system| rig.bare_guest(system, "exits", true, 1) },
@@ -57,6 +58,7 @@ const BENCHES: [Bench; 18] = [
     Bench { name: "ata", run: |rig, system| rig.controller(system, DiskBus::Ata) },
     Bench { name: "migrate", run: migrate::run },
     Bench { name: "migrate-cost", run: migrate::cost },
+    Bench { name: "cipher", run: cipher::run },
     Bench { name: "e1000", run: |rig, system| rig.card(system, NicModel::E1000) },
     Bench { name: "e1000e", run: |rig, system| rig.card(system, NicModel::E1000e) },
     Bench { name: "igb", run: |rig, system| rig.card(system, NicModel::Igb) },

@@ -15,7 +15,8 @@ fuzz_target!(|data: &[u8]| {
 
 /// A stranger's bytes: they end the session or wait, and no message comes of them.
 fn session(data: &[u8], greets: bool) {
-    let mut called = Session::new(Role::Responder, &KeyPair::new([2; 32]), None, &mut |into: &mut [u8]| into.fill(7));
+    let keys = KeyPair::new([2; 32]);
+    let mut called = Session::new(Role::Responder, &keys, None, None, &mut |into: &mut [u8]| into.fill(7));
     if greets {
         called.receive(b"POLLUX\x02\0");
     }

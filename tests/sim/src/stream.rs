@@ -52,7 +52,7 @@ impl Stream {
         let mut entropy = |into: &mut [u8]| into.iter_mut().for_each(|byte| *byte = random.next() as u8);
         let mut end = |host, role, keys| End {
             host,
-            session: Session::new(role, keys, None, &mut entropy),
+            session: Session::new(role, keys, None, None, &mut entropy),
             inbox: VecDeque::new(),
             lost_at_ns: None,
             is_over: false,
@@ -87,7 +87,7 @@ impl Stream {
     /// Sends what the sessions have to say.
     pub fn send(&mut self, now_ns: u64, random: &mut Random) {
         for from in 0..2 {
-            let mut bytes = core::mem::take(self.ends[from].session.outgoing());
+            let mut bytes = self.ends[from].session.drain();
             if self.is_broken || bytes.is_empty() {
                 continue;
             }

@@ -59,7 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sim", &["addr", "guestmem", "machine", "migrate", "peer", "trace", "vcpu"]),
     ("guest_image", &[]),
     ("tidy", &[]),
-    ("xtask", &["e2e", "guest_image"]),
+    ("xtask", &["e2e", "gcm", "guest_image", "peer"]),
 ];
 /// The binary joins everything but the tools.
 const KERNEL: &str = "kernel";

@@ -16,8 +16,10 @@ mod frames;
 mod key;
 mod noise;
 mod session;
+mod work;
 
 pub use cipher::{KEY_BYTES, MakeSealer, NONCE_BYTES, Sealer, TAG_BYTES};
 pub use key::{BadKey, KeyPair, PublicKey};
 pub use noise::Entropy;
-pub use session::{End, Event, MESSAGE_BYTES_MAX, Role, Session};
+pub use session::{End, Event, FrameCounts, MESSAGE_BYTES_MAX, Role, Session};
+pub use work::{Crew, Work};

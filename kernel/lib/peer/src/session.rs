@@ -8,12 +8,16 @@ use crate::cipher::{MakeSealer, TAG_BYTES};
 use crate::frames::{FRAME_BYTES_MAX, Incoming, close};
 use crate::key::{KeyPair, PublicKey};
 use crate::noise::{Entropy, handshake, remote_key};
+use crate::work::{Crew, Done, Keys, Way, Work, sealed_bytes};
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::ControlFlow;
-use snow::{HandshakeState, TransportState};
+use snow::HandshakeState;
+use spin::RwLock;
 
 /// The first bytes of a session.
 const MAGIC: [u8; 6] = *b"POLLUX";
@@ -28,8 +32,15 @@ pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - TAG_BYTES - 1;
 const REKEY_FRAMES: u64 = 1 << 14;
 /// The stream of the session itself.
 const CONTROL: u8 = 0;
+/// The longest message of the handshake, and more.
+const HANDSHAKE_BYTES_MAX: usize = 256;
 /// The longest farewell.
 const REASON_BYTES_MAX: usize = 200;
+/// Shorter frames are not worth another processor's while.
+const OFFERED_BYTES_MIN: usize = 8 << 10;
+/// Frames that are being opened at most, and buffers that are kept for others.
+const OPENING_MAX: usize = 8;
+const SPARE_MAX: usize = 4;
 
 /// Which end it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,9 +102,18 @@ enum Stage {
     Greeting,
     Handshake(Box<HandshakeState>),
     /// The handshake is over, and the owner has not said whether it trusts the key.
-    Judging(Box<TransportState>),
-    Open(Box<TransportState>),
+    Judging(Keys),
+    Open(Keys),
     Over,
+}
+
+/// How many frames went through the cipher, and how many of them on other processors than their session's.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FrameCounts {
+    /// All.
+    pub all: u64,
+    /// Those that a crew did.
+    pub helped: u64,
 }
 
 /// One end of a session.
@@ -102,19 +122,39 @@ pub struct Session {
     keys: KeyPair,
     ephemeral: [u8; 32],
     aes: Option<MakeSealer>,
+    crew: Option<&'static dyn Crew>,
     stage: Stage,
     remote: Option<PublicKey>,
     incoming: Incoming,
-    outgoing: Vec<u8>,
-    /// Plain bytes of the frame at hand.
-    plain: Vec<u8>,
+    /// Frames that are being opened, in their order, and their bytes.
+    opening: VecDeque<Arc<Work>>,
+    opening_bytes: usize,
+    /// Bytes to send, and how many of them were.
+    ready: Vec<u8>,
+    sent: usize,
+    /// Frames that follow them, and their bytes.
+    sealing: VecDeque<Arc<Work>>,
+    sealing_bytes: usize,
+    /// The last frame was taken by the crew.
+    is_helped: bool,
+    spare: Vec<Vec<u8>>,
     sent_frames: u64,
     received_frames: u64,
+    /// The next frame that comes with another key.
+    rekey_at: u64,
+    counts: FrameCounts,
 }
 
 impl Session {
-    /// A session over a stream that was just opened. With `aes`, this host has that cipher, and prefers it.
-    pub fn new(role: Role, keys: &KeyPair, aes: Option<MakeSealer>, entropy: &mut dyn Entropy) -> Self {
+    /// A session over a stream that was just opened. With `aes`, this host has that cipher, and prefers it; `crew` helps
+    /// with it.
+    pub fn new(
+        role: Role,
+        keys: &KeyPair,
+        aes: Option<MakeSealer>,
+        crew: Option<&'static dyn Crew>,
+        entropy: &mut dyn Entropy,
+    ) -> Self {
         let mut ephemeral = [0; 32];
         entropy.fill(&mut ephemeral);
         Self {
@@ -122,13 +162,22 @@ impl Session {
             keys: keys.clone(),
             ephemeral,
             aes,
+            crew,
             stage: Stage::Greeting,
             remote: None,
             incoming: Incoming::default(),
-            outgoing: greeting(aes.is_some()).to_vec(),
-            plain: alloc::vec![0; FRAME_BYTES_MAX],
+            opening: VecDeque::new(),
+            opening_bytes: 0,
+            ready: greeting(aes.is_some()).to_vec(),
+            sent: 0,
+            sealing: VecDeque::new(),
+            sealing_bytes: 0,
+            is_helped: false,
+            spare: Vec::new(),
             sent_frames: 0,
             received_frames: 0,
+            rekey_at: REKEY_FRAMES,
+            counts: FrameCounts::default(),
         }
     }
 
@@ -151,17 +200,79 @@ impl Session {
 
     /// Bytes that arrived and were not looked at: whoever owns the stream takes no more than it must.
     pub fn waiting(&self) -> usize {
-        self.incoming.waiting()
+        self.incoming.waiting() + self.opening_bytes
     }
 
     /// Whether [`Session::poll`] has more to do without anything that arrives.
     pub fn has_more(&self) -> bool {
-        self.is_open() && self.incoming.has_frame()
+        self.is_open() && (!self.opening.is_empty() || self.incoming.has_frame())
     }
 
-    /// Bytes to send. What was sent is taken out of the front.
-    pub fn outgoing(&mut self) -> &mut Vec<u8> {
-        &mut self.outgoing
+    /// Bytes to send next. None of those of a frame that is not sealed yet: see [`advance`](Self::advance).
+    pub fn outgoing(&mut self) -> &[u8] {
+        if self.sent == self.ready.len()
+            && let Some(Done { bytes, spare, is_helped }) = self.sealing.front().and_then(|work| work.take())
+        {
+            self.sealing.pop_front();
+            self.count(is_helped);
+            self.keep(spare);
+            match bytes {
+                Some(bytes) => {
+                    self.sealing_bytes -= bytes.len();
+                    let old = core::mem::replace(&mut self.ready, bytes);
+                    self.keep(old);
+                    self.sent = 0;
+                }
+                None => {
+                    (self.stage, self.sealing_bytes) = (Stage::Over, 0);
+                    self.sealing.clear();
+                }
+            }
+        }
+        &self.ready[self.sent..]
+    }
+
+    /// Notes that so many bytes of [`outgoing`](Self::outgoing) were sent.
+    pub fn note_sent(&mut self, count: usize) {
+        self.sent += count;
+    }
+
+    /// Bytes that are to be sent, sealed or not.
+    pub fn to_send(&self) -> usize {
+        self.ready.len() - self.sent + self.sealing_bytes
+    }
+
+    /// All that is to be sent, for a stream that takes everything.
+    pub fn drain(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while self.to_send() > 0 {
+            self.advance();
+            let part = self.outgoing();
+            bytes.extend_from_slice(part);
+            let count = part.len();
+            self.note_sent(count);
+        }
+        bytes
+    }
+
+    /// Seals the first frame that nobody has begun with; says whether there was one.
+    pub fn advance(&mut self) -> bool {
+        self.sealing.iter().any(|work| work.advance())
+    }
+
+    /// Whether what is to be sent next is in another's hands.
+    pub fn is_elsewhere(&mut self) -> bool {
+        self.outgoing().is_empty() && !self.sealing.is_empty()
+    }
+
+    /// Whether others are likely to seal what was sent last, and come to it soon.
+    pub fn is_helped(&self) -> bool {
+        self.is_helped
+    }
+
+    /// The frames so far.
+    pub fn counts(&self) -> FrameCounts {
+        self.counts
     }
 
     /// Goes on with what arrived. A message is handed to `message` with its stream's number; where that breaks off, what
@@ -186,8 +297,8 @@ impl Session {
     /// The owner's word on the key of [`Event::Identified`]: the session opens, or ends with a reason that the other host
     /// is told.
     pub fn trust(&mut self, verdict: Result<(), &str>) -> Option<Event> {
-        let Stage::Judging(transport) = core::mem::replace(&mut self.stage, Stage::Over) else { return None };
-        self.stage = Stage::Open(transport);
+        let Stage::Judging(keys) = core::mem::replace(&mut self.stage, Stage::Over) else { return None };
+        self.stage = Stage::Open(keys);
         match verdict {
             Ok(()) => Some(Event::Open),
             Err(reason) => {
@@ -202,25 +313,21 @@ impl Session {
     pub fn send(&mut self, stream: u8, parts: &[&[u8]]) -> bool {
         let bytes = 1 + parts.iter().map(|part| part.len()).sum::<usize>();
         assert!(bytes <= MESSAGE_BYTES_MAX + 1, "a message fits a frame");
-        let Stage::Open(transport) = &mut self.stage else { return false };
-        let at = self.outgoing.len();
-        self.plain[0] = stream;
-        let mut end = 1;
-        for part in parts {
-            self.plain[end..end + part.len()].copy_from_slice(part);
-            end += part.len();
+        let Stage::Open(keys) = &self.stage else { return false };
+        let keys = keys.clone();
+        let (mut plain, sealed) = (self.room(), self.room());
+        plain.clear();
+        plain.push(stream);
+        parts.iter().for_each(|part| plain.extend_from_slice(part));
+        if self.sent_frames > 0 && self.sent_frames.is_multiple_of(REKEY_FRAMES) {
+            self.sealing.iter().for_each(|work| work.finish());
+            keys.write().rekey_outgoing();
         }
-        self.outgoing.resize(at + 2 + bytes + TAG_BYTES, 0);
-        if seal(transport, &self.plain[..end], &mut self.outgoing[at + 2..]).is_err() {
-            self.outgoing.truncate(at);
-            self.stage = Stage::Over;
-            return false;
-        }
-        close(&mut self.outgoing, at);
+        let work = Work::new(&keys, Way::Seal, self.sent_frames, plain, sealed);
+        self.is_helped = self.offer(&work, bytes);
         self.sent_frames += 1;
-        if self.sent_frames.is_multiple_of(REKEY_FRAMES) {
-            transport.rekey_outgoing();
-        }
+        self.sealing_bytes += sealed_bytes(bytes);
+        self.sealing.push_back(work);
         true
     }
 
@@ -268,7 +375,7 @@ impl Session {
     fn shake(&mut self) -> Result<Option<Progress>, End> {
         let Stage::Handshake(state) = &mut self.stage else { return Ok(None) };
         let Some(frame) = self.incoming.frame() else { return Ok(None) };
-        state.read_message(frame, &mut self.plain).map_err(|_| End::Forged)?;
+        state.read_message(frame, &mut [0; HANDSHAKE_BYTES_MAX]).map_err(|_| End::Forged)?;
         self.remote = remote_key(state.get_remote_static());
         if let (Role::Initiator(expected), Some(remote)) = (self.role, self.remote)
             && expected != remote
@@ -283,15 +390,15 @@ impl Session {
             self.stage = Stage::Handshake(state);
             return Ok(Some(Progress::Frame));
         }
-        let transport = Box::new(state.into_transport_mode().map_err(|_| End::Forged)?);
+        let keys = Arc::new(RwLock::new(state.into_stateless_transport_mode().map_err(|_| End::Forged)?));
         let remote = self.remote.ok_or(End::Forged)?;
         Ok(Some(Progress::Event(match self.role {
             Role::Initiator(_) => {
-                self.stage = Stage::Open(transport);
+                self.stage = Stage::Open(keys);
                 Event::Open
             }
             Role::Responder => {
-                self.stage = Stage::Judging(transport);
+                self.stage = Stage::Judging(keys);
                 Event::Identified(remote)
             }
         })))
@@ -299,29 +406,86 @@ impl Session {
 
     fn write_handshake(&mut self) -> Result<(), End> {
         let Stage::Handshake(state) = &mut self.stage else { return Ok(()) };
-        let mut message = [0; 256];
+        let mut message = [0; HANDSHAKE_BYTES_MAX];
         let length = state.write_message(&[], &mut message).map_err(|_| End::Forged)?;
-        let at = self.outgoing.len();
-        self.outgoing.extend([0, 0]);
-        self.outgoing.extend_from_slice(&message[..length]);
-        close(&mut self.outgoing, at);
+        let at = self.ready.len();
+        self.ready.extend([0, 0]);
+        self.ready.extend_from_slice(&message[..length]);
+        close(&mut self.ready, at);
         Ok(())
     }
 
+    /// Hands out the next message, where the frame that it is in is not in another's hands.
     fn open_frame(&mut self, message: &mut impl FnMut(u8, &[u8]) -> ControlFlow<()>) -> Result<Option<Progress>, End> {
-        let Stage::Open(transport) = &mut self.stage else { return Ok(None) };
-        let Some(frame) = self.incoming.frame() else { return Ok(None) };
-        let length = unseal(transport, frame, &mut self.plain).map_err(|_| End::Forged)?;
-        self.received_frames += 1;
-        if self.received_frames.is_multiple_of(REKEY_FRAMES) {
-            transport.rekey_incoming();
-        }
-        let (&stream, bytes) = self.plain[..length].split_first().ok_or(End::Forged)?;
+        self.begin_frames();
+        let Some(first) = self.opening.front() else { return Ok(None) };
+        first.advance();
+        let Some(Done { bytes, spare, is_helped }) = first.take() else {
+            let did_another = self.opening.iter().any(|work| work.advance());
+            return Ok(did_another.then_some(Progress::Frame));
+        };
+        self.opening.pop_front();
+        self.opening_bytes -= spare.len();
+        self.count(is_helped);
+        self.keep(spare);
+        let plain = bytes.ok_or(End::Forged)?;
+        let (&stream, bytes) = plain.split_first().ok_or(End::Forged)?;
         if stream == CONTROL {
             let reason = core::str::from_utf8(bytes).ok().filter(|text| !text.chars().any(char::is_control));
             return Err(End::Farewell(reason.unwrap_or("it gives no reason").into()));
         }
-        Ok(Some(if message(stream, bytes).is_continue() { Progress::Frame } else { Progress::Enough }))
+        let goes_on = message(stream, bytes).is_continue();
+        self.keep(plain);
+        Ok(Some(if goes_on { Progress::Frame } else { Progress::Enough }))
+    }
+
+    /// Has whole frames opened: all but the first, which comes next, also by others.
+    fn begin_frames(&mut self) {
+        let Stage::Open(keys) = &self.stage else { return };
+        let keys = keys.clone();
+        while self.opening.len() < OPENING_MAX && self.incoming.has_frame() {
+            if self.received_frames == self.rekey_at {
+                if !self.opening.is_empty() {
+                    // They are under the key before.
+                    return;
+                }
+                keys.write().rekey_incoming();
+                self.rekey_at += REKEY_FRAMES;
+            }
+            let (mut sealed, plain) = (self.room(), self.room());
+            sealed.clear();
+            sealed.extend_from_slice(self.incoming.frame().unwrap_or_default());
+            let bytes = sealed.len();
+            let work = Work::new(&keys, Way::Open, self.received_frames, sealed, plain);
+            if !self.opening.is_empty() {
+                self.offer(&work, bytes);
+            }
+            self.received_frames += 1;
+            self.opening_bytes += bytes;
+            self.opening.push_back(work);
+        }
+    }
+
+    /// Shows a frame to the crew, if it is worth that.
+    fn offer(&self, work: &Arc<Work>, bytes: usize) -> bool {
+        !cfg!(feature = "plain") && bytes >= OFFERED_BYTES_MIN && self.crew.is_some_and(|crew| crew.offer(work))
+    }
+
+    fn count(&mut self, is_helped: bool) {
+        self.counts.all += 1;
+        self.counts.helped += u64::from(is_helped);
+    }
+
+    /// Room for a frame.
+    fn room(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Keeps room for another frame.
+    fn keep(&mut self, room: Vec<u8>) {
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(room);
+        }
     }
 }
 
@@ -340,23 +504,6 @@ fn greeting(has_aes: bool) -> [u8; GREETING_BYTES] {
     greeting[6] = if cfg!(feature = "plain") { 0x80 | VERSION } else { VERSION };
     greeting[7] = if has_aes { HAS_AES } else { 0 };
     greeting
-}
-
-fn seal(transport: &mut TransportState, plain: &[u8], out: &mut [u8]) -> Result<usize, snow::Error> {
-    if cfg!(feature = "plain") {
-        out[..plain.len()].copy_from_slice(plain);
-        return Ok(plain.len());
-    }
-    transport.write_message(plain, out)
-}
-
-fn unseal(transport: &mut TransportState, frame: &[u8], plain: &mut [u8]) -> Result<usize, snow::Error> {
-    if cfg!(feature = "plain") {
-        let length = frame.len().saturating_sub(TAG_BYTES);
-        plain[..length].copy_from_slice(&frame[..length]);
-        return Ok(length);
-    }
-    transport.read_message(frame, plain)
 }
 
 #[cfg(test)]

@@ -48,6 +48,10 @@ pub struct MoveInfo {
     pub delta_pages: u64,
     /// Bytes of pages that were sent.
     pub bytes: u64,
+    /// Frames that went through the cipher of the session, and how many of them on CPUs that had nothing else to do.
+    pub frames: u64,
+    /// See [`frames`](Self::frames).
+    pub helped_frames: u64,
     /// Bytes a second, as last measured.
     pub bytes_per_s: u64,
     /// Pages a second that the guest wrote, as of the last look.
@@ -150,6 +154,8 @@ mod tests {
             bytes_per_s: 40 << 20,
             dirty_pages_per_s: 256,
             looks: 3,
+            frames: 40,
+            helped_frames: 9,
             looked_pages: 99,
             looking_ns: 1_000_000,
             page_ns: 30_000,

@@ -52,6 +52,8 @@ impl Outgoing {
             lz4_pages: counts.lz4,
             delta_pages: counts.delta,
             bytes: counts.bytes,
+            frames: self.frames.all,
+            helped_frames: self.frames.helped,
             bytes_per_s: self.pace.bytes_per_s(),
             dirty_pages_per_s: self.dirty_pages_per_s,
             looks: self.looks.count,

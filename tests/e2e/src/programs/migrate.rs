@@ -187,21 +187,24 @@ pub fn there_and_back(artifacts: &Artifacts) -> Result<()> {
     };
     let mut pair = Pair::boot_with(host, artifacts)?;
     start(&mut pair.hosts[0], "--reserved 32M")?;
-    pair.hosts[0].ask("vm set g --cpu-limit 90 --net-rate 1G")?;
+    pair.hosts[0].ask("vm set g --cpu-limit 50 --net-rate 1G")?;
     pair.hosts[0].ask("vm add g --disk small")?;
     pair.hosts[0].ask("vm add g --nic mac=02:00:00:00:00:77")?;
-    let mut last = EVERY;
+    let (mut last, mut helped_frames) = (EVERY, 0);
     for from in [0, 1, 0] {
         let moved = pair.migrate(from, "g")?;
         eprintln!("        {moved}");
+        helped_frames += moved["helped_frames"].as_u64().context("no helped_frames")?;
         let shown = pair.hosts[1 - from].ask("vm show g")?;
         let limits = &shown["limits"];
         ensure!(shown["reserved_bytes"] == 32 << 20, "what is reserved stayed: {shown}");
-        ensure!(limits["cpu_percent"] == 90 && limits["net_bytes_per_s"] == 1 << 30, "its limits stayed: {limits}");
+        ensure!(limits["cpu_percent"] == 50 && limits["net_bytes_per_s"] == 1 << 30, "its limits stayed: {limits}");
         let has_all = shown["disks"][0] == "small" && shown["nics"][1] == "02:00:00:00:00:77";
         ensure!(has_all, "what came while it ran stayed: {shown}");
         last = check(&mut pair.hosts[1 - from], last)?;
     }
+    // Half of the time nobody else wants the guest's CPU.
+    ensure!(helped_frames > 0, "the cipher had one CPU alone");
     pair.hosts[1].ask("vm add g --cdrom iso")?;
     stays(&mut pair, "does not see disk iso")?;
     pair.hosts[0].ask("peer remove b")?;

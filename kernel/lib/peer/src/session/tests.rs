@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use spin::Mutex;
 
 fn keys(seed: u8) -> KeyPair {
     KeyPair::new([seed; 32])
@@ -10,18 +11,18 @@ fn seeded(seed: u8) -> impl FnMut(&mut [u8]) {
 }
 
 fn pair(expected: PublicKey) -> (Session, Session) {
-    pair_with(expected, [None; 2])
+    pair_with(expected, [None; 2], None)
 }
 
-fn pair_with(expected: PublicKey, aes: [Option<MakeSealer>; 2]) -> (Session, Session) {
-    let caller = Session::new(Role::Initiator(expected), &keys(1), aes[0], &mut seeded(11));
-    (caller, Session::new(Role::Responder, &keys(2), aes[1], &mut seeded(22)))
+fn pair_with(expected: PublicKey, aes: [Option<MakeSealer>; 2], crew: Option<&'static dyn Crew>) -> (Session, Session) {
+    let caller = Session::new(Role::Initiator(expected), &keys(1), aes[0], crew, &mut seeded(11));
+    (caller, Session::new(Role::Responder, &keys(2), aes[1], crew, &mut seeded(22)))
 }
 
 type Messages = Vec<(u8, Vec<u8>)>;
 
 fn pass(from: &mut Session, to: &mut Session) -> (Vec<Event>, Messages) {
-    let bytes = core::mem::take(from.outgoing());
+    let bytes = from.drain();
     feed(to, &bytes)
 }
 
@@ -39,11 +40,11 @@ fn feed(to: &mut Session, bytes: &[u8]) -> (Vec<Event>, Messages) {
 }
 
 fn open() -> (Session, Session) {
-    open_with([None; 2])
+    open_with([None; 2], None)
 }
 
-fn open_with(aes: [Option<MakeSealer>; 2]) -> (Session, Session) {
-    let (mut caller, mut called) = pair_with(keys(2).public(), aes);
+fn open_with(aes: [Option<MakeSealer>; 2], crew: Option<&'static dyn Crew>) -> (Session, Session) {
+    let (mut caller, mut called) = pair_with(keys(2).public(), aes, crew);
     pass(&mut caller, &mut called);
     pass(&mut called, &mut caller);
     pass(&mut caller, &mut called);
@@ -70,7 +71,7 @@ fn what_is_too_much_for_a_turn_waits_for_the_next() {
     let (mut caller, mut called) = open();
     (0..100_u8).for_each(|number| assert!(caller.send(1, &[&[number]])));
     caller.close("that was all");
-    called.receive(&core::mem::take(caller.outgoing()));
+    called.receive(&caller.drain());
     let mut messages = Vec::new();
     for turn in 1..=10 {
         assert!(called.has_more());
@@ -106,19 +107,19 @@ const SHIFT: Option<MakeSealer> = Some(|key| Box::new(Shift(key[0])));
 #[test]
 fn the_cipher_is_aes_where_both_have_it() {
     for (aes, uses_it) in [([SHIFT; 2], true), ([SHIFT, None], false), ([None, SHIFT], false), ([None; 2], false)] {
-        let (mut caller, mut called) = open_with(aes);
+        let (mut caller, mut called) = open_with(aes, None);
         caller.send(1, &[b"hello"]);
-        let frame = caller.outgoing();
+        let frame = caller.drain();
         assert_eq!(frame.ends_with(&[frame[frame.len() - 1]; TAG_BYTES]), uses_it);
-        assert_eq!(pass(&mut caller, &mut called).1, [(1, b"hello".to_vec())]);
+        assert_eq!(feed(&mut called, &frame).1, [(1, b"hello".to_vec())]);
     }
 }
 
 #[test]
 fn nobody_talks_two_hosts_out_of_aes() {
-    let (mut caller, mut called) = pair_with(keys(2).public(), [SHIFT; 2]);
-    for greeting in [caller.outgoing(), called.outgoing()] {
-        assert_eq!(core::mem::replace(&mut greeting[7], 0), HAS_AES);
+    let (mut caller, mut called) = pair_with(keys(2).public(), [SHIFT; 2], None);
+    for session in [&mut caller, &mut called] {
+        assert_eq!(core::mem::replace(&mut session.ready[7], 0), HAS_AES);
     }
     pass(&mut caller, &mut called);
     pass(&mut called, &mut caller);
@@ -135,6 +136,135 @@ fn keys_change_after_many_frames_and_messages_go_on() {
     }
 }
 
+/// A crew that takes all it is shown, and does it when it is told.
+#[derive(Default)]
+struct Held(Mutex<Vec<Arc<Work>>>);
+
+impl Crew for Held {
+    fn offer(&self, work: &Arc<Work>) -> bool {
+        self.0.lock().push(work.clone());
+        true
+    }
+}
+
+impl Held {
+    fn new() -> &'static Self {
+        Box::leak(Box::default())
+    }
+
+    fn take(&self) -> Vec<Arc<Work>> {
+        core::mem::take(&mut self.0.lock())
+    }
+}
+
+fn large(number: u8) -> Vec<u8> {
+    vec![number; OFFERED_BYTES_MIN + usize::from(number)]
+}
+
+#[test]
+fn what_others_did_in_any_order_comes_in_its_own() {
+    let crew = Held::new();
+    let (mut caller, mut called) = open_with([None; 2], Some(crew));
+    (0..5).for_each(|number| assert!(caller.send(1, &[&large(number)]) && caller.is_helped()));
+    caller.send(1, &[b"short"]);
+    assert!(!caller.is_helped() && caller.outgoing().is_empty() && caller.is_elsewhere());
+    let (mut works, to_send) = (crew.take(), caller.to_send());
+    assert_eq!(works.len(), 5, "short frames are not shown");
+    assert!(works.pop().unwrap().help() && works.pop().unwrap().help());
+    assert!(caller.outgoing().is_empty(), "the first is not sealed");
+    assert!(works[0].help() && !works[0].help());
+    assert!(!caller.outgoing().is_empty() && !caller.is_elsewhere() && caller.to_send() == to_send);
+    let wire = caller.drain();
+    assert_eq!((wire.len(), caller.to_send()), (to_send, 0));
+    assert_eq!(caller.counts(), FrameCounts { all: 6, helped: 3 });
+    // All but the first, which its owner opens at once.
+    called.receive(&wire);
+    let mut got = Vec::new();
+    let mut poll = |session: &mut Session| {
+        session.poll(|_, bytes| {
+            got.push(bytes.to_vec());
+            if got.len() == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    };
+    assert_eq!(poll(&mut called), None);
+    let works = crew.take();
+    assert_eq!((works.len(), called.has_more()), (4, true));
+    assert!(works.iter().rev().all(|work| work.help()));
+    assert_eq!(poll(&mut called), None);
+    assert_eq!(called.counts(), FrameCounts { all: 6, helped: 4 });
+    assert!(!called.has_more() && called.waiting() == 0);
+    assert!(got.iter().map(Vec::len).eq((0..5).map(|number| large(number).len()).chain([5])));
+}
+
+#[test]
+fn keys_change_with_frames_in_others_hands() {
+    let crew = Held::new();
+    let (mut caller, mut called) = open_with([SHIFT; 2], Some(crew));
+    let message = |count: u64| [&count.to_le_bytes()[..], &[0; OFFERED_BYTES_MIN]].concat();
+    (0..REKEY_FRAMES - 2).for_each(|_| {
+        caller.send(1, &[b""]);
+    });
+    assert_eq!(pass(&mut caller, &mut called).1.len() as u64, REKEY_FRAMES - 2);
+    (0..4).for_each(|count| assert!(caller.send(1, &[&message(count)])));
+    let works = crew.take();
+    // Those of the key before are sealed when it changes; the others are not.
+    assert_eq!(works.iter().map(|work| work.help()).collect::<Vec<_>>(), [false, false, true, true]);
+    let arrived = pass(&mut caller, &mut called).1;
+    assert!(arrived.into_iter().map(|(_, bytes)| bytes).eq((0..4).map(message)));
+}
+
+/// Threads that do all that is shown to them, as fast as they can.
+struct Threads(Mutex<Option<std::sync::mpsc::Sender<Arc<Work>>>>);
+
+impl Crew for Threads {
+    fn offer(&self, work: &Arc<Work>) -> bool {
+        self.0.lock().as_ref().is_some_and(|threads| threads.send(work.clone()).is_ok())
+    }
+}
+
+#[test]
+fn many_processors_change_nothing() {
+    let (sender, works) = std::sync::mpsc::channel::<Arc<Work>>();
+    let (crew, works): (&Threads, _) = (Box::leak(Box::new(Threads(Mutex::new(Some(sender))))), Mutex::new(works));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while let Ok(work) = { works.lock().recv() } {
+                    work.help();
+                }
+            });
+        }
+        let (mut caller, mut called) = open_with([None; 2], Some(crew));
+        let mut got = 0;
+        for count in 0..2000_u64 {
+            let length = (count * 7919 % 50_000) as usize;
+            assert!(caller.send(1, &[&count.to_le_bytes(), &vec![count as u8; length]]));
+            while caller.to_send() > 0 && (count % 5 == 0 || caller.to_send() > 300_000) {
+                let part = caller.outgoing().to_vec();
+                caller.note_sent(part.len());
+                called.receive(&part);
+                caller.advance();
+            }
+            let event = called.poll(|_, bytes| {
+                assert_eq!(bytes[..8], u64::to_le_bytes(got));
+                assert!(bytes[8..].iter().all(|&byte| byte == got as u8));
+                got += 1;
+                ControlFlow::Continue(())
+            });
+            assert_eq!(event, None);
+        }
+        called.receive(&caller.drain());
+        while got < 2000 {
+            called.poll(|_, bytes| {
+                assert_eq!(bytes[..8], u64::to_le_bytes(got));
+                got += 1;
+                ControlFlow::Continue(())
+            });
+        }
+        crew.0.lock().take();
+    });
+}
+
 #[test]
 fn a_host_with_another_key_is_named() {
     let (mut caller, mut called) = pair(keys(3).public());
@@ -142,7 +272,7 @@ fn a_host_with_another_key_is_named() {
     pass(&mut called, &mut caller);
     pass(&mut caller, &mut called);
     assert_eq!(pass(&mut called, &mut caller).0, [Event::Ended(End::WrongKey(keys(2).public()))]);
-    assert!(!caller.send(1, &[b"secret"]) && caller.outgoing().is_empty());
+    assert!(!caller.send(1, &[b"secret"]) && caller.drain().is_empty());
 }
 
 #[test]
@@ -184,7 +314,7 @@ fn doubled_reordered_and_changed_frames_end_the_session_unread() {
         let mut frames = Vec::new();
         for word in [b"one", b"two"] {
             caller.send(1, &[word]);
-            frames.push(core::mem::take(caller.outgoing()));
+            frames.push(caller.drain());
         }
         mangle(&mut frames);
         let (events, messages) = feed(&mut called, &frames.concat());
