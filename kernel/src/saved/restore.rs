@@ -14,7 +14,7 @@ use crate::vm::{Ending, Order, Refusal, Running, Shape, Start, Vm, limits};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use block::Op;
 use config::Limits;
@@ -23,7 +23,7 @@ use state::image::{Contents, HEADER_BYTES, Header, PAGE_BYTES};
 
 /// The services run on this CPU.
 const SERVICE_CPU: usize = 0;
-/// How soon a disk without room is asked again.
+/// How soon a disk without room is asked again, and whether a life is taken back.
 const LOOK_NS: u64 = 100_000;
 
 /// What comes next. But for what is read first, each step begins when the transfers of the one before have ended.
@@ -55,10 +55,12 @@ pub struct Restore {
     /// Its memory, once there is a life for it.
     reading: Option<Reading>,
     threads: Vec<Thread>,
-    /// Something is wrong with what was read.
+    /// Something is wrong with what was read, or it is given up for this reason.
     refusal: Option<Refusal>,
     /// It failed with the image void, which is to be one again.
     undo: Option<Undo>,
+    /// It is given up, which is said once this life is taken back.
+    given_up: Option<Weak<Running>>,
 }
 
 impl Restore {
@@ -81,6 +83,7 @@ impl Restore {
             threads: Vec::new(),
             refusal: None,
             undo: None,
+            given_up: None,
         })
     }
 
@@ -91,6 +94,14 @@ impl Restore {
 
     /// Goes on.
     pub fn poll(&mut self, host: &'static Host) -> Next {
+        if let (Some(life), Some(refusal)) = (&self.given_up, &self.refusal) {
+            if life.strong_count() > 0 {
+                return Next::At(host.clock.now_ns() + LOOK_NS);
+            }
+            self.vm.end_restoring();
+            self.outcome.settle(Err(refusal.clone()));
+            return Next::Over;
+        }
         while let Some(id) = self.slot.ended(host) {
             if self.step == Step::First && !self.slot.has_failed() {
                 self.check_frame(id as usize);
@@ -269,6 +280,8 @@ impl Restore {
     fn give_up(&mut self, host: &'static Host, (message, remedy): Refusal, has_image: bool) -> Next {
         self.slot.release(host);
         self.reading = None;
+        self.threads.clear();
+        let mut life = Weak::new();
         if let Some(running) = self.running.take() {
             if !has_image {
                 log::error!("what was saved of {} on disk {} may be gone", self.vm.name(), self.slot.name());
@@ -276,13 +289,13 @@ impl Restore {
                 running.let_go(host);
             }
             running.finish(host, SERVICE_CPU, Ending::NotStarted((message.clone(), remedy.clone())));
+            life = Arc::downgrade(&running);
         }
         if let Some(shape) = self.shape.take() {
             self.vm.put_back(*shape);
         }
-        self.vm.end_restoring();
-        self.outcome.settle(Err((message, remedy)));
-        Next::Over
+        (self.given_up, self.refusal) = (Some(life), Some((message, remedy)));
+        Next::At(host.clock.now_ns())
     }
 
     fn unusable(&self, what: &str) -> Refusal {
